@@ -1,0 +1,83 @@
+"""Rules that parameters must keep; every breach is one ValueError: the rule, what was received, what to do."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+REMOTE = "gs://"
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Require an integer of at least 1 (a boolean is none)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
+
+
+def integer_in(name: str, value: Any, low: int, high: int) -> None:
+    """Require an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}]. Received: {name}={value!r}")
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    include_low: bool = True,
+    include_high: bool = True,
+) -> None:
+    """Require a finite number between `low` and `high`; each end counts unless `include_*` says no."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    above = number >= low if include_low else number > low
+    below = number <= high if include_high else number < high
+    if not (math.isfinite(number) and above and below):
+        if high == math.inf:
+            rule = f"{'at least' if include_low else 'above'} {low:g} and finite"
+        else:
+            rule = f"in {'[' if include_low else '('}{low:g}, {high:g}{']' if include_high else ')'}"
+        raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}")
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Require one of the named choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}")
+
+
+def seed(value: Any) -> None:
+    """Require a seed: -1 (draw one) or an integer that 32 bits hold, as NumPy and TensorFlow both take it."""
+    integer_in("seed", value, -1, 2**32 - 1)
+
+
+def sha256(name: str, value: str) -> None:
+    """Require 64 hexadecimal digits, or nothing."""
+    if value and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
+        raise ValueError(f"{name} must be 64 hexadecimal digits or empty. Received: {name}={value!r}")
+
+
+def required(name: str, value: Any, why: str = "") -> None:
+    """Require a text that is not blank."""
+    if not str(value).strip():
+        raise ValueError(f"{name} must be given{' ' + why if why else ''}. Received: {name}={value!r}")
+
+
+def existing_folder(name: str, value: str) -> None:
+    """Require a folder that exists and holds something; one in a bucket is looked at when it is read."""
+    required(name, value)
+    if value.startswith(REMOTE):
+        return
+    folder = Path(value)
+    if not folder.is_dir():
+        raise ValueError(f"{name} must be an existing folder of <class>/<image> or gs://. Received: {name}={value!r}")
+    if not any(folder.iterdir()):
+        raise ValueError(f"{name} must hold a folder for each class; it is empty. Received: {name}={value!r}")
+
+
+def weights(name: str, value: str) -> None:
+    """Require `imagenet`, `none`, a file that exists, or one in a bucket."""
+    if value not in ("imagenet", "none") and not value.startswith(REMOTE) and not Path(value).is_file():
+        raise ValueError(f"{name} must be imagenet, none, an existing file or a gs:// file. Received: {name}={value!r}")

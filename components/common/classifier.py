@@ -1,0 +1,121 @@
+"""A Keras model as an ART classifier: gradients from logits, compiled, batch by batch."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.common import model as model_artifact
+from evasion.components.common.dataset import Floats, Sample, to_float
+
+
+def import_art() -> Any:
+    """Import ART and return `TensorFlowV2Classifier`, without its warnings about frameworks that are not used."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from art.estimators.classification import TensorFlowV2Classifier
+    return TensorFlowV2Classifier
+
+
+def logits_of(model: Any) -> tuple[Any, bool]:
+    """Return a model whose outputs are logits, and whether that was possible.
+
+    A softmax that has saturated gives gradients of exactly zero, which look like robustness (Carlini and
+    Wagner 2017, section VII). So the loss is taken before it: of the layer in front of a last `Softmax` layer,
+    or of a last `Dense` layer without its softmax activation. A model that ends otherwise is returned as it is.
+    """
+    import keras
+
+    last = model.layers[-1]
+    softmax = keras.activations.softmax
+    if isinstance(last, keras.layers.Softmax) or (
+        isinstance(last, keras.layers.Activation) and last.activation is softmax
+    ):
+        return keras.Model(model.inputs, last.input), True
+    if isinstance(last, keras.layers.Dense) and last.activation is softmax:
+        dense = keras.layers.Dense(last.units, use_bias=last.use_bias)
+        logits = keras.Model(model.inputs, dense(last.input))
+        dense.set_weights(last.get_weights())
+        return logits, True
+    return model, False
+
+
+def load(folder: Path) -> "Classifier":
+    """Load a model artifact as a `Classifier`."""
+    return Classifier(model_artifact.load(folder))
+
+
+class Classifier:
+    """A model with what attacks and evaluations ask of it.
+
+    Attributes:
+        model: The `keras.Model`, float32 (images, height, width, channels) in [0, 1] to probabilities.
+        logits: The same before its softmax.
+        from_logits: Whether `logits` really are logits.
+        art: The `art.estimators.classification.TensorFlowV2Classifier` over `logits`, clip values (0, 1), with
+            compiled predictions and gradients: ART's attacks run on it as on its own class.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import keras
+        import tensorflow as tf
+
+        base = import_art()
+        self.model = model
+        self.logits, self.from_logits = logits_of(model)
+        logits = self.logits
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=self.from_logits, reduction="sum"
+        )  # a sum over images: the gradient of an image does not depend on its batch
+        signature = [
+            tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None, model.output_shape[-1]), tf.float32),
+        ]
+
+        @tf.function(input_signature=signature[:1])
+        def forward(x: Any) -> Any:
+            return logits(x, training=False)
+
+        @tf.function(input_signature=signature)
+        def gradient(x: Any, y: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                value = loss(y, logits(x, training=False))
+            return tape.gradient(value, x)
+
+        class Compiled(base):  # type: ignore[misc, valid-type]
+            """ART's class, whose predict forgets batch_size and whose gradient runs uncompiled."""
+
+            def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> Any:
+                if training_mode:
+                    return super().predict(x, batch_size=batch_size, training_mode=True)
+                parts = [forward(x[start : start + batch_size]).numpy() for start in range(0, len(x), batch_size)]
+                return np.concatenate(parts) if parts else np.zeros((0, self.nb_classes), np.float32)
+
+            def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
+                if training_mode:
+                    return super().loss_gradient(x, y, training_mode=True)
+                return gradient(np.asarray(x, np.float32), np.asarray(y, np.float32)).numpy()
+
+        self.art = Compiled(
+            model=logits,
+            nb_classes=model.output_shape[-1],
+            input_shape=model.input_shape[1:],
+            loss_object=loss,
+            clip_values=(0.0, 1.0),
+        )
+
+    def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
+        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64."""
+        import scipy.special
+
+        outputs = self.art.predict(x, batch_size=max(len(x), 1)).astype(np.float64)
+        return cast(npt.NDArray[np.float64], scipy.special.softmax(outputs, axis=1) if self.from_logits else outputs)
+
+
+def stack(batch: list[Sample]) -> Floats:
+    """Return the images of a batch as one array, shape (images, height, width, channels), in [0, 1]."""
+    return to_float(np.stack([sample.pixels for sample in batch]))

@@ -1,0 +1,378 @@
+"""The dataset artifact: one uncompressed tar of 8-bit PNGs, read and written as a stream.
+
+Layout, in this order:
+
+    <name>/dataset.json            what the images are and where they come from (`Header`)
+    <name>/<class>/<stem>.png      8-bit gray or RGB, lossless
+    <name>/samples.csv             a row per image: path, label, source, then what stages recorded of it
+
+The tar is never unpacked. Opening it looks at every member once (names, types, sizes, counts), so that a
+hostile or damaged file is refused before any image is used; what is kept of that look is 20 bytes an image.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.files import replacing, sha256_of
+from evasion.components.common.images import decode_png, encode_png
+
+Pixels = npt.NDArray[np.uint8]
+"""Images of shape (height, width, channels), or a batch of them, 8-bit."""
+Floats = npt.NDArray[np.float32]
+"""The same in [0, 1]."""
+
+SPLITS = ("training", "testing")
+HEADER = "dataset.json"
+ROWS = "samples.csv"
+COLUMNS = ("path", "label", "source")
+THREADS = 2
+AHEAD = 64
+MAX_HEADER_BYTES = 64 << 20
+MAX_ROW_BYTES = 16 << 10
+SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f]+")
+
+
+class DatasetError(ValueError):
+    """A dataset artifact that is damaged, hostile, or not one at all."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Header:
+    """What `dataset.json` holds.
+
+    Attributes:
+        name: The folder inside the tar (the seed's `dataset_name`).
+        class_names: In index order. A class without an image keeps its index.
+        counts: Images of each class, in the same order.
+        image_shape: (height, width, channels), channels 1 or 3.
+        split: `training` or `testing`: which of `apply_fit` and `apply_predict` speaks of these images.
+        prefix: What the stages so far have put before each file name, such as `def_adv_`.
+        provenance: An entry a stage, the oldest first: stage, kind (load, attack, defense), parameters,
+            seed, versions, and the sha256 of the dataset and the model it used.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    counts: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    split: str
+    prefix: str = ""
+    provenance: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not SAFE_FOLDER.fullmatch(self.name):
+            raise DatasetError(f"dataset_name must be one plain folder name. Received: dataset_name={self.name!r}")
+        for name in self.class_names:
+            if not SAFE_FOLDER.fullmatch(name):
+                raise DatasetError(f"A class name must be one plain folder name. Received: {name!r}")
+        if len(set(self.class_names)) != len(self.class_names) or len(self.counts) != len(self.class_names):
+            raise DatasetError("Class names must differ from each other and have a count each.")
+        if self.split not in SPLITS:
+            raise DatasetError(f"split must be one of {', '.join(SPLITS)}. Received: split={self.split!r}")
+
+    @property
+    def images(self) -> int:
+        """How many images the dataset holds."""
+        return sum(self.counts)
+
+    def derive(
+        self, *, name: str, prefix: str, entry: Mapping[str, Any], counts: Sequence[int] | None = None
+    ) -> "Header":
+        """Return the header of a dataset that a stage makes of this one."""
+        return dataclasses.replace(
+            self,
+            name=name,
+            prefix=prefix + self.prefix,
+            provenance=(*self.provenance, entry),
+            counts=self.counts if counts is None else tuple(counts),
+        )
+
+    def to_json(self) -> str:
+        """Return the text of `dataset.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Read `dataset.json`; what is not of its form is a `DatasetError`."""
+        try:
+            found = json.loads(text)
+            height, width, channels = (int(side) for side in found["image_shape"])
+            if channels not in (1, 3) or height < 1 or width < 1:
+                raise ValueError(f"image_shape {found['image_shape']}")
+            return cls(
+                name=str(found["name"]),
+                class_names=tuple(str(name) for name in found["class_names"]),
+                counts=tuple(int(count) for count in found["counts"]),
+                image_shape=(height, width, channels),
+                split=str(found["split"]),
+                prefix=str(found["prefix"]),
+                provenance=tuple(dict(entry) for entry in found["provenance"]),
+            )
+        except DatasetError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{HEADER} is not of the expected form: {error!r}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One image with what is known of it.
+
+    Attributes:
+        label: Index of its class in `Header.class_names`.
+        stem: File name without folder and extension.
+        pixels: uint8, (height, width, channels).
+        source: Where it came from: path in the parent dataset, or the file that was loaded.
+        fields: Further columns of `samples.csv`. Every sample of a dataset has the same ones.
+        index: Its place in the dataset it was read from.
+    """
+
+    label: int
+    stem: str
+    pixels: Pixels
+    source: str = ""
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    index: int = -1
+
+
+def to_float(pixels: Pixels) -> Floats:
+    """Return 8-bit pixels as float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def to_pixels(x: Floats) -> Pixels:
+    """Return float pixels in [0, 1] as 8 bits, *rounded*: truncation would break an eps bound by a level."""
+    return np.rint(np.clip(x, 0, 1) * np.float32(255)).astype(np.uint8)
+
+
+def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
+    """Write a dataset; the file appears under its name only when it is whole.
+
+    Images are encoded on threads while `samples` computes the next ones; at most `AHEAD` wait in memory.
+
+    Args:
+        path: Where to write the tar.
+        header: Its description. The counts in it must be those of `samples`.
+        samples: The images, in the order in which they are stored.
+
+    Raises:
+        RuntimeError: If the images are not as many, or not of the shape, that `header` says.
+    """
+    written = [0] * len(header.class_names)
+
+    def encoded(sample: Sample) -> tuple[Sample, bytes]:
+        if sample.pixels.shape != header.image_shape or sample.pixels.dtype != np.uint8:
+            raise RuntimeError(f"{sample.stem}: {sample.pixels.dtype} {sample.pixels.shape}, not {header.image_shape}")
+        return sample, encode_png(sample.pixels)
+
+    with (
+        replacing(path) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar,
+        tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=path.parent) as table,
+        closing(ordered_map(encoded, samples, threads=THREADS, ahead=AHEAD)) as encoding,
+    ):
+        _add(tar, f"{header.name}/{HEADER}", header.to_json().encode())
+        rows: csv.DictWriter[str] | None = None
+        for sample, png in encoding:
+            label = header.class_names[sample.label]
+            file = f"{label}/{sample.stem}.png"
+            _add(tar, f"{header.name}/{file}", png)
+            row = {"path": file, "label": label, "source": sample.source, **sample.fields}
+            if rows is None:
+                rows = csv.DictWriter(table, row)
+                rows.writeheader()
+            rows.writerow(row)
+            written[sample.label] += 1
+        if tuple(written) != header.counts:
+            raise RuntimeError(f"{header.name}: {sum(written)} images of {header.images} were written: {written}")
+        if rows is None:
+            csv.DictWriter(table, COLUMNS).writeheader()
+        table.flush()
+        with open(table.fileno(), "rb", closefd=False) as content:
+            size = content.seek(0, io.SEEK_END)
+            content.seek(0)
+            _add(tar, f"{header.name}/{ROWS}", content, size)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes | io.BufferedReader, size: int = -1) -> None:
+    member = tarfile.TarInfo(name)  # no time, user or mode of this machine: same images, same bytes
+    if isinstance(content, bytes):
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    else:
+        member.size = size
+        tar.addfile(member, content)
+    tar.members.clear()  # tarfile remembers every member; memory must not grow with the number of images
+
+
+class Dataset:
+    """A dataset artifact opened for reading; a context manager.
+
+    Args:
+        path: The tar.
+        expected_name: The `dataset_name` it must hold, or `""` for any.
+
+    Raises:
+        DatasetError: If the tar is damaged, cut short, holds anything but a dataset, or another name.
+    """
+
+    def __init__(self, path: Path, expected_name: str = "") -> None:
+        self.path = path
+        try:
+            self._tar = tarfile.open(path, "r:")  # noqa: SIM115  (closed by __exit__)
+        except tarfile.TarError as error:
+            raise DatasetError(f"{path.name} is not an uncompressed tar, or is damaged: {error}") from error
+        try:
+            self._scan()
+        except (tarfile.TarError, EOFError) as error:
+            self._tar.close()
+            raise DatasetError(f"{path.name} is damaged or cut short: {error}") from error
+        except BaseException:
+            self._tar.close()
+            raise
+        if expected_name and self.header.name != expected_name:
+            self._tar.close()
+            raise DatasetError(
+                f"dataset_name must be the folder in the tar, {self.header.name!r}. "
+                f"Received: dataset_name={expected_name!r}"
+            )
+        self._sha256 = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tar.close()
+
+    def __len__(self) -> int:
+        return self.header.images
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the tar file, as `sha256sum` prints it."""
+        self._sha256 = self._sha256 or sha256_of(self.path)
+        return self._sha256
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """The class index of every image, in order, shape (images,)."""
+        return np.frombuffer(self._labels, dtype=np.int32)
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield every image in order with its row of `samples.csv`, decoding ahead on threads."""
+        with closing(ordered_map(self._sample, enumerate(self._rows()), threads=THREADS, ahead=AHEAD)) as decoded:
+            yield from decoded
+
+    def batches(self, batch_size: int) -> Iterator[list[Sample]]:
+        """Yield every image in order, `batch_size` at a time; the last batch may be smaller."""
+        batch: list[Sample] = []
+        with closing(self.samples()) as samples:
+            for sample in samples:
+                batch.append(sample)
+                if len(batch) == batch_size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def pixels(self, index: int) -> Pixels:
+        """Return one image by its place; safe to call from several threads."""
+        size, offset = self._sizes[index], self._offsets[index]
+        return decode_png(os.pread(self._descriptor, size, offset), self.header.image_shape)
+
+    @property
+    def _descriptor(self) -> int:
+        assert self._tar.fileobj is not None  # noqa: S101  (a TarFile opened from a path has one)
+        return self._tar.fileobj.fileno()
+
+    def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
+        index, row = numbered
+        fields = {name: value for name, value in row.items() if name not in COLUMNS}
+        return Sample(self._labels[index], Path(row["path"]).stem, self.pixels(index), row["path"], fields, index)
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        """Yield the rows of `samples.csv`, holding them to the images' paths."""
+        paths = hashlib.sha256()
+        count = 0
+        content = self._tar.extractfile(self._table)
+        assert content is not None  # noqa: S101  (the scan took only a regular file)
+        with content, io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
+            rows = csv.DictReader(text)
+            if tuple(rows.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
+                raise DatasetError(f"{ROWS} must begin with the columns {', '.join(COLUMNS)}.")
+            for row in rows:
+                count += 1
+                if count > self.header.images:
+                    break
+                paths.update(row["path"].encode() + b"\n")
+                yield row
+        if count != self.header.images or paths.digest() != self._paths:
+            raise DatasetError(f"{ROWS} does not name the images of {self.path.name} in their order.")
+
+    def _scan(self) -> None:
+        """Look at every member once; remember where the images lie."""
+        self._offsets, self._sizes, self._labels = array("Q"), array("I"), array("i")
+        member = self._tar.next()
+        if member is None or not member.isreg() or not member.name.endswith(f"/{HEADER}"):
+            raise DatasetError(f"{self.path.name} must begin with <dataset_name>/{HEADER}.")
+        if member.size > MAX_HEADER_BYTES:
+            raise DatasetError(f"{member.name} says it has {member.size} bytes; at most {MAX_HEADER_BYTES} are read.")
+        content = self._tar.extractfile(member)
+        assert content is not None  # noqa: S101  (a regular file has content)
+        self.header = Header.from_json(content.read())
+        if member.name != f"{self.header.name}/{HEADER}":
+            raise DatasetError(f"{member.name}: the folder must be the name in {HEADER}, {self.header.name!r}.")
+        height, width, channels = self.header.image_shape
+        largest = 2 * height * (width * channels + 1) + 4096  # a PNG that compresses to nothing less
+        places = {f"{self.header.name}/{name}": index for index, name in enumerate(self.header.class_names)}
+        counts = [0] * len(places)
+        paths = hashlib.sha256()
+        table: tarfile.TarInfo | None = None
+        while (member := self._tar.next()) is not None:
+            self._tar.members.clear()
+            if not member.isreg() or member.issparse():
+                raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are taken.")
+            if table is not None:
+                raise DatasetError(f"{member.name!r} follows {ROWS}, which must be the last.")
+            if member.name == f"{self.header.name}/{ROWS}":
+                table = member
+                continue
+            folder, _, file = member.name.rpartition("/")
+            if folder not in places or not file.endswith(".png") or not SAFE_FOLDER.fullmatch(file):
+                raise DatasetError(f"{member.name!r} is not <dataset_name>/<class>/<stem>.png of a known class.")
+            if member.size > largest:
+                raise DatasetError(f"{member.name} says it has {member.size} bytes; its shape allows {largest}.")
+            label = places[folder]
+            counts[label] += 1
+            if counts[label] > self.header.counts[label]:
+                raise DatasetError(f"{folder} has more images than the {self.header.counts[label]} of {HEADER}.")
+            self._offsets.append(member.offset_data)
+            self._sizes.append(member.size)
+            self._labels.append(label)
+            paths.update(f"{self.header.class_names[label]}/{file}\n".encode())
+        if table is None:
+            raise DatasetError(f"{self.path.name} ends before {ROWS}: it was cut short.")
+        if table.size > MAX_ROW_BYTES * (self.header.images + 1):
+            raise DatasetError(f"{ROWS} says it has {table.size} bytes, too many for {self.header.images} images.")
+        if tuple(counts) != self.header.counts:
+            raise DatasetError(f"{self.path.name} has {sum(counts)} images, {HEADER} says {self.header.images}.")
+        self._table, self._paths = table, paths.digest()

@@ -1,0 +1,123 @@
+"""A dataset made of a dataset, image by image: what attacks and defenses share."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evasion.components.common import dataset, metrics, seeding, tracking, versions
+from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.dataset import Dataset, Header, Pixels, Sample
+from evasion.components.common.progress import track
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """One image of the new dataset.
+
+    Attributes:
+        parent: The image that it was made of.
+        pixels: What it has become, uint8.
+        suffix: Put behind the file name, where one image becomes several.
+        fields: Columns of `samples.csv` to add to those of the parent.
+    """
+
+    parent: Sample
+    pixels: Pixels
+    suffix: str = ""
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def write(output: Path, header: Header, prefix: str, changes: Iterable[Change], what: str) -> dict[str, float]:
+    """Write the dataset and return the summary of its images' distances to their parents, flat.
+
+    The distances are those of the 8-bit images that are saved; each stands in the image's row as well.
+    """
+    summary = metrics.Summary()
+
+    def sample(change: Change) -> Sample:
+        parent = change.parent
+        distances = metrics.distances(parent.pixels, change.pixels)
+        fields = {**parent.fields, **change.fields, **distances}
+        return Sample(parent.label, f"{prefix}{parent.stem}{change.suffix}", change.pixels, parent.source, fields)
+
+    def samples() -> Iterator[Sample]:
+        with closing(ordered_map(sample, changes, threads=dataset.THREADS, ahead=dataset.AHEAD)) as measured:
+            for one in track(measured, header.images, what):
+                summary.add(one.fields)
+                yield one
+
+    dataset.write(output, header, samples())
+    return metrics.flat(summary.describe())
+
+
+def generator(seed: int, sample: Sample) -> np.random.Generator:
+    """Return the random generator of one image: of the stage's seed and the image's path, whatever the order."""
+    digest = hashlib.sha256(sample.source.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def defend(
+    *,
+    stage: str,
+    source: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    transform: Callable[[Sample], Sequence[Pixels]],
+    counts: Callable[[Header], Sequence[int]] | None = None,
+) -> dict[str, float]:
+    """Run a preprocessing defense over a packed dataset: all that a defense's `task.py` does not do itself.
+
+    A dataset is training or testing data (`Header.split`, said when it was loaded). `apply_fit` speaks of the
+    first, `apply_predict` of the second: where the one that counts is false the images pass unchanged, and the
+    dataset's provenance says `applied: false`.
+
+    Args:
+        stage: The defense's name; the dataset's folder and MLflow's artifact `<stage>.tar` are named after it.
+        source: The dataset to defend.
+        output: Where the defended one goes.
+        parameters: The defense's own parameters with `apply_fit`, `apply_predict` and `seed`.
+        transform: Given an image, returns what it becomes: one image, or it and further ones. Called on threads.
+        counts: Images of each class afterwards, where they are not those of before.
+
+    Returns:
+        Summaries of the distances between the defended images and their parents.
+    """
+    used = {**parameters, "seed": seeding.resolve(parameters["seed"])}
+    with tracking.stage(stage, used) as run, Dataset(source) as before:
+        applied = bool(used["apply_fit"] if before.header.split == "training" else used["apply_predict"])
+        header = before.header.derive(
+            name=stage,
+            prefix="def_",
+            entry={
+                "stage": stage,
+                "kind": "defense",
+                "parameters": {name: value for name, value in parameters.items() if name != "seed"},
+                "seed": used["seed"],
+                "applied": applied,
+                "versions": versions.recorded(),
+                "parent_sha256": before.sha256,
+            },
+            counts=counts(before.header) if counts and applied else None,
+        )
+
+        def change(sample: Sample) -> list[Change]:
+            results = transform(sample) if applied else [sample.pixels]
+            return [Change(sample, pixels, f"_{number}" if number else "") for number, pixels in enumerate(results)]
+
+        def changes() -> Iterator[Change]:
+            with (
+                closing(before.samples()) as samples,
+                closing(ordered_map(change, samples, threads=dataset.THREADS, ahead=dataset.AHEAD)) as changed,
+            ):
+                for several in changed:
+                    yield from several
+
+        described = write(output, header, "def_", changes(), "images")
+        run.log_metrics(described)
+        run.log_file(output, f"{stage}.tar")
+    return described

@@ -1,0 +1,221 @@
+"""Image files to arrays and back: any picture a user brings, and the PNGs this package writes itself.
+
+What a picture becomes, whatever its format (JPEG, PNG, BMP, GIF or WebP; of an animation, the first frame):
+
+- EXIF orientation is applied, as every viewer does.
+- Transparent parts show white. A browser shows them so, and pictures with alpha are mostly made for a white
+  page. Dropping the alpha channel instead would show whatever colour an editor left below it.
+- 16 bits become 8 by their high byte, as libpng, TensorFlow and scikit-image do it. Pillow does so for RGB
+  but clips gray at 255.
+- CMYK, Adobe's inverted kind too, becomes RGB by Pillow's plain formula; colour profiles are not applied.
+- A picture of another size is stretched to the asked one, bilinear with antialiasing, without a crop.
+
+Pillow lets some damaged files pass; `decode` checks for those itself, so that no half picture enters a dataset.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485
+"""Most pixels a file may unpack to: Pillow's own limit, 256 MiB of RGB. A few bytes can claim billions."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+_MODES = {1: "L", 3: "RGB"}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF")
+
+# Measured on 224x224 photographs, clean and attacked, and on digits: level 1 costs 5 ms, level 6 17 ms for a
+# file 5 % smaller. Level 0 saves 2 ms more, for files of 1.7 times the size.
+_COMPRESS_LEVEL = 1
+
+# A JPEG marker, as opposed to the stuffed bytes and restart markers inside the compressed data.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_END = 0xD9
+# Data that any Huffman table reads as some picture, with every restart marker a decoder may be waiting for.
+_JPEG_FILLER = b"".join(b"\x55" * 32 + bytes([0xFF, 0xD0 + n]) for n in range(8)) + b"\x55" * 32
+
+
+class UnreadableImage(ValueError):  # noqa: N818 - a reason, as in "unreadable image: truncated"
+    """A file that cannot be turned into the right pixels. The message is the reason, without the file's name.
+
+    It starts with "empty", "truncated", "corrupt", "not an image", "too large" or "not a regular file".
+    """
+
+
+def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
+    """Turns an image file into pixels of the asked shape; the module's docstring says by which rules.
+
+    Args:
+        data: The file's content, or where it lies.
+        shape: (height, width, channels), with 1 channel for gray and 3 for RGB.
+
+    Returns:
+        uint8 pixels of exactly this shape.
+
+    Raises:
+        UnreadableImage: If the file is empty, truncated, corrupt, not an image, or larger than `MAX_PIXELS`.
+    """
+    height, width, channels = shape
+    content = data.read_bytes() if isinstance(data, Path) else data
+    if not content:
+        raise UnreadableImage("empty: the file has 0 bytes")
+    with _reasons(content):
+        picture = _flat(_upright(_load(content)), _MODES[channels])
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(picture).reshape(shape)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Writes pixels as an 8-bit PNG, gray or RGB: lossless, and the same bytes for the same pixels.
+
+    Args:
+        pixels: uint8 pixels of shape (height, width, 1 or 3).
+
+    Returns:
+        The PNG file's content.
+
+    Raises:
+        ValueError: If the pixels are of another type or shape.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in _MODES:
+        raise ValueError(
+            f"pixels must be uint8 of shape (height, width, 1 or 3). Received: {pixels.dtype} of shape {pixels.shape}"
+        )
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:
+    """Reads a PNG that `encode_png` wrote, and no other.
+
+    The header must say what is expected before anything is unpacked, so a small file cannot fill the memory.
+
+    Args:
+        data: The PNG file's content.
+        shape: The (height, width, channels) the file must have.
+
+    Returns:
+        uint8 pixels of exactly this shape.
+
+    Raises:
+        UnreadableImage: If the file is no 8-bit gray or RGB PNG of this shape, truncated, or fails its checksums.
+    """
+    height, width, channels = shape
+    color_type = {1: 0, 3: 2}[channels]
+    header = struct.pack(">8sI4sIIBBBBB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", width, height, 8, color_type, 0, 0, 0)
+    if not data.startswith(header):
+        reason = "not an image of this dataset" if data else "empty: 0 bytes where there should be one"
+        raise UnreadableImage(f"{reason}: an 8-bit {_MODES[channels]} PNG of {width}x{height} pixels")
+    with _reasons(data):
+        return np.array(_load(data)).reshape(shape)
+
+
+@contextmanager
+def _reasons(content: bytes) -> Iterator[None]:
+    try:
+        yield
+    except (UnreadableImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        known = content.startswith(_MAGIC)
+        reason = "corrupt: its header cannot be read" if known else "not an image: no JPEG, PNG, BMP, GIF or WebP"
+        raise UnreadableImage(reason) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # a damaged file makes Pillow's parsers raise nearly anything
+        cut = "truncated" in str(error).lower() or _riff_size(content) > len(content)
+        raise UnreadableImage(f"{'truncated' if cut else 'corrupt'}: {error}") from error
+
+
+def _riff_size(content: bytes) -> int:
+    """The size a WebP file says it has; its decoder calls a shorter one no worse than undecodable."""
+    return 8 + int.from_bytes(content[4:8], "little") if content.startswith(b"RIFF") else 0
+
+
+def _load(content: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise UnreadableImage(f"too large: {picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
+        if picture.format == "PNG":
+            # Loading stops at the last row and never looks at checksums; `verify` reads them all, but
+            # leaves nothing to load.
+            picture.verify()
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as again:
+                again.load()
+                return again
+        picture.load()
+    if picture.format in ("JPEG", "MPO"):
+        _check_whole_jpeg(content, picture)
+    return picture
+
+
+def _check_whole_jpeg(content: bytes, picture: Image.Image) -> None:
+    """Finds what libjpeg fills up with gray and no more than a warning, which Pillow does not pass on.
+
+    That happens to a file whose end was never written (zeros to its full length), and to a truncated one that
+    some tool closed with an end marker. In the first there is no end marker. In the second, anything put
+    before the end marker is taken for the missing picture and changes pixels; in a whole one it is skipped.
+    That costs a second decoding, done only where the last pixel is the gray of missing data, or where a
+    progressive file may lack its later, finer scans.
+    """
+    end = _jpeg_end(content)
+    if end < 0:
+        raise UnreadableImage("truncated: the JPEG's end marker is missing")
+    last = picture.getpixel((picture.width - 1, picture.height - 1))
+    missing = all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
+    if missing or "progressive" in picture.info:
+        longer = io.BytesIO(content[:end] + _JPEG_FILLER + content[end:])
+        with Image.open(longer, formats=_FORMATS) as filled:
+            if filled.tobytes() != picture.tobytes():
+                raise UnreadableImage("truncated: the JPEG ends before its picture does")
+
+
+def _jpeg_end(content: bytes) -> int:
+    """Where the end marker of the first picture stands, -1 if nowhere; thumbnails inside segments do not count."""
+    position = 2
+    while marker := _JPEG_MARKER.search(content, position):
+        if content[marker.start() + 1] == _JPEG_END:
+            return marker.start()
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2])
+    return -1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF raises nearly anything; the pixels are whole, and shown as they are stored
+        return picture
+
+
+def _flat(picture: Image.Image, mode: str) -> Image.Image:
+    """Eight bits, no alpha, and the asked mode."""
+    if picture.mode.startswith("I"):
+        picture = _eight_bits(picture)
+    if picture.has_transparency_data:
+        canvas = Image.new("RGBA", picture.size, "white")
+        canvas.alpha_composite(picture.convert("RGBA"))
+        picture = canvas
+    if picture.mode not in _MODES.values():
+        picture = picture.convert("RGB")
+    return picture.convert(mode)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    values = np.asarray(picture)
+    gray = Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = picture.info.get("transparency")
+    if transparent is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray

@@ -1,0 +1,163 @@
+"""Numbers of an evaluation: intervals, distances between images, and their summaries."""
+
+from array import array
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.common.dataset import Pixels
+
+DISTANCES = ("l_1_norm", "l_2_norm", "l_infinity_norm", "cosine_similarity", "wasserstein_distance")
+LEVELS = np.arange(256) / 255
+CONFIDENCE = 0.95
+
+
+def interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share; (0, 1) where nothing was tried.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    from scipy.stats import binomtest
+
+    if trials == 0:
+        return 0.0, 1.0
+    found = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def share(name: str, successes: int, trials: int) -> dict[str, float]:
+    """Return a share with its interval as `name`, `name_low` and `name_high`; nothing where nothing was tried."""
+    if trials == 0:
+        return {}
+    low, high = interval(successes, trials)
+    return {name: successes / trials, f"{name}_low": low, f"{name}_high": high}
+
+
+def distances(before: Pixels, after: Pixels) -> dict[str, float]:
+    """Return how far two 8-bit images are from each other, on the scale of pixels in [0, 1].
+
+    Args:
+        before: uint8, any shape.
+        after: uint8, the same shape.
+
+    Returns:
+        The l_1, l_2 and l_infinity norms of the difference; the cosine similarity of the two (1 where both are
+        black, 0 where one is); and the Wasserstein distance between their distributions of pixel values.
+    """
+    from scipy.stats import wasserstein_distance
+
+    one, two = before.ravel().astype(np.float64) / 255, after.ravel().astype(np.float64) / 255
+    difference = two - one
+    norms = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+    cosine = float(one @ two) / (norms[0] * norms[1]) if all(norms) else float(norms[0] == norms[1])
+    # Over the 256 levels with the images' histograms as weights: the same number as over all pixels, much sooner.
+    histograms = (np.bincount(image.ravel(), minlength=256) for image in (before, after))
+    return {
+        "l_1_norm": float(np.abs(difference).sum()),
+        "l_2_norm": float(np.linalg.norm(difference)),
+        "l_infinity_norm": float(np.abs(difference).max()),
+        "cosine_similarity": min(cosine, 1.0),
+        "wasserstein_distance": float(wasserstein_distance(LEVELS, LEVELS, *histograms)),
+    }
+
+
+class Summary:
+    """Collects the distances of each image, 8 bytes each, and describes them."""
+
+    def __init__(self) -> None:
+        self._values = {name: array("d") for name in DISTANCES}
+
+    def add(self, row: Mapping[str, float | str]) -> None:
+        """Take the distances among the columns of one image."""
+        for name in DISTANCES:
+            self._values[name].append(float(row[name]))
+
+    def describe(self) -> dict[str, dict[str, float]]:
+        """Return mean, median, stdev (of the population), iqr, min and max of each distance."""
+        return {name: _describe(np.frombuffer(values)) for name, values in self._values.items() if len(values)}
+
+
+def _describe(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    quarter, median, three_quarters = np.percentile(values, (25, 50, 75))
+    return {
+        "mean": float(values.mean()),
+        "median": float(median),
+        "stdev": float(values.std()),
+        "iqr": float(three_quarters - quarter),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def flat(described: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return nested summaries under names such as `l_2_norm_mean`, as MLflow and Kubeflow take them."""
+    return {f"{name}_{what}": value for name, parts in described.items() for what, value in parts.items()}
+
+
+class Tally:
+    """Counts predictions batch by batch, in integers; what it holds does not grow with the number of images.
+
+    Precision, recall, AUC and the four counts are defined as in the original demo: over all (image, class)
+    pairs together, a class being predicted where its probability is above 0.5. The AUC is that of the ROC curve
+    with probabilities told apart to one part in 2,000 (`_BITS`), ties counting half.
+
+    Args:
+        classes: Number of the model's classes.
+    """
+
+    # A float32 that is not negative orders as its bits do; without the last 12 of them it is the number of one
+    # of 260,097 bins, which are as fine near 0, where most of 1,000 classes lie, as elsewhere.
+    _BITS = 12
+    _BINS = (int(np.float32(1).view(np.uint32)) >> _BITS) + 1
+
+    def __init__(self, classes: int) -> None:
+        self.confusion = np.zeros((classes, classes), dtype=np.int64)
+        self._loss = 0.0
+        self._scores = np.zeros((2, self._BINS), dtype=np.int64)  # of wrong and of right (image, class) pairs
+        self._above = np.zeros(2, dtype=np.int64)
+
+    def add(self, labels: npt.NDArray[np.int32], probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Count one batch and return its predicted classes.
+
+        Args:
+            labels: True class indices, shape (images,).
+            probabilities: Shape (images, classes).
+        """
+        predicted = probabilities.argmax(axis=1)
+        np.add.at(self.confusion, (labels, predicted), 1)
+        right = np.zeros(probabilities.shape, dtype=bool)
+        right[np.arange(len(labels)), labels] = True
+        self._loss -= float(np.log(np.maximum(probabilities[right], np.finfo(np.float64).tiny)).sum())
+        bins = np.minimum(probabilities, 1).astype(np.float32).view(np.uint32) >> self._BITS
+        for truth, chosen in enumerate((~right, right)):
+            np.add.at(self._scores[truth], bins[chosen], 1)
+            self._above[truth] += np.count_nonzero(probabilities[chosen] > 0.5)
+        return predicted
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of all batches as plain numbers; one that has nothing to divide by is left out."""
+        images, correct = int(self.confusion.sum()), int(np.trace(self.confusion))
+        wrong_pairs, right_pairs = (int(count) for count in self._scores.sum(axis=1))
+        false_positives, true_positives = (int(count) for count in self._above)
+        found: dict[str, float] = {"images": images, "correct": correct, **share("accuracy", correct, images)}
+        found["loss"] = self._loss / max(images, 1)
+        if true_positives + false_positives:
+            found["precision"] = true_positives / (true_positives + false_positives)
+        if right_pairs and wrong_pairs:
+            found["recall"] = true_positives / right_pairs
+            wrong, right = self._scores
+            below = np.cumsum(wrong) - wrong
+            found["auc"] = float((right * (below + wrong / 2)).sum() / (right_pairs * wrong_pairs))
+        return found | {
+            "true_positives": true_positives,
+            "false_positives": false_positives,
+            "true_negatives": wrong_pairs - false_positives,
+            "false_negatives": right_pairs - true_positives,
+        }
+
+
+def nonzero(confusion: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int]]:
+    """Yield (true, predicted, count) of every pair that occurred."""
+    for true, predicted in zip(*np.nonzero(confusion), strict=True):
+        yield int(true), int(predicted), int(confusion[true, predicted])

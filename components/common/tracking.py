@@ -1,0 +1,389 @@
+"""MLflow: one run a stage below one run a pipeline; the only module that imports it.
+
+Where runs go is MLflow's own business (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of
+the pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; without it a stage's run
+stands alone. A stage opens its run before it works, so that a wrong address fails at once, and logs results when
+it has them: if MLflow has gone by then, the artifacts are kept and the stage says that tracking is incomplete.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common import model as model_artifact
+
+ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
+PARENT = "MLFLOW_RUN_ID"
+DEFAULT_EXPERIMENT = "evasion"
+# At the start an answer must come at once; at the end MLflow's own retries have half a minute.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be reached, or does not hold what was asked of it."""
+
+
+@dataclasses.dataclass
+class Stage:
+    """The run of a stage that is under way.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        experiment: The experiment's name, the first part of the models' names.
+        complete: False once something could not be logged.
+    """
+
+    run_id: str
+    experiment: str
+    complete: bool = True
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log what was found out while working, such as the seed drawn."""
+        self._try(lambda client: _log_parameters(client, self.run_id, parameters))
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log finite numbers by name."""
+        self._try(lambda client: _log_metrics(client, self.run_id, metrics))
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Log a file under `name`, which may hold folders: `report/report.html`."""
+
+        def log(client: Any) -> None:
+            import tempfile
+
+            folder, _, file = name.rpartition("/")
+            with tempfile.TemporaryDirectory() as temporary:
+                link = Path(temporary, file)
+                link.symlink_to(path.resolve())  # MLflow names an artifact after its file; nothing is copied here
+                client.log_artifact(self.run_id, str(link), folder or None)
+
+        self._try(log)
+
+    def log_model(self, folder: Path, register_as: str) -> str:
+        """Log a model artifact and register it; return its version, or `""` if it could not be logged.
+
+        Args:
+            folder: The model artifact.
+            register_as: The registered model's name, or `""` to register nothing.
+        """
+        versions: list[str] = []
+        self._try(lambda _: versions.append(_log_model(folder, register_as, self.run_id)))
+        return versions[0] if versions else ""
+
+    def _try(self, log: Callable[[Any], None]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if not self.complete:
+            return
+        try:
+            with _environment(PATIENT):
+                log(_client())
+        except (MlflowException, OSError) as error:
+            self.complete = False
+            print(
+                f"warning: tracking is incomplete: MLflow failed after the stage's work was done, and what it would "
+                f"have held of run {self.run_id} is in the artifacts alone: {error}",
+                file=sys.stderr,
+            )
+
+
+@contextmanager
+def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
+    """Open the MLflow run of a stage, below the pipeline's run where there is one.
+
+    Args:
+        name: The stage's name, which the run takes.
+        parameters: The parameters it was called with.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
+    with _reachable():
+        client = _client()
+        parent = os.environ.get(PARENT)
+        experiment = client.get_experiment(client.get_run(parent).info.experiment_id) if parent else _experiment(client)
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, "stage": name})
+        _log_parameters(client, run.info.run_id, parameters)
+    opened = Stage(run.info.run_id, experiment.name)
+    with _closing(opened.run_id):
+        yield opened
+
+
+@contextmanager
+def pipeline_run(name: str, parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Open the run of a whole pipeline and yield its id; it ends FINISHED, FAILED or KILLED.
+
+    Args:
+        name: The pipeline's name.
+        parameters: The parameters it was called with.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
+    with _reachable():
+        client = _client()
+        run = client.create_run(
+            _experiment(client).experiment_id, run_name=name, tags={"stage": "pipeline", "pipeline": name}
+        )
+        _log_parameters(client, run.info.run_id, parameters)
+    with _closing(run.info.run_id):
+        yield str(run.info.run_id)
+
+
+def parent_stage() -> Stage | None:
+    """Return the pipeline's run for a stage to log to, if there is one: the report belongs to the whole."""
+    parent = os.environ.get(PARENT)
+    return Stage(parent, "") if parent else None
+
+
+def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
+    """Return `{experiment}_{model_tag}_{model_architecture}`, without the tag where it is blank."""
+    return "_".join(part for part in (experiment, model_tag.strip(), model_architecture) if part)
+
+
+def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
+    """Fetch a dataset tar that a stage logged.
+
+    Args:
+        run_id: The run of the stage, or of the pipeline whose stage it was.
+        tar_name: The artifact's name.
+        destination: A folder for the file.
+
+    Raises:
+        TrackingError: If the run or the artifact is not there, or several stages of the pipeline logged that name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _reachable():
+        client = _client()
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            raise TrackingError(f"MLflow holds no such run. Received: run_id={run_id!r}") from error
+        children = client.search_runs(
+            [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", max_results=1000
+        )
+        names = {
+            one.info.run_id: {file.path for file in client.list_artifacts(one.info.run_id)} for one in (run, *children)
+        }
+    holders = [one for one, files in names.items() if tar_name in files]
+    if len(holders) != 1:
+        found = ", ".join(sorted(name for name in set().union(*names.values()) if name.endswith(".tar"))) or "no tar"
+        raise TrackingError(
+            f"dataset_tar_name must be the name of one artifact of run {run_id}, which holds {found}"
+            f"{' (several stages hold that name: give the run id of one)' if len(holders) > 1 else ''}. "
+            f"Received: dataset_tar_name={tar_name!r}"
+        )
+    with _environment(PATIENT):
+        return Path(client.download_artifacts(holders[0], tar_name, str(destination)))
+
+
+def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
+    """Fetch a registered model.
+
+    Args:
+        model: `name` (its newest version), `name/version`, `name@alias`, or a `models:/…` URI.
+        destination: A folder for its files.
+
+    Returns:
+        The folder that holds `model.keras` and `model.json`, the registered name and the version.
+
+    Raises:
+        TrackingError: If MLflow does not hold the model, with the names or versions that it does hold.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    reference = model.removeprefix("models:/").strip("/")
+    with _reachable():
+        client = _client()
+        try:
+            if "@" in reference:
+                found = client.get_model_version_by_alias(*reference.rsplit("@", 1))
+            elif "/" in reference:
+                found = client.get_model_version(*reference.rsplit("/", 1))
+            elif reference.startswith("m-"):
+                found = None
+            else:
+                versions = client.search_model_versions(f"name = '{_quoted(reference)}'")
+                if not versions:
+                    raise TrackingError(_unknown(client, model))
+                found = max(versions, key=lambda version: int(version.version))
+        except MlflowException as error:
+            raise TrackingError(_unknown(client, model)) from error
+    uri = f"models:/{reference}" if found is None else f"models:/{found.name}/{found.version}"
+    try:
+        with _environment(PATIENT):
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
+    except MlflowException as error:
+        raise TrackingError(f"MLflow holds no such model. Received: model={model!r}: {error}") from error
+    files = list(folder.rglob(model_artifact.FILE))
+    if len(files) != 1 or not (folder / model_artifact.CARD).is_file():
+        raise TrackingError(
+            f"{uri} holds no {model_artifact.FILE} with {model_artifact.CARD}: register it by `train` or `init_model`."
+        )
+    files[0].rename(folder / model_artifact.FILE)
+    return folder, "" if found is None else str(found.name), "" if found is None else str(found.version)
+
+
+def _unknown(client: Any, model: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = model.removeprefix("models:/").partition("/")[0].partition("@")[0]
+    versions: list[Any] = []
+    if name:
+        try:
+            versions = list(client.search_model_versions(f"name = '{_quoted(name)}'"))
+        except MlflowException:
+            versions = []
+    if versions:
+        known = f"{name} has versions {', '.join(sorted((str(one.version) for one in versions), key=int))}"
+    else:
+        names = sorted(one.name for one in client.search_registered_models(max_results=100))
+        known = f"it holds {', '.join(names)}" if names else "it holds none: run `train` or `init_model` first"
+    return f"model must be one that MLflow holds; {known}. Received: model={model!r}"
+
+
+def _quoted(name: str) -> str:
+    if "'" in name:
+        raise TrackingError(f"model must not hold a quote. Received: model={name!r}")
+    return name
+
+
+def _client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+def _experiment(client: Any) -> Any:
+    if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return client.get_experiment(identifier)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_EXPERIMENT)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        from mlflow.exceptions import MlflowException
+
+        root = os.environ.get(ARTIFACT_ROOT)
+        with suppress(MlflowException):  # another stage may have made it meanwhile
+            client.create_experiment(name, artifact_location=f"{root}/{name}" if root else None)
+        found = client.get_experiment_by_name(name)
+    if found is None:
+        raise TrackingError(f"MLflow did not make the experiment {name!r}.")
+    return found
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables where the user has not, for a block."""
+    absent = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Turn MLflow's silence into one clear error, soon."""
+    import logging
+
+    from mlflow.exceptions import MlflowException
+
+    for noisy in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        with _environment(IMPATIENT):
+            yield
+    except (MlflowException, OSError) as error:
+        import mlflow
+
+        raise TrackingError(
+            f"MLflow at {_without_password(mlflow.get_tracking_uri())} cannot be used; check MLFLOW_TRACKING_URI and "
+            f"that the server runs: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
+
+
+def _without_password(uri: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+
+
+@contextmanager
+def _closing(run_id: str) -> Iterator[None]:
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with _environment(PATIENT):
+                _client().set_terminated(run_id, status)
+        except (MlflowException, OSError) as error:
+            print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {error}", file=sys.stderr)
+
+
+def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
+
+
+def _log_metrics(client: Any, run_id: str, metrics: Mapping[str, float]) -> None:
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()])
+
+
+def _log_model(folder: Path, register_as: str, run_id: str) -> str:
+    """Log and register the very file of the artifact, in MLflow's TensorFlow flavour."""
+    import shutil
+
+    import mlflow
+    import tensorflow as tf
+
+    keras_model = model_artifact.load(folder)
+
+    class KerasFile:
+        """A flavour for `Model.log`: MLflow's own, with the artifact's file in place of the one it saves anew."""
+
+        __name__ = "mlflow.tensorflow"
+
+        @staticmethod
+        def save_model(path: str, mlflow_model: Any) -> None:
+            mlflow.tensorflow.save_model(
+                keras_model,
+                path,
+                mlflow_model=mlflow_model,
+                pip_requirements=[f"tensorflow=={tf.__version__}"],
+                keras_model_kwargs={"save_format": "keras"},
+            )
+            shutil.copyfile(folder / model_artifact.FILE, Path(path, "data", model_artifact.FILE))
+            shutil.copyfile(folder / model_artifact.CARD, Path(path, model_artifact.CARD))
+
+    logged = mlflow.models.Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=KerasFile(),
+        registered_model_name=register_as or None,
+        run_id=run_id,
+    )
+    return str(logged.registered_model_version or "")

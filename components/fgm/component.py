@@ -1,0 +1,52 @@
+"""The step `fgm`."""
+
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from evasion.components.step import step
+
+
+@step
+def fgm(
+    dataset: Input[Dataset],
+    model: Input[Model],
+    adversarial: Output[Dataset],
+    metrics: Output[Metrics],
+    batch_size: int = 32,
+    eps: float = 0.3,
+    eps_step: float = 0.1,
+    minimal: bool = False,
+    norm: str = "inf",
+    seed: int = -1,
+) -> None:
+    """Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    The attack knows the model and no defense. It moves each image away from the model's own prediction, not from
+    the true label. The images saved have 8 bits: with norm inf a change under 1/510 is lost.
+
+    Args:
+        dataset: The images to attack.
+        model: The model to fool.
+        adversarial: The attacked images.
+        metrics: Distances between the attacked and the original images.
+        batch_size: Images attacked at a time.
+        eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
+        eps_step: With minimal, by how much the size grows from try to try, positive, at most eps.
+        minimal: Whether to look for the smallest multiple of eps_step, up to eps, that changes the prediction.
+        norm: inf, 1 or 2.
+        seed: Recorded; nothing here is random.
+    """
+    from evasion.components.fgm import task
+
+    metrics.metadata.update(
+        task.fgm(
+            dataset=task.Path(dataset.path),
+            model=task.Path(model.path),
+            adversarial=task.Path(adversarial.path),
+            batch_size=batch_size,
+            eps=eps,
+            eps_step=eps_step,
+            minimal=minimal,
+            norm=norm,
+            seed=seed,
+        )
+    )

@@ -1,0 +1,46 @@
+"""The step `gaussian_augmentation`."""
+
+from kfp.dsl import Dataset, Input, Metrics, Output
+
+from evasion.components.step import step
+
+
+@step
+def gaussian_augmentation(
+    dataset: Input[Dataset],
+    defended: Output[Dataset],
+    metrics: Output[Metrics],
+    perform_data_augmentation: bool = False,
+    ratio: float = 1.0,
+    sigma: float = 0.1,
+    apply_fit: bool = False,
+    apply_predict: bool = True,
+    seed: int = -1,
+) -> None:
+    """Add Gaussian noise to every image, or noisy copies to the dataset (Zantedeschi et al. 2017, arXiv:1707.06728).
+
+    Args:
+        dataset: The images to defend.
+        defended: The noisy images.
+        metrics: Distances between the noisy images and those before.
+        perform_data_augmentation: Whether to keep every image as it is and add noisy copies of some.
+        ratio: With perform_data_augmentation, the share of images, in [0, 1], of which a noisy copy is added.
+        sigma: Standard deviation of the noise, a share of the pixel range, positive.
+        apply_fit: Whether to add noise to training data.
+        apply_predict: Whether to add noise to testing data.
+        seed: Seed of the noise from 0 to 4294967295; -1 draws one and records it.
+    """
+    from evasion.components.gaussian_augmentation import task
+
+    metrics.metadata.update(
+        task.gaussian_augmentation(
+            dataset=task.Path(dataset.path),
+            defended=task.Path(defended.path),
+            perform_data_augmentation=perform_data_augmentation,
+            ratio=ratio,
+            sigma=sigma,
+            apply_fit=apply_fit,
+            apply_predict=apply_predict,
+            seed=seed,
+        )
+    )

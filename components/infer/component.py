@@ -1,0 +1,42 @@
+"""The step `infer`."""
+
+from kfp.dsl import Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+from evasion.components.step import step
+
+
+@step
+def infer(
+    dataset: Input[Dataset],
+    model: Input[Model],
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    confusion_matrix: Output[ClassificationMetrics],
+    batch_size: int = 32,
+    seed: int = -1,
+) -> None:
+    """Evaluate a model on a packed dataset.
+
+    Classes are matched by name. Of attacked data the accuracy is the robust accuracy, and the attack success rate
+    is the share of images that were right before the attack and are wrong now.
+
+    Args:
+        dataset: The images, clean, attacked or defended.
+        model: The model.
+        evaluation: All numbers, a row an image, and the images that a report shows.
+        metrics: Accuracy with its 95 % Wilson interval, loss, precision, recall, AUC, counts, attack success rate.
+        confusion_matrix: Of at most 30 classes: those with the most errors, and "other".
+        batch_size: Images predicted at a time.
+        seed: Recorded; nothing here is random.
+    """
+    from evasion.components.infer import task
+
+    result = task.infer(
+        dataset=task.Path(dataset.path),
+        model=task.Path(model.path),
+        evaluation=task.Path(evaluation.path),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    metrics.metadata.update(result["metrics"])
+    confusion_matrix.log_confusion_matrix(result["categories"], result["matrix"])

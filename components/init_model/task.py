@@ -1,0 +1,57 @@
+"""Bring a whole pretrained ImageNet model into the pipeline and into MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common import checks
+from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+
+
+def check(*, model_architecture: str, weights: str, weights_sha256: str, seed: int, **_: object) -> None:
+    """Hold the parameters to their rules."""
+    checks.one_of("model_architecture", model_architecture, PRETRAINED)
+    checks.weights("weights", weights)
+    checks.sha256("weights_sha256", weights_sha256)
+    checks.seed(seed)
+
+
+def init_model(
+    *, model: Path, model_tag: str, model_architecture: str, weights: str, weights_sha256: str, seed: int
+) -> dict[str, Any]:
+    """Build, save and register the model; the parameters are those of the step of this name.
+
+    Returns:
+        The model's description.
+    """
+    check(model_architecture=model_architecture, weights=weights, weights_sha256=weights_sha256, seed=seed)
+
+    import dataclasses
+
+    from evasion.components.common import architectures, seeding, tracking
+    from evasion.components.common import model as model_artifact
+
+    used = {
+        "model_tag": model_tag,
+        "model_architecture": model_architecture,
+        "weights": weights,
+        "weights_sha256": weights_sha256,
+        "seed": seeding.resolve(seed),
+    }
+    with tracking.stage("init_model", used) as run:
+        import keras
+
+        keras.utils.set_random_seed(used["seed"])
+        network = architectures.build_imagenet(model_architecture, weights, weights_sha256)
+        card = model_artifact.save(
+            network,
+            model,
+            architecture=model_architecture,
+            input_shape=ARCHITECTURES[model_architecture].input_shape,
+            class_names=architectures.imagenet_classes(),
+            weights=weights,
+            name=tracking.registered_name(run.experiment, model_tag, model_architecture),
+        )
+        version = run.log_model(model, register_as=card.name)
+        card = dataclasses.replace(card, name=card.name if version else "", version=version)
+        card.write(model)
+    return dataclasses.asdict(card)

@@ -1,0 +1,50 @@
+"""The step `load_dataset`."""
+
+from kfp.dsl import Dataset, Output
+
+from evasion.components.step import step
+
+
+@step
+def load_dataset(
+    dataset: Output[Dataset],
+    model_architecture: str,
+    data_dir: str = "",
+    split: str = "testing",
+    skip_unreadable: bool = False,
+    load_dataset_from_mlruns: bool = False,
+    dataset_run_id: str = "",
+    dataset_tar_name: str = "",
+    dataset_name: str = "",
+) -> None:
+    """Pack a folder of images, or take a packed dataset from an MLflow run.
+
+    JPEG, PNG, BMP, GIF and WebP images of any mode become 8-bit RGB or gray images of the size that the
+    architecture takes (bilinear, not cropped). No image is left out unless skip_unreadable says so.
+
+    Args:
+        dataset: The packed dataset: one tar of PNGs with their labels and where they come from.
+        model_architecture: Decides size and channels of the images: shallow_net, le_net, alex_net, resnet50 or vgg16.
+        data_dir: Folder of one folder a class, local or gs://bucket/prefix. Not used with load_dataset_from_mlruns.
+        split: training or testing. Defenses apply to the first by apply_fit, to the second by apply_predict.
+        skip_unreadable: Leave out images that cannot be read, and record them, instead of failing.
+        load_dataset_from_mlruns: Take the dataset from an MLflow run instead of data_dir.
+        dataset_run_id: The MLflow run of the stage that made the dataset, or of its pipeline.
+        dataset_tar_name: Name of that run's artifact, such as fgm.tar.
+        dataset_name: Name of the folder in that tar, such as fgm.
+    """
+    from evasion.components.load_dataset import task
+
+    dataset.metadata.update(
+        task.load_dataset(
+            dataset=task.Path(dataset.path),
+            data_dir=data_dir,
+            model_architecture=model_architecture,
+            split=split,
+            skip_unreadable=skip_unreadable,
+            load_dataset_from_mlruns=load_dataset_from_mlruns,
+            dataset_run_id=dataset_run_id,
+            dataset_tar_name=dataset_tar_name,
+            dataset_name=dataset_name,
+        )
+    )

@@ -1,0 +1,109 @@
+"""Pack a folder of images, or take a packed dataset from MLflow."""
+
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common import checks
+from evasion.components.common.architectures import ARCHITECTURES
+
+SPLITS = ("training", "testing")
+
+
+def check(
+    *,
+    data_dir: str,
+    model_architecture: str,
+    split: str,
+    load_dataset_from_mlruns: bool,
+    dataset_run_id: str,
+    dataset_tar_name: str,
+    dataset_name: str,
+    **_: object,
+) -> None:
+    """Hold the parameters to their rules."""
+    checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    checks.one_of("split", split, SPLITS)
+    if load_dataset_from_mlruns:
+        for name, value in (
+            ("dataset_run_id", dataset_run_id),
+            ("dataset_tar_name", dataset_tar_name),
+            ("dataset_name", dataset_name),
+        ):
+            checks.required(name, value, "with load_dataset_from_mlruns")
+    else:
+        checks.existing_folder("data_dir", data_dir)
+
+
+def load_dataset(
+    *,
+    dataset: Path,
+    data_dir: str,
+    model_architecture: str,
+    split: str,
+    skip_unreadable: bool,
+    load_dataset_from_mlruns: bool,
+    dataset_run_id: str,
+    dataset_tar_name: str,
+    dataset_name: str,
+) -> dict[str, Any]:
+    """Write the dataset artifact; the parameters are those of the step of this name.
+
+    Returns:
+        `images`, `classes`, `skipped` and `sha256`, flat.
+    """
+    parameters = {
+        "data_dir": data_dir,
+        "model_architecture": model_architecture,
+        "split": split,
+        "skip_unreadable": skip_unreadable,
+        "load_dataset_from_mlruns": load_dataset_from_mlruns,
+        "dataset_run_id": dataset_run_id,
+        "dataset_tar_name": dataset_tar_name,
+        "dataset_name": dataset_name,
+    }
+    check(**parameters)  # type: ignore[arg-type]
+
+    from evasion.components.common import tracking
+    from evasion.components.common.dataset import Dataset
+
+    shape = ARCHITECTURES[model_architecture].input_shape
+    with tracking.stage("load_dataset", parameters) as run:
+        if load_dataset_from_mlruns:
+            skipped = 0
+            _take(dataset, dataset_run_id, dataset_tar_name, dataset_name, shape)
+        else:
+            from evasion.components.load_dataset.pack import pack
+
+            skipped = pack(dataset, data_dir, shape, split, skip_unreadable)
+            run.log_file(dataset, "load_dataset.tar")
+        with Dataset(dataset) as packed:
+            found = {
+                "images": len(packed),
+                "classes": len(packed.header.class_names),
+                "skipped": skipped,
+                "sha256": packed.sha256,
+            }
+        run.log_parameters({"dataset_sha256": found["sha256"]})
+        run.log_metrics({name: found[name] for name in ("images", "classes", "skipped")})
+    return found
+
+
+def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:
+    """Fetch a dataset from MLflow and keep it only if it is whole and suits the model."""
+    import shutil
+    import tempfile
+
+    from evasion.components.common import tracking
+    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.files import replacing
+
+    with tempfile.TemporaryDirectory() as temporary:
+        tar = tracking.download_dataset(run_id, tar_name, Path(temporary))
+        with Dataset(tar, expected_name=dataset_name) as fetched:
+            if fetched.header.image_shape != shape:
+                raise ValueError(
+                    f"The dataset's images are {fetched.header.image_shape}, the model takes {shape}: "
+                    f"give the model_architecture that the dataset was loaded for."
+                )
+        with replacing(dataset) as target:
+            shutil.copyfile(tar, target)

@@ -1,0 +1,85 @@
+"""The step `report`."""
+
+from kfp.dsl import HTML, Artifact, Input, Metrics, Output
+
+from evasion.components.step import step
+
+
+@step
+def report(
+    html: Output[HTML],
+    summary: Output[Artifact],
+    metrics: Output[Metrics],
+    evaluation_1: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_2: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_3: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_4: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_5: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_6: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_7: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_8: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_9: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_10: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_11: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_12: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_13: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_14: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_15: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_16: Input[Artifact] = None,  # type: ignore[assignment]
+    clean_accuracy_floor: float = 0.5,
+) -> None:
+    """Draw evaluations of a model, clean, attacked and defended, as one page and one JSON file.
+
+    Which evaluation is what is read from where its data comes from, so a new attack or defense only takes the next
+    free input. They are numbered because Kubeflow has no input that takes a list of artifacts from several steps.
+
+    Args:
+        html: The report, one file that needs no network.
+        summary: The same numbers as JSON.
+        metrics: The main numbers.
+        evaluation_1: An evaluation by `infer`, or nothing.
+        evaluation_2: An evaluation by `infer`, or nothing.
+        evaluation_3: An evaluation by `infer`, or nothing.
+        evaluation_4: An evaluation by `infer`, or nothing.
+        evaluation_5: An evaluation by `infer`, or nothing.
+        evaluation_6: An evaluation by `infer`, or nothing.
+        evaluation_7: An evaluation by `infer`, or nothing.
+        evaluation_8: An evaluation by `infer`, or nothing.
+        evaluation_9: An evaluation by `infer`, or nothing.
+        evaluation_10: An evaluation by `infer`, or nothing.
+        evaluation_11: An evaluation by `infer`, or nothing.
+        evaluation_12: An evaluation by `infer`, or nothing.
+        evaluation_13: An evaluation by `infer`, or nothing.
+        evaluation_14: An evaluation by `infer`, or nothing.
+        evaluation_15: An evaluation by `infer`, or nothing.
+        evaluation_16: An evaluation by `infer`, or nothing.
+        clean_accuracy_floor: The report warns if the model is right less often than this on clean images, in [0, 1].
+    """
+    from evasion.components.report import task
+
+    given = [
+        evaluation_1,
+        evaluation_2,
+        evaluation_3,
+        evaluation_4,
+        evaluation_5,
+        evaluation_6,
+        evaluation_7,
+        evaluation_8,
+        evaluation_9,
+        evaluation_10,
+        evaluation_11,
+        evaluation_12,
+        evaluation_13,
+        evaluation_14,
+        evaluation_15,
+        evaluation_16,
+    ]
+    metrics.metadata.update(
+        task.report(
+            evaluations=[task.Path(evaluation.path) for evaluation in given if evaluation],
+            html=task.Path(html.path),
+            summary=task.Path(summary.path),
+            clean_accuracy_floor=clean_accuracy_floor,
+        )
+    )

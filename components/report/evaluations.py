@@ -1,0 +1,336 @@
+"""The evaluation directories that `infer` wrote, read back and held together."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+# Where data and models come from and how they are fed, not what an attack or a defense does with them.
+_PLUMBING = {
+    "apply_fit",
+    "apply_predict",
+    "batch_size",
+    "data_dir",
+    "dataset_name",
+    "dataset_run_id",
+    "dataset_tar_name",
+    "load_dataset_from_mlruns",
+    "model",
+    "model_architecture",
+    "model_tag",
+    "run_id",
+    "seed",
+}
+_COLUMNS = ("path", "label", "predicted", "confidence", "correct")
+# A setting that a switch makes effective is not shown while the switch is off.
+_SWITCHES = {"eps_step": "minimal", "ratio": "perform_data_augmentation"}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One entry of a dataset's provenance: what was done to it, how, and by which versions."""
+
+    name: str
+    kind: str
+    parameters: dict[str, Any]
+    seed: int | None
+    versions: dict[str, str]
+    parent_sha256: str | None
+    model_sha256: str | None
+    applied: bool
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Stage:
+        """Take a stage from its entry in `evaluation.json`."""
+        return cls(
+            name=str(entry["stage"]),
+            kind=str(entry["kind"]),
+            parameters=dict(entry.get("parameters") or {}),
+            seed=entry.get("seed"),
+            versions=dict(entry.get("versions") or {}),
+            parent_sha256=entry.get("parent_sha256"),
+            model_sha256=entry.get("model_sha256"),
+            applied=bool(entry.get("applied", True)),
+        )
+
+    @cached_property
+    def settings(self) -> str:
+        """The stage's own settings in short: `eps=0.3 norm=inf`, a switch by its name alone."""
+        words = []
+        for name, value in self.parameters.items():
+            switch = _SWITCHES.get(name)
+            if name in _PLUMBING or value in (None, "", False) or (switch and self.parameters.get(switch) is False):
+                continue
+            words.append(name if value is True else f"{name}={_short(value)}")
+        return " ".join(words)
+
+    @cached_property
+    def identity(self) -> str:
+        """Text that is the same for the same work, whatever data it was done on."""
+        own = {name: value for name, value in self.parameters.items() if name not in _PLUMBING}
+        return json.dumps([self.name, own, self.applied], sort_keys=True)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        levels = value * 255
+        # 0.03137254901960784 says less than 8/255, which is how people give an eps.
+        if 0 < value < 1 and len(repr(value)) > 8 and abs(levels - round(levels)) < 1e-4:
+            return f"{round(levels)}/255"
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """All attacks, or all defenses, that a dataset went through, as one thing with one name."""
+
+    key: str = ""
+    name: str = "none"
+    settings: str = ""
+    applied: bool = True
+
+    @property
+    def label(self) -> str:
+        """Name and settings in one text."""
+        return f"{self.name} {self.settings}".strip()
+
+
+NONE = Treatment()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One model's predictions on one dataset, as `infer` measured them."""
+
+    directory: Path
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    seed: int | None
+    batch_size: int | None
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+    distances: dict[str, dict[str, float]]
+    confusion: list[list[int]]
+    checks: dict[str, Any]
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def read(cls, directory: Path) -> Evaluation:
+        """Read an evaluation directory.
+
+        Raises:
+            ValueError: If the directory does not hold a whole evaluation.
+        """
+        try:
+            found = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+            evaluation = cls(
+                directory=directory,
+                dataset=found["dataset"],
+                model=found["model"],
+                seed=found.get("seed"),
+                batch_size=found.get("batch_size"),
+                versions=found.get("versions") or {},
+                metrics=found["metrics"],
+                distances=found.get("distances") or {},
+                confusion=found.get("confusion") or [],
+                checks=found.get("checks") or {},
+                stages=tuple(Stage.read(entry) for entry in found["dataset"]["provenance"]),
+            )
+            needed = [evaluation.dataset["sha256"], evaluation.model["sha256"], evaluation.model["architecture"]]
+            numbers = [evaluation.metrics[name] for name in ("images", "correct", "accuracy")]
+            interval = [evaluation.metrics[name] for name in ("accuracy_low", "accuracy_high")]
+        except FileNotFoundError:
+            raise ValueError(f"{directory} is not an evaluation: it has no evaluation.json") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{directory / 'evaluation.json'} is not valid JSON: {error}") from None
+        except KeyError as error:
+            raise ValueError(f"{directory / 'evaluation.json'} lacks {error}") from None
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{directory / 'evaluation.json'} is not as infer writes it: {error}") from None
+        if not all(needed) or not all(isinstance(number, int | float) for number in numbers + interval):
+            raise ValueError(
+                f"{directory / 'evaluation.json'} is not as infer writes it: a hash or an accuracy is empty"
+            )
+        if not (directory / "predictions.csv").is_file():
+            raise ValueError(f"{directory} is not an evaluation: it has no predictions.csv")
+        return evaluation
+
+    @property
+    def prefix(self) -> str:
+        """What attacks and defenses put before the name of each image file."""
+        return str(self.dataset.get("prefix") or "")
+
+    @property
+    def root_sha256(self) -> str:
+        """Hash of the data as loaded, before any attack or defense."""
+        later = [stage.parent_sha256 for stage in self.stages[1:] if stage.parent_sha256]
+        return str(later[0] if later else self.dataset["sha256"])
+
+    @cached_property
+    def attack(self) -> Treatment:
+        """The attack that made this data, or NONE."""
+        stages = [stage for stage in self.stages if stage.kind == "attack"]
+        # Another seed or another model attacked makes another attack, though its settings be the same.
+        key = json.dumps([[stage.identity, stage.seed, stage.model_sha256] for stage in stages])
+        return _treatment(stages, key, [stage.name for stage in stages])
+
+    @cached_property
+    def defense(self) -> Treatment:
+        """The defenses that this data went through, or NONE."""
+        last_attack = max((i for i, stage in enumerate(self.stages) if stage.kind == "attack"), default=-1)
+        found = [(i, stage) for i, stage in enumerate(self.stages) if stage.kind == "defense"]
+        names = [f"{stage.name} (before the attack)" if i < last_attack else stage.name for i, stage in found]
+        stages = [stage for _, stage in found]
+        return _treatment(stages, json.dumps([names, [stage.identity for stage in stages]]), names)
+
+    @property
+    def title(self) -> str:
+        """What was evaluated, in words."""
+        parts = [treatment.label for treatment in (self.attack, self.defense) if treatment != NONE]
+        return " + ".join(parts) or "clean"
+
+    def original(self, path: str) -> str:
+        """The path that an image had before attacks and defenses put prefixes before its name."""
+        folder, slash, name = path.rpartition("/")
+        prefix = self.prefix
+        while prefix:
+            if name.startswith(prefix):
+                return folder + slash + name[len(prefix) :]
+            # A defense that also keeps unchanged images leaves them under their shorter name.
+            prefix = prefix.split("_", 1)[1] if "_" in prefix else ""
+        return path
+
+    def predictions(self) -> Iterator[dict[str, str]]:
+        """Rows of `predictions.csv`, one after the other."""
+        path = self.directory / "predictions.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if missing := [name for name in _COLUMNS if row.get(name) is None]:
+                    raise ValueError(f"{path} lacks {', '.join(missing)}")
+                yield row
+
+    def pictures(self) -> dict[str, Path]:
+        """The saved sample of images, by original path."""
+        folder = self.directory / "images"
+        found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".png")
+        return {self.original(path.relative_to(folder).as_posix()): path for path in found}
+
+
+def _treatment(stages: list[Stage], key: str, names: list[str]) -> Treatment:
+    if not stages:
+        return NONE
+    settings = ", ".join(stage.settings for stage in stages if stage.settings)
+    return Treatment(key, " + ".join(names), settings, all(stage.applied for stage in stages))
+
+
+@dataclass
+class Evaluations:
+    """All evaluations of one report: the same model, the same original images, each cell filled once."""
+
+    cells: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
+    attacks: list[Treatment] = field(default_factory=list)
+    defenses: list[Treatment] = field(default_factory=lambda: [NONE])
+    repeated: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        return iter(self.cells.values())
+
+    def get(self, attack: Treatment = NONE, defense: Treatment = NONE) -> Evaluation | None:
+        """The evaluation of this attack with this defense, if there is one."""
+        return self.cells.get((attack.key, defense.key))
+
+    @property
+    def first(self) -> Evaluation:
+        """Any evaluation, for what all have in common."""
+        return next(iter(self))
+
+    @property
+    def clean(self) -> Evaluation | None:
+        """The evaluation of the original images."""
+        return self.get()
+
+    def titles(self) -> list[tuple[str, Evaluation]]:
+        """Every evaluation with its name as the report shows it, in the order of the table."""
+        found = []
+        for attack in [NONE, *self.attacks]:
+            for defense in self.defenses:
+                evaluation = self.get(attack, defense)
+                if evaluation:
+                    parts = [treatment.label for treatment in (attack, defense) if treatment != NONE]
+                    found.append((" + ".join(parts) or "clean", evaluation))
+        return found
+
+
+def collect(directories: list[Path]) -> Evaluations:
+    """Read evaluations and hold them together.
+
+    Args:
+        directories: Evaluation directories, in any order.
+
+    Returns:
+        The evaluations by attack and defense.
+
+    Raises:
+        ValueError: If there is none, or if they are of different models or of different original images.
+    """
+    if not directories:
+        raise ValueError("report needs at least one evaluation. Received: none. Connect the output of infer to it.")
+    read = [Evaluation.read(directory) for directory in directories]
+    _same("model", "Make a report for each model.", {e: f"{e.model['architecture']} {e.model['sha256']}" for e in read})
+    _same("original dataset", "Make a report for each dataset.", {e: e.root_sha256 for e in read})
+
+    together = Evaluations()
+    for evaluation in read:
+        attack, defense = _place(together, evaluation)
+        if defense is None:
+            together.repeated.append(evaluation.title)
+            continue
+        together.cells[attack.key, defense.key] = evaluation
+        if attack != NONE and attack not in together.attacks:
+            together.attacks.append(attack)
+        if defense not in together.defenses:
+            together.defenses.append(defense)
+    together.attacks = _distinct(together.attacks, list(together))
+    return together
+
+
+def _same(what: str, advice: str, values: dict[Evaluation, str]) -> None:
+    if len(set(values.values())) > 1:
+        listed = "; ".join(f"{evaluation.title}: {value}" for evaluation, value in values.items())
+        raise ValueError(f"evaluations must be of one {what}. Received: {listed}. {advice}")
+
+
+def _place(together: Evaluations, evaluation: Evaluation) -> tuple[Treatment, Treatment | None]:
+    """Find a free cell; no defense means that the very same data is there already."""
+    attack, defense, run = evaluation.attack, evaluation.defense, 1
+    while there := together.get(attack, defense):
+        if there.dataset["sha256"] == evaluation.dataset["sha256"]:
+            return attack, None
+        run += 1
+        plain = evaluation.defense
+        defense = Treatment(f"{plain.key}#{run}", f"{plain.name} (run {run})", plain.settings, plain.applied)
+    return attack, defense
+
+
+def _distinct(attacks: list[Treatment], evaluations: list[Evaluation]) -> list[Treatment]:
+    """Add the seed to attacks that would read the same."""
+    labels = [attack.label for attack in attacks]
+    named = []
+    for attack in attacks:
+        if labels.count(attack.label) > 1:
+            seeds = next(
+                [stage.seed for stage in evaluation.stages if stage.kind == "attack"]
+                for evaluation in evaluations
+                if evaluation.attack == attack
+            )
+            settings = f"{attack.settings} seed={','.join(map(str, seeds))}".strip()
+            named.append(Treatment(attack.key, attack.name, settings, attack.applied))
+        else:
+            named.append(attack)
+    return named

@@ -1,0 +1,244 @@
+"""The checks that say whether an evaluation can be trusted: what was found and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Stage, Treatment
+from evasion.components.report.table import Share, accuracy, percent
+
+Status = Literal["pass", "warn", "fail"]
+
+LEVEL = 1 / 255
+"""One step of an 8-bit pixel."""
+ZERO_GRADIENTS = 0.05
+"""Share of images without a gradient above which robust accuracy says more about the attack than the model."""
+HALF_WIDTHS = (0.05, 0.2)
+"""Half-widths of an accuracy's interval: from here on a warning, from here on a failure."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check.
+
+    Attributes:
+        name: What was checked.
+        subject: Of which evaluation, attack or defense.
+        status: How it came out.
+        found: What was found.
+        advice: What to do; empty if nothing.
+    """
+
+    name: str
+    subject: str
+    status: Status
+    found: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The check as `report.json` holds it."""
+        return asdict(self)
+
+
+def findings(evaluations: Evaluations, clean_accuracy_floor: float) -> list[Finding]:
+    """Make every check that applies, the failed ones first."""
+    made = [*_of_all(evaluations, clean_accuracy_floor)]
+    for attack in evaluations.attacks:
+        made += _of_attack(evaluations, attack)
+    for defense in evaluations.defenses:
+        if defense != NONE:
+            made += _of_defense(evaluations, defense)
+    order = ("fail", "warn", "pass")
+    return sorted(made, key=lambda finding: order.index(finding.status))
+
+
+def _of_all(evaluations: Evaluations, floor: float) -> Iterator[Finding]:
+    model = evaluations.first.model
+    count = len(evaluations.cells)
+    yield Finding(
+        "same model and data",
+        f"{count} evaluation{'s' * (count != 1)}",
+        "pass",
+        f"model {model['sha256'][:12]}, original images {evaluations.first.root_sha256[:12]}, by sha256",
+    )
+    if evaluations.repeated:
+        listed = ", ".join(evaluations.repeated)
+        yield Finding(
+            "each evaluation once", listed, "warn", "given more than once; shown once", "Connect each output once."
+        )
+    yield _clean_accuracy(evaluations, floor)
+    yield from _saturation(evaluations)
+    yield from _precision(evaluations)
+    yield from _counts(evaluations)
+
+
+def _clean_accuracy(evaluations: Evaluations, floor: float) -> Finding:
+    name, found = "clean accuracy above the floor", accuracy(evaluations.clean)
+    if found is None:
+        advice = "Evaluate the original images too: without them nobody knows what the attack took."
+        return Finding(name, "clean", "warn", "the original images were not evaluated", advice)
+    text = f"{percent(found.value)} (floor {percent(floor)})"
+    if found.value < floor:
+        advice = "Train the model further, or check labels, class order and preprocessing, before judging robustness."
+        return Finding(name, "clean", "fail", text, advice)
+    if found.low < floor:
+        advice = "The interval reaches below the floor: evaluate more images."
+        return Finding(name, "clean", "warn", f"{text}, interval from {percent(found.low)}", advice)
+    return Finding(name, "clean", "pass", text)
+
+
+def _saturation(evaluations: Evaluations) -> Iterator[Finding]:
+    evaluation = evaluations.clean or evaluations.first
+    saturated, images = evaluation.checks.get("saturated_images"), evaluation.metrics["images"]
+    if saturated is None or not images:
+        return
+    name, share = "softmax not saturated", saturated / images
+    text = f"{saturated:,} of {images:,} images ({percent(share)}) have a confidence that rounds to 1"
+    logits = [evaluations_of.checks.get("gradient_from_logits") for evaluations_of in evaluations]
+    if not saturated:
+        yield Finding(name, evaluation.title, "pass", "no confidence rounds to 1")
+    elif True in logits and False not in logits:
+        yield Finding(name, evaluation.title, "pass", f"{text}; harmless, for the attack used the logits")
+    else:
+        advice = "Gradients through a saturated softmax vanish: attack the logits, and do not read the confidences."
+        yield Finding(name, evaluation.title, "warn", text, advice)
+
+
+def _precision(evaluations: Evaluations) -> Iterator[Finding]:
+    shares: list[tuple[float, str, Share]] = []
+    for title, evaluation in evaluations.titles():
+        found = accuracy(evaluation)
+        if found:
+            shares.append(((found.high - found.low) / 2, title, found))
+    if not shares:
+        yield Finding("enough images", "all", "fail", "no images were evaluated", "Give the pipeline images.")
+        return
+    half, title, found = max(shares, key=lambda each: each[0])
+    text = f"{found.n:,} images: accuracies are known to about \N{PLUS-MINUS SIGN}{half * 100:.1f} points or better"
+    status: Status = "fail" if half > HALF_WIDTHS[1] else "warn" if half > HALF_WIDTHS[0] else "pass"
+    advice = "Evaluate more images; four times as many halve the interval." if status != "pass" else ""
+    yield Finding("enough images", title, status, text, advice)
+
+
+def _counts(evaluations: Evaluations) -> Iterator[Finding]:
+    base = evaluations.clean
+    if base is None:
+        return
+    expected = base.metrics["images"]
+    for title, evaluation in evaluations.titles():
+        images = evaluation.metrics["images"]
+        if images == expected:
+            continue
+        text = f"{images:,} images, but {expected:,} originals"
+        if images > expected:
+            advice = "It also holds unchanged or repeated images (data augmentation): not comparable with the others."
+        else:
+            advice = "Images were left out on the way: compare only what covers the same images."
+        yield Finding("the same images in every row", title, "warn", text, advice)
+
+
+def _of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Finding]:
+    of_attack = [evaluation for evaluation in evaluations if evaluation.attack.key == attack.key]
+    stages = [stage for stage in of_attack[0].stages if stage.kind == "attack"]
+    yield from _zero_gradients(of_attack, attack)
+    yield from _logits(of_attack, attack)
+    yield from _target(of_attack[0], stages, attack)
+    yield from _perturbation(evaluations.get(attack), stages, attack)
+    if evaluations.get(attack) is None:
+        advice = "Evaluate the attacked images without a defense too: else nobody knows what a defense gives back."
+        yield Finding("attack without a defense", attack.label, "warn", "it was not evaluated", advice)
+
+
+def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Finding]:
+    name = "gradients not zero"
+    known = [e for e in of_attack if e.checks.get("zero_gradient_images") is not None]
+    if not known:
+        advice = "A gradient of exactly zero looks like robustness: check that the attack reached the model."
+        yield Finding(name, attack.label, "warn", "the attack did not record it", advice)
+        return
+    worst = max(known, key=lambda evaluation: evaluation.checks["zero_gradient_images"])
+    zero, images = worst.checks["zero_gradient_images"], worst.metrics["images"]
+    share = zero / images if images else 0.0
+    text = f"{zero:,} of {images:,} images ({percent(share)}) had a gradient of exactly zero"
+    advice = "The attack could not move them, so robust accuracy looks too good: take the loss from the logits."
+    if zero:
+        yield Finding(name, attack.label, "fail" if share > ZERO_GRADIENTS else "warn", text, advice)
+    else:
+        yield Finding(name, attack.label, "pass", "every image had a gradient")
+
+
+def _logits(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Finding]:
+    name = "gradient from logits"
+    told = [evaluation.checks.get("gradient_from_logits") for evaluation in of_attack]
+    advice = "A loss behind a softmax loses its gradient where the model is sure: attack the logits."
+    if False in told:
+        yield Finding(name, attack.label, "fail", "the gradient went through the softmax", advice)
+    elif True in told:
+        yield Finding(name, attack.label, "pass", "the loss was taken from the logits")
+    else:
+        yield Finding(name, attack.label, "warn", "the attack did not record it", advice)
+
+
+def _target(evaluation: Evaluation, stages: list[Stage], attack: Treatment) -> Iterator[Finding]:
+    name, model = "attack aimed at this model", evaluation.model["sha256"]
+    aimed = {stage.model_sha256 for stage in stages if stage.model_sha256}
+    if aimed == {model}:
+        yield Finding(name, attack.label, "pass", f"model {model[:12]} made and judged the images")
+    elif aimed:
+        others = ", ".join(sorted(digest[:12] for digest in aimed))
+        advice = "This is a transfer attack; an attack on the model itself would fool it more."
+        yield Finding(name, attack.label, "warn", f"made with model {others}, judged by {model[:12]}", advice)
+
+
+def _perturbation(attacked: Evaluation | None, stages: list[Stage], attack: Treatment) -> Iterator[Finding]:
+    """Hold what was saved to what was allowed: 8 bits cannot hold less than half a step."""
+    name = "attack survives 8 bits"
+    saved = attacked.distances.get("l_infinity_norm") if attacked else None
+    bounds = [stage.parameters["eps"] for stage in stages if str(stage.parameters.get("norm")) == "inf"]
+    eps = bounds[0] if len(stages) == len(bounds) == 1 and isinstance(bounds[0], int | float) else None
+    if eps is not None and eps < LEVEL / 2:
+        text = f"eps={eps:g} is less than half an 8-bit step (1/510 = {LEVEL / 2:.5f})"
+        yield Finding(name, attack.label, "fail", text, "Rounding undoes it: take an eps of at least 1/255.")
+    elif saved is None:
+        if eps is not None:
+            yield Finding(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
+    elif saved["max"] == 0:
+        advice = "Nothing is left of the attack after rounding: take a larger eps."
+        yield Finding(name, attack.label, "fail", "no saved image differs from its original", advice)
+    elif eps is not None and saved["max"] > eps + LEVEL / 2 + 1e-6:
+        text = f"a saved pixel differs by {saved['max']:.4g}, more than eps={eps:g} and rounding allow"
+        yield Finding(name, attack.label, "fail", text, "The bound is broken: do not compare with other results.")
+    elif saved["median"] < LEVEL / 2:
+        text = (
+            f"at least half of the saved images do not differ from their originals (largest change {saved['max']:.4g})"
+        )
+        advice = "Rounding undoes the attack on these images: take a larger eps."
+        yield Finding(name, attack.label, "warn", text, advice)
+    else:
+        text = (
+            f"the most changed pixel moved by {saved['median'] / LEVEL:.3g} steps of 8 bits in the median image, "
+            f"{saved['max'] / LEVEL:.3g} at most"
+        )
+        yield Finding(name, attack.label, "pass", text)
+
+
+def _of_defense(evaluations: Evaluations, defense: Treatment) -> Iterator[Finding]:
+    name = "defense applied"
+    over = [evaluations.get(attack, defense) for attack in (NONE, *evaluations.attacks)]
+    changed = [each.distances["l_infinity_norm"]["max"] for each in over if each and each.distances]
+    if not defense.applied:
+        advice = "Set apply_predict=true: its rows are those of no defense."
+        yield Finding(name, defense.label, "warn", "apply_predict is false: the images are unchanged", advice)
+    elif changed and max(changed) == 0:
+        yield Finding(name, defense.label, "warn", "it changed no image", "Choose stronger settings.")
+    else:
+        yield Finding(name, defense.label, "pass", "it ran over the images")
+    if evaluations.clean and evaluations.get(NONE, defense) is None:
+        advice = "Evaluate it on clean images too, to know what it costs."
+        yield Finding("cost of the defense", defense.label, "warn", "not evaluated on clean images", advice)
+    for attack in evaluations.attacks:
+        if evaluations.get(attack, defense) is None:
+            text, advice = f"not evaluated under {attack.label}", "Evaluate it on the attacked images too."
+            yield Finding("gain of the defense", defense.label, "warn", text, advice)

@@ -1,0 +1,110 @@
+"""The HTML page: everything the template shows, gathered and rendered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from evasion.components.report import confusion, gallery, table
+from evasion.components.report.evaluations import NONE, Evaluations, Stage
+from evasion.components.report.findings import Finding
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+DISTANCES = {
+    "l_1_norm": "L1 norm",
+    "l_2_norm": "L2 norm",
+    "l_infinity_norm": "L∞ norm",
+    "cosine_similarity": "cosine similarity",
+    "wasserstein_distance": "Wasserstein distance",
+}
+STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
+
+
+def render(evaluations: Evaluations, rows: list[table.Row], findings: list[Finding], headline: tuple[str, str]) -> str:
+    """Return the page; it needs no network and no script.
+
+    Args:
+        evaluations: What was measured.
+        rows: The table.
+        findings: The checks that were made.
+        headline: The sentence about the attack and the one about the defenses.
+    """
+    # Class names and settings come from data that others made: every text is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=table.percent, points=table.points, number=_number)
+    worst = table.strongest(rows)
+    return environment.get_template("report.html.j2").render(
+        headline=headline,
+        model=evaluations.first.model,
+        dataset=evaluations.first.dataset,
+        root_sha256=evaluations.first.root_sha256,
+        attacks=evaluations.attacks,
+        blocks=[(attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]],
+        worst=worst,
+        best=table.best(rows, worst.attack) if worst else None,
+        clean=table.accuracy(evaluations.clean),
+        findings=findings,
+        failed=[finding for finding in findings if finding.status == "fail"],
+        counts={status: sum(f.status == status for f in findings) for status in ("fail", "warn", "pass")},
+        galleries=gallery.galleries(evaluations),
+        at_once=gallery.AT_ONCE,
+        confusions=_confusions(evaluations),
+        distances=[(title, evaluation.distances) for title, evaluation in evaluations.titles() if evaluation.distances],
+        distance_names=DISTANCES,
+        statistics=STATISTICS,
+        lineage=evaluations.titles(),
+        stages=_stages(evaluations),
+        versions=_versions(evaluations),
+        untreated=NONE,
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _confusions(evaluations: Evaluations) -> list[tuple[list[confusion.Matrix], int]]:
+    """Before and after, once for each attack."""
+    before = [("before the attack", evaluations.clean)] if evaluations.clean else []
+    found = []
+    for attack in evaluations.attacks:
+        after = evaluations.get(attack)
+        if after:
+            found.append(confusion.matrices([*before, (f"after {attack.label}", after)]))
+    if not found and evaluations.clean:
+        found.append(confusion.matrices([("clean", evaluations.clean)]))
+    return found
+
+
+def _stages(evaluations: Evaluations) -> list[tuple[Stage, str]]:
+    """Every stage that made one of the datasets, once, with all its parameters as text."""
+    found: dict[str, tuple[Stage, str]] = {}
+    for _, evaluation in evaluations.titles():
+        for stage in evaluation.stages:
+            words = [
+                f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+                for name, value in stage.parameters.items()
+            ]
+            key = json.dumps([stage.identity, stage.seed, stage.parent_sha256])
+            found[key] = (stage, "\n".join(words))
+    return list(found.values())
+
+
+def _versions(evaluations: Evaluations) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each package with its versions; where they differ, with the stages that used each."""
+    users: dict[str, dict[str, set[str]]] = {}
+    for evaluation in evaluations:
+        used = [(stage.name, stage.versions) for stage in evaluation.stages] + [("infer", evaluation.versions)]
+        for stage, versions in used:
+            for package, version in versions.items():
+                users.setdefault(package, {}).setdefault(version, set()).add(stage)
+    return [
+        (package, [(version, ", ".join(sorted(by)) if len(found) > 1 else "") for version, by in sorted(found.items())])
+        for package, found in sorted(users.items())
+    ]

@@ -1,0 +1,41 @@
+"""The step `spatial_smoothing`."""
+
+from kfp.dsl import Dataset, Input, Metrics, Output
+
+from evasion.components.step import step
+
+
+@step
+def spatial_smoothing(
+    dataset: Input[Dataset],
+    defended: Output[Dataset],
+    metrics: Output[Metrics],
+    window_size: int = 3,
+    apply_fit: bool = False,
+    apply_predict: bool = True,
+    seed: int = -1,
+) -> None:
+    """Smooth every image with a median filter (Xu et al. 2018, arXiv:1704.01155).
+
+    Args:
+        dataset: The images to defend.
+        defended: The smoothed images.
+        metrics: Distances between the smoothed images and those before.
+        window_size: Side of the square whose median each pixel becomes, per channel; at the edge the image is
+            mirrored. An even window reaches one pixel further to the top and left, and takes the upper median.
+        apply_fit: Whether to smooth training data.
+        apply_predict: Whether to smooth testing data.
+        seed: Recorded; nothing here is random.
+    """
+    from evasion.components.spatial_smoothing import task
+
+    metrics.metadata.update(
+        task.spatial_smoothing(
+            dataset=task.Path(dataset.path),
+            defended=task.Path(defended.path),
+            window_size=window_size,
+            apply_fit=apply_fit,
+            apply_predict=apply_predict,
+            seed=seed,
+        )
+    )

@@ -1,0 +1,58 @@
+"""Adversarial training after Madry et al. 2018 (arXiv:1706.06083), compiled.
+
+The attack is that of ART's `AdversarialTrainerMadryPGD` (`ProjectedGradientDescent`, norm inf, one random start,
+true labels, every image of every batch attacked); `tests` hold it to ART's. It runs inside Keras's training step,
+so that epochs, batches, validation, early stopping and seed are those of any other training, where ART's trainer
+has its own loop without them.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from evasion.components.common.classifier import logits_of
+
+
+def adversarially_trained(model: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:
+    """Return the model, its weights shared, whose `fit` attacks each batch before it learns from it."""
+    return _Madry(model, eps, eps_step, max_iter)
+
+
+def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:
+    """Return the images after PGD in norm inf within [0, 1].
+
+    Args:
+        logits: A model from images to logits.
+        x: float32 images, (images, height, width, channels), in [0, 1].
+        y: One-hot labels to move away from.
+        start: Where to begin, of the shape of `x`, within `eps` of it.
+        eps: Largest change of a pixel, a share of the pixel range.
+        eps_step: Change of a step.
+        max_iter: Steps.
+    """
+    x_adv = start
+    for _ in tf.range(max_iter):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x_adv)
+            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(y, logits(x_adv, training=False)))
+        moved = tf.clip_by_value(x_adv + eps_step * tf.sign(tape.gradient(loss, x_adv)), 0.0, 1.0)
+        x_adv = x + tf.clip_by_value(moved - x, -eps, eps)
+    return tf.stop_gradient(x_adv)
+
+
+class _Madry(keras.Model):  # type: ignore[misc]
+    def __init__(self, model: Any, eps: float, eps_step: float, max_iter: int) -> None:
+        super().__init__(inputs=model.inputs, outputs=model.outputs)
+        self._attacked, from_logits = logits_of(model)
+        if not from_logits:
+            raise ValueError("Adversarial training needs a model that ends in a softmax over logits.")
+        self._attack = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
+        self._noise = keras.random.SeedGenerator()  # seeded by keras.utils.set_random_seed
+
+    def train_step(self, data: Any) -> Any:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        eps = self._attack["eps"]
+        noise = keras.random.uniform(tf.shape(x), -eps, eps, seed=self._noise)
+        start = tf.clip_by_value(x + noise, 0.0, 1.0)
+        return super().train_step((perturb(self._attacked, x, y, start, **self._attack), y, sample_weight))

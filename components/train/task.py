@@ -1,0 +1,184 @@
+"""Train one of the five architectures on a packed dataset, plainly or against PGD."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common import checks
+from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+
+OPTIMIZERS = ("rmsprop", "adam", "adagrad", "sgd")
+
+
+def check(
+    *,
+    model_architecture: str,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    optimizer: str,
+    validation_split: float,
+    apply_defense: bool,
+    eps: float,
+    eps_step: float,
+    max_iter: int,
+    weights: str,
+    weights_sha256: str,
+    seed: int,
+    **_: object,
+) -> None:
+    """Hold the parameters to their rules."""
+    checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    checks.in_range("epochs", epochs, 0, include_low=False)
+    checks.positive_integer("batch_size", batch_size)
+    checks.in_range("learning_rate", learning_rate, 0, include_low=False)
+    checks.one_of("optimizer", optimizer, OPTIMIZERS)
+    checks.in_range("validation_split", validation_split, 0, 1, include_high=False)
+    if apply_defense:
+        checks.in_range("eps", eps, 0, 1, include_low=False)
+        checks.in_range("eps_step", eps_step, 0, 1, include_low=False)
+        checks.positive_integer("max_iter", max_iter)
+    if model_architecture in PRETRAINED:
+        checks.weights("weights", weights)
+        checks.sha256("weights_sha256", weights_sha256)
+    checks.seed(seed)
+
+
+def train(
+    *,
+    dataset: Path,
+    model: Path,
+    model_tag: str,
+    model_architecture: str,
+    epochs: float,
+    batch_size: int,
+    register_model: bool,
+    learning_rate: float,
+    optimizer: str,
+    validation_split: float,
+    apply_defense: bool,
+    eps: float,
+    eps_step: float,
+    max_iter: int,
+    weights: str,
+    weights_sha256: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Train a model; the parameters are those of the step of this name.
+
+    Returns:
+        `metrics`: losses and accuracies of the last epoch, flat; `card`: the model's description.
+    """
+    parameters = {
+        "model_tag": model_tag,
+        "model_architecture": model_architecture,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "register_model": register_model,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "validation_split": validation_split,
+        "apply_defense": apply_defense,
+        "eps": eps,
+        "eps_step": eps_step,
+        "max_iter": max_iter,
+        "weights": weights,
+        "weights_sha256": weights_sha256,
+    }
+    check(**parameters, seed=seed)  # type: ignore[arg-type]
+
+    import dataclasses
+
+    from evasion.components.common import architectures, seeding, tracking
+    from evasion.components.common import model as model_artifact
+    from evasion.components.common.dataset import Dataset
+
+    seed = seeding.resolve(seed)
+    with tracking.stage("train", {**parameters, "seed": seed}) as run, Dataset(dataset) as data:
+        _require(data.header, model_architecture, validation_split)
+
+        import keras
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(seed)
+        tf.config.experimental.enable_op_determinism()  # same seed, same model, whatever the threads do
+        network = architectures.build(model_architecture, len(data.header.class_names), weights, weights_sha256)
+        if apply_defense:
+            from evasion.components.train.madry import adversarially_trained
+
+            network = adversarially_trained(network, eps=eps, eps_step=eps_step, max_iter=max_iter)
+        network.compile(
+            optimizer=getattr(keras.optimizers, _CLASSES[optimizer])(learning_rate),
+            loss=keras.losses.CategoricalCrossentropy(),
+            metrics=["accuracy"],
+        )
+        metrics = _fit(network, data, epochs, batch_size, validation_split, seed)
+        plain = keras.Model(network.inputs, network.outputs, name=model_architecture)
+        card = model_artifact.save(
+            plain,
+            model,
+            architecture=model_architecture,
+            input_shape=data.header.image_shape,
+            class_names=data.header.class_names,
+            weights="trained",
+        )
+        run.log_metrics(metrics)
+        name = tracking.registered_name(run.experiment, model_tag, model_architecture) if register_model else ""
+        if name:
+            card = dataclasses.replace(card, name=name)
+            card.write(model)
+        version = run.log_model(model, register_as=name)
+        card = dataclasses.replace(card, name=name if version else "", version=version)
+        card.write(model)
+    return {"metrics": metrics, "card": dataclasses.asdict(card)}
+
+
+_CLASSES = {"rmsprop": "RMSprop", "adam": "Adam", "adagrad": "Adagrad", "sgd": "SGD"}
+
+
+def _require(header: Any, model_architecture: str, validation_split: float) -> None:
+    """Refuse data that cannot train this model."""
+    shape = ARCHITECTURES[model_architecture].input_shape
+    if header.image_shape != shape:
+        raise ValueError(
+            f"{model_architecture} takes images of {shape}, the dataset has {header.image_shape}: "
+            f"load it with model_architecture={model_architecture}."
+        )
+    if len(header.class_names) < 2:
+        raise ValueError(f"Training needs images of two classes at least. Received: {', '.join(header.class_names)}")
+    if validation_split and not 0 < round(header.images * validation_split) < header.images:
+        raise ValueError(
+            f"validation_split must leave images on both sides of {header.images}. "
+            f"Received: validation_split={validation_split}"
+        )
+
+
+def _fit(
+    network: Any, data: Any, epochs: float, batch_size: int, validation_split: float, seed: int
+) -> dict[str, float]:
+    """Fit for a float number of epochs and return the metrics of the last."""
+    import keras
+    import numpy as np
+
+    from evasion.components.train.feed import Feed, Fraction
+
+    order = np.random.default_rng(seed).permutation(len(data))
+    held_out = round(len(data) * validation_split)
+    feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed)
+    validation = Feed(data, np.sort(order[:held_out]), batch_size) if held_out else None
+    history = network.fit(
+        feed,
+        epochs=math.ceil(epochs),
+        validation_data=validation,
+        shuffle=False,  # the feed does it, from its seed
+        verbose=0,
+        callbacks=[
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss" if validation else "loss", min_delta=1e-2, patience=5, restore_best_weights=True
+            ),
+            Fraction(total=max(1, round(epochs * len(feed)))),
+        ],
+    ).history
+    return {f"training_{name}": float(values[-1]) for name, values in history.items()} | {
+        "epochs_trained": float(len(history["loss"]))
+    }

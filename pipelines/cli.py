@@ -1,0 +1,295 @@
+"""The command line `evasion`: runs pipelines on this machine and compiles them for Kubeflow."""
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+# kfp, MLflow and Rich are imported by the commands that need them, so that help comes at once.
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+TYPES: dict[str, click.ParamType[Any]] = {
+    "Integer": click.INT,
+    "Float": click.FLOAT,
+    "Boolean": click.BOOL,
+    "String": click.STRING,
+}
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+# `--data_dir` is as good as `--data-dir`: the documents of the steps say the former.
+SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(
+    context_settings=SETTINGS,
+    epilog="""\b
+    Begin with:
+      evasion list                       which pipelines there are
+      evasion run fgm_evaluation --help  what one does and takes
+      evasion compile all                the YAMLs to upload to Kubeflow
+    """,
+)
+@click.version_option(package_name="evasion-pipelines", prog_name="evasion")
+def main() -> None:
+    """Measure how far the Fast Gradient Method fools an image classifier, and what defenses give back."""
+
+
+class PipelineCommands(click.Group):
+    """A command for each pipeline, with an option for each of its parameters."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
+        """Name the pipelines."""
+        from evasion.pipelines.catalog import pipelines
+
+        return list(pipelines())
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's interface
+        """Make the command of a pipeline."""
+        from evasion.pipelines.catalog import pipelines
+
+        name = name.replace("-", "_")
+        return _command(name, pipelines()[name]) if name in pipelines() else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the pipeline, or say which there are."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            _unknown(args[0])
+        return super().resolve_command(ctx, args)
+
+
+@main.command(
+    "run",
+    cls=PipelineCommands,
+    options_metavar="",
+    subcommand_metavar="PIPELINE [OPTIONS]",
+    no_args_is_help=True,
+)
+def run_group() -> None:
+    """Run a pipeline on this machine, without a container engine.
+
+    Every parameter of a pipeline is an option; `evasion run PIPELINE --help` explains them.
+    """
+
+
+@main.command("list")
+def list_pipelines() -> None:
+    """Show which pipelines there are."""
+    from evasion.pipelines.catalog import pipelines
+
+    width = max(map(len, pipelines()))
+    for name, pipeline in pipelines().items():
+        click.echo(f"{name:{width}}  {_first_paragraph(pipeline)}")
+
+
+@main.command("compile", epilog="Example: evasion compile fgm_evaluation train --output compiled")
+@click.argument("names", nargs=-1, metavar="[PIPELINE...|all]")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("compiled"),
+    show_default=True,
+    help="The folder for the YAMLs, one a pipeline.",
+)
+def compile_pipelines(names: tuple[str, ...], output: Path) -> None:
+    """Compile pipelines to YAML for Kubeflow: those named, or all."""
+    from evasion.pipelines.catalog import pipelines
+
+    chosen = [name.replace("-", "_") for name in names if name != "all"]
+    for name in chosen:
+        if name not in pipelines():
+            _unknown(name)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in chosen if chosen and "all" not in names else pipelines():
+        click.echo(_compile(pipelines()[name], output / f"{name}.yaml"))
+
+
+def _compile(pipeline: Any, path: Path) -> Path:
+    """Write the YAML of a pipeline; a file that is there is whole at any time."""
+    from kfp import compiler
+
+    unfinished = path.with_name(f".{path.stem}.unfinished.yaml")
+    try:
+        compiler.Compiler().compile(pipeline, str(unfinished))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _unknown(name: str) -> NoReturn:
+    """Refuse a pipeline that does not exist."""
+    from evasion.pipelines.catalog import pipelines
+
+    raise click.UsageError(f"No such pipeline: {name}. Choose from {', '.join(pipelines())}.")
+
+
+def _common_options() -> list[click.Option]:
+    """Return the options that every pipeline has beside its own."""
+    return [
+        click.Option(
+            ["--output"],
+            type=click.Path(file_okay=False, path_type=Path),
+            default=Path("runs"),
+            show_default=True,
+            help="The folder that collects runs.",
+        ),
+        click.Option(
+            ["--experiment"],
+            default="evasion",
+            show_default=True,
+            envvar="MLFLOW_EXPERIMENT_NAME",
+            show_envvar=True,
+            help="The MLflow experiment; models are registered under names that begin with it.",
+        ),
+        click.Option(
+            ["--tracking-uri"],
+            envvar="MLFLOW_TRACKING_URI",
+            show_envvar=True,
+            help="Where MLflow keeps runs and models.  [default: mlflow.db in the output folder]",
+        ),
+        click.Option(["--verbose"], is_flag=True, help="Show what the steps print."),
+        click.Option(["--quiet"], is_flag=True, help="Show the result alone."),
+    ]
+
+
+def _command(name: str, pipeline: Any) -> click.Command:
+    """Make the command that runs a pipeline."""
+    own = [_option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
+
+    def run(
+        output: Path, experiment: str, tracking_uri: str | None, verbose: bool, quiet: bool, **arguments: Any
+    ) -> None:
+        _run(pipeline, arguments, output, experiment, tracking_uri, verbose=verbose, quiet=quiet)
+
+    return click.Command(
+        name,
+        params=[*own, *_common_options()],
+        callback=run,
+        help=_help(name, pipeline),
+        short_help=_first_paragraph(pipeline),
+        context_settings=SETTINGS,
+    )
+
+
+def _option(name: str, declared: Any) -> click.Option:
+    """Make the option for a parameter of a pipeline, of its type and with its default and description."""
+    # In words, so that help shows it as it is to be typed.
+    default = str(declared.default).lower() if isinstance(declared.default, bool) else declared.default
+    return click.Option(
+        [f"--{_dashed(name)}", name],
+        type=TYPES.get(declared.type, click.STRING),
+        required=not declared.optional,
+        # A blank text is shown as nothing.
+        default=default if declared.optional else None,
+        show_default=declared.optional and default != "",
+        help=" ".join((declared.description or "").split()),
+        metavar="true|false" if declared.type == "Boolean" else None,
+    )
+
+
+def _first_paragraph(pipeline: Any) -> str:
+    return " ".join(_documented(pipeline)[0].split())
+
+
+def _documented(pipeline: Any) -> list[str]:
+    """Return the paragraphs of a pipeline's docstring, its parameters left out."""
+    import docstring_parser
+
+    parsed = docstring_parser.parse(pipeline.pipeline_func.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+    return (parsed.description or "").split("\n\n")
+
+
+def _help(name: str, pipeline: Any) -> str:
+    """Return what a pipeline's docstring says, its indented lines kept, and an example where it has none."""
+    paragraphs = [
+        # click fills paragraphs unless this mark stands before them.
+        f"\b\n{paragraph}" if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph
+        for paragraph in _documented(pipeline)
+    ]
+    if not any("evasion run" in paragraph for paragraph in paragraphs):
+        required = [name for name, declared in (pipeline.component_spec.inputs or {}).items() if not declared.optional]
+        options = "".join(f" --{_dashed(parameter)} ..." for parameter in required)
+        paragraphs.append(f"\b\nExample:\n  evasion run {name}{options}")
+    return "\n\n".join(paragraphs)
+
+
+def _run(
+    pipeline: Any,
+    arguments: Mapping[str, Any],
+    output: Path,
+    experiment: str,
+    tracking_uri: str | None,
+    *,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Run a pipeline, show how it goes and what it found."""
+    from rich.console import Console
+
+    from evasion.components.common.tracking import TrackingError
+    from evasion.pipelines import display, local
+    from evasion.pipelines.preflight import BadArgumentsError
+
+    progress = Console(stderr=True, quiet=quiet)
+    shown = display.Live if progress.is_terminal else display.Lines
+    try:
+        with _ended_by_signals(), shown(progress, verbose=verbose) as listener:
+            result = local.run(
+                pipeline,
+                arguments,
+                output=output,
+                experiment=experiment,
+                tracking_uri=tracking_uri,
+                listener=listener,
+            )
+    except BadArgumentsError as error:
+        _fail(BAD_INPUT, *(_told(problem.message, problem.parameters) for problem in error.problems))
+    except local.StepFailedError as error:
+        _fail(1, str(error), note=f"All output: {error.log}")
+    except (TrackingError, OSError) as error:
+        _fail(1, str(error))
+    except KeyboardInterrupt:
+        _fail(INTERRUPTED, "interrupted")
+    display.show_result(Console(), result)
+
+
+def _told(message: str, parameters: tuple[str, ...]) -> str:
+    """Add to a message which options decide it."""
+    options = " or ".join(f"--{_dashed(name)}" for name in dict.fromkeys(parameters))
+    return f"{message}{'' if message.endswith('.') else '.'} Set {options}." if options else message
+
+
+def _fail(code: int, *messages: str, note: str = "") -> NoReturn:
+    """Print errors and leave with an exit code."""
+    for message in messages:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+    if note:
+        click.echo(note, err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a request to end the program end the running step too, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

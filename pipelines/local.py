@@ -1,0 +1,437 @@
+"""Runs a pipeline on this machine: kfp.local without a container engine, tracked in MLflow."""
+
+import functools
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from evasion.components.common import tracking
+from evasion.pipelines import preflight
+from evasion.pipelines.catalog import Pipeline
+from evasion.pipelines.preflight import Step
+
+GRACE = 10.0  # seconds that an interrupted step gets to end by itself
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
+_SHOWN_LINES = 20  # of an error that is longer
+
+
+class StepFailedError(RuntimeError):
+    """A step of a pipeline ended with an error.
+
+    Attributes:
+        step: The step's name.
+        message: The step's own error.
+        log: Everything that the run printed.
+    """
+
+    def __init__(self, step: str, message: str, log: Path) -> None:
+        self.step, self.message, self.log = step, message, log
+        super().__init__(f"{step}: {message}")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that has run.
+
+    Attributes:
+        step: The step.
+        seconds: How long it took.
+        outputs: The path of each artifact that it wrote, by the name of the output.
+        metrics: The numbers of its metrics.
+    """
+
+    step: Step
+    seconds: float
+    outputs: Mapping[str, Path]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pipeline that has run.
+
+    Attributes:
+        run_dir: The folder that holds all the run wrote.
+        run_id: Its run in MLflow; those of the steps are nested below it.
+        tracking_uri: Where MLflow keeps that run.
+        steps: Its steps, in the order in which they ran.
+        outputs: The pipeline's outputs: artifacts and values by name.
+    """
+
+    run_dir: Path
+    run_id: str
+    tracking_uri: str
+    steps: tuple[StepResult, ...]
+    outputs: Mapping[str, Any]
+
+    @property
+    def log(self) -> Path:
+        """Everything that the run printed."""
+        return self.run_dir / "log.txt"
+
+    @property
+    def report(self) -> Path | None:
+        """The report as a page, where the pipeline makes one."""
+        return _if_there(self.run_dir / "report.html")
+
+    @property
+    def summary(self) -> Path | None:
+        """The numbers of the report as JSON, where the pipeline makes one."""
+        return _if_there(self.run_dir / "report.json")
+
+
+class Listener:
+    """Is told how a run goes. Every method does nothing until a subclass gives it something to do."""
+
+    def planned(self, run_dir: Path, steps: list[Step]) -> None:
+        """Hear what will run, and where."""
+
+    def step_started(self, step: Step, number: int, total: int) -> None:
+        """Hear that a step starts, the `number`-th of `total`."""
+
+    def line(self, text: str) -> None:
+        """Hear a line that the step printed."""
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Hear how far inside the step the work is."""
+
+    def step_finished(self, result: StepResult) -> None:
+        """Hear that the step ended well."""
+
+
+def run(
+    pipeline: Pipeline,
+    arguments: Mapping[str, Any],
+    *,
+    output: Path = Path("runs"),
+    experiment: str = "evasion",
+    tracking_uri: str | None = None,
+    listener: Listener | None = None,
+) -> Result:
+    """Run a pipeline here and wait for it.
+
+    What it writes is in `<output>/<pipeline>-<time>`: `log.txt`, the artifacts under `steps`, and, from a
+    pipeline that makes them, `report.html` and `report.json`. One run at a time in a process: kfp's local
+    settings and the environment that the steps inherit belong to the whole process.
+
+    Args:
+        pipeline: The pipeline, a function under `dsl.pipeline`.
+        arguments: The values of its parameters.
+        output: The folder that collects runs.
+        experiment: The MLflow experiment, made where it is missing.
+        tracking_uri: Where MLflow keeps runs. Otherwise MLFLOW_TRACKING_URI, otherwise `mlflow.db` in `output`.
+        listener: Is told how the run goes.
+
+    Raises:
+        BadArgumentsError: The arguments break a rule. Nothing has been started.
+        StepFailedError: A step ended with an error. It has been the last one.
+    """
+    values = preflight.complete(pipeline, arguments)
+    planned = preflight.steps(pipeline, values)
+    preflight.check(planned)
+    listener = listener or Listener()
+    output = output.absolute()
+    variables = _tracking_variables(output, experiment, tracking_uri)
+    with ExitStack() as stack:
+        stack.enter_context(_environment(variables | _interpreter_variables()))
+        run_dir = _new_folder(output, pipeline.component_spec.name)
+        run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values))
+        stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
+        log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
+        listener.planned(run_dir, planned)
+        session = _Session({step.task: step for step in planned}, listener, log, Path(log.name))
+        outputs = session.run(pipeline, values, run_dir / "steps")
+        _keep_report(session.results, run_dir)
+    return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs)
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _tracking_variables(output: Path, experiment: str, tracking_uri: str | None) -> dict[str, str | None]:
+    """Return the variables that tell MLflow, here and in the steps, where to keep the run."""
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    variables: dict[str, str | None] = {
+        "MLFLOW_TRACKING_URI": uri or f"sqlite:///{output / 'mlflow.db'}",
+        "MLFLOW_EXPERIMENT_NAME": experiment,
+        # Of a surrounding run; with these set MLflow would not make a new one in this experiment.
+        "MLFLOW_EXPERIMENT_ID": None,
+        "MLFLOW_RUN_ID": None,
+    }
+    if not uri:
+        variables["EVASION_ARTIFACT_ROOT"] = str(output / "mlartifacts")
+    return variables
+
+
+def _interpreter_variables() -> dict[str, str | None]:
+    """Return the variables for the steps' Python: lines as they come, TensorFlow quiet."""
+    return {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables (None: remove), and put back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _new_folder(output: Path, name: str) -> Path:
+    """Make a folder for this run that no other run has."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1, 1000):
+        folder = output / (stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise FileExistsError(f"{output / stem} is taken, and so are all names after it")
+
+
+def _keep_report(results: list[StepResult], run_dir: Path) -> None:
+    """Copy the report to where a person looks for it."""
+    for result in results:
+        if result.step.function == "report":
+            shutil.copyfile(result.outputs["html"], run_dir / "report.html")
+            shutil.copyfile(result.outputs["summary"], run_dir / "report.json")
+
+
+class _Plain(io.TextIOBase):
+    """The log, for kfp to print on: without colours."""
+
+    def __init__(self, log: IO[str]) -> None:
+        self._log = log
+
+    def write(self, text: str) -> int:
+        self._log.write(_ANSI.sub("", text))
+        return len(text)
+
+
+@dataclass
+class _Session:
+    """One run: which step is on, what it printed, and what the steps before it gave."""
+
+    steps: Mapping[str, Step]
+    listener: Listener
+    log: IO[str]
+    log_path: Path
+    results: list[StepResult] = field(default_factory=list)
+    started: list[Step] = field(default_factory=list)
+
+    def run(self, pipeline: Pipeline, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Run the pipeline with kfp.local and return its outputs."""
+        from kfp import local
+
+        with (
+            _settings_kept(),
+            _steps_started_by(self),
+            redirect_stdout(_Plain(self.log)),
+            warnings.catch_warnings(),
+        ):
+            # Of settings that matter on a cluster alone, such as GPUs and names to show.
+            warnings.filterwarnings("ignore", module=r"kfp\b")
+            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+            try:
+                return dict(pipeline(**values).outputs)
+            except StepFailedError:
+                raise
+            except Exception as error:
+                # kfp itself failed, as when it cannot read what a step wrote.
+                step = self.started[-1].name if self.started else pipeline.component_spec.name
+                raise StepFailedError(step, _ANSI.sub("", str(error)), self.log_path) from error
+
+    def start(self, task: str) -> Step:
+        """Note that a task starts, and return its step."""
+        step = self.steps.get(task) or Step(task, task, task, {}, frozenset(), {})
+        self.started.append(step)
+        self.listener.step_started(step, len(self.started), max(len(self.steps), len(self.started)))
+        return step
+
+    def hear(self, line: str) -> str:
+        """Take a line that the step printed, and return it without colours."""
+        line = _ANSI.sub("", line).rstrip()
+        self.log.write(f"    {line}\n")
+        if found := _PROGRESS.fullmatch(line):
+            self.listener.progress(int(found[1]), int(found[2]), found[3])
+        else:
+            self.listener.line(line)
+        return line
+
+    def finish(self, result: StepResult) -> None:
+        """Note that the step ended well."""
+        self.results.append(result)
+        self.listener.step_finished(result)
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Put back kfp's local settings: while they are set, every call of a component anywhere starts it."""
+    from kfp.local.config import LocalExecutionConfig
+
+    before = LocalExecutionConfig.instance
+    try:
+        yield
+    finally:
+        LocalExecutionConfig.instance = before
+
+
+@contextmanager
+def _steps_started_by(session: _Session) -> Iterator[None]:
+    """Let `_StepProcess` start the steps in place of kfp's own handler.
+
+    kfp has no setting for it. Its own handler leaves the step running when the run is interrupted, goes on
+    with other branches after a failure, prints the step's lines among its own, and replaces "python3" in
+    every argument, paths of data included, by the path of the interpreter.
+    """
+    from kfp.local import subprocess_task_handler
+
+    original = subprocess_task_handler.SubprocessTaskHandler
+    subprocess_task_handler.SubprocessTaskHandler = functools.partial(_StepProcess, session)
+    try:
+        yield
+    finally:
+        subprocess_task_handler.SubprocessTaskHandler = original
+
+
+class _StepProcess:
+    """Runs one step in a process group of its own; has the interface of kfp's task handlers."""
+
+    def __init__(
+        self, session: _Session, *, full_command: list[str], env_vars: Mapping[str, str] | None = None, **_: Any
+    ) -> None:
+        self._session = session
+        # The shell script that starts the step says "python3", which may be another one.
+        python = f"{shlex.quote(sys.executable)} -m"
+        self._command = [
+            part.replace("python3 -m", python) if '"$program_path/' in part else part for part in full_command
+        ]
+        self._environment = {**os.environ, **(env_vars or {})}
+
+    def run(self) -> Any:
+        """Run the step, and return kfp's status for success.
+
+        Raises:
+            StepFailedError: The step ended with an error.
+        """
+        from kfp.local.status import Status
+
+        command = self._command
+        declared = json.loads(command[command.index("--executor_input") + 1])["outputs"]
+        result_file = Path(declared["outputFile"])
+        step = self._session.start(result_file.parent.name)
+        started = time.monotonic()
+        code, last_lines = self._run_process()
+        if code != 0:
+            raise StepFailedError(step.name, _error(last_lines, code), self._session.log_path)
+        outputs = {name: Path(listed["artifacts"][0]["uri"]) for name, listed in declared.get("artifacts", {}).items()}
+        seconds = time.monotonic() - started
+        self._session.finish(StepResult(step, seconds, outputs, _metrics(result_file)))
+        return Status.SUCCESS
+
+    def _run_process(self) -> tuple[int, list[str]]:
+        """Return the step's exit status and the last lines that it printed."""
+        last_lines: deque[str] = deque(maxlen=400)
+        # The script leaves a temporary folder behind, as does any step that is killed.
+        with (
+            tempfile.TemporaryDirectory(prefix="evasion-") as temporary,
+            subprocess.Popen(  # noqa: S603 - the command that kfp compiled
+                self._command,
+                env=self._environment | {"TMPDIR": temporary},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                # A Ctrl-C in the terminal reaches this process alone, which then ends the step in order.
+                start_new_session=True,
+            ) as process,
+        ):
+            assert process.stdout is not None  # noqa: S101 - for the type checker
+            try:
+                for line in process.stdout:
+                    last_lines.append(self._session.hear(line))
+            except BaseException:
+                self._stop(process)
+                raise
+        return process.returncode, list(last_lines)
+
+    def _stop(self, process: subprocess.Popen[str]) -> None:
+        """Interrupt the step, so that it can close its MLflow run, and end it if that takes too long."""
+        kill = functools.partial(_signal_group, process.pid, signal.SIGKILL)
+        timer = threading.Timer(GRACE, kill)
+        timer.start()
+        try:
+            _signal_group(process.pid, signal.SIGINT)
+            for line in process.stdout or ():
+                self._session.log.write(f"    {line}")
+        finally:
+            timer.cancel()
+            kill()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of a step that are left."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def _metrics(result_file: Path) -> dict[str, float]:
+    """Return the numbers that a step logged to its Metrics artifacts."""
+    if not result_file.is_file():
+        return {}
+    artifacts = json.loads(result_file.read_text(encoding="utf-8")).get("artifacts", {})
+    return {
+        name: value
+        for listed in artifacts.values()
+        for artifact in listed["artifacts"]
+        if artifact.get("type", {}).get("schemaTitle", "system.Metrics") == "system.Metrics"
+        for name, value in artifact.get("metadata", {}).items()
+        if isinstance(value, int | float)
+    }
+
+
+def _error(lines: list[str], code: int) -> str:
+    """Return a failed step's own error: the message of the last exception, or how the process ended."""
+    starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    raised = lines[starts[-1] + 1 :] if starts else []
+    # The frames are indented, the exception is not; what follows it is the rest of a message of several lines.
+    while raised and (not raised[0] or raised[0][0].isspace()):
+        raised = raised[1:]
+    if raised:
+        message = "\n".join(raised[:_SHOWN_LINES]).strip()
+        # Rules of this package are ValueErrors whose text says it all.
+        return message.removeprefix("ValueError: ")
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return "killed by the system, most likely because memory ran out"
+    said = next((line for line in reversed(lines) if line), "")
+    return f"ended with status {code}{f' after printing: {said}' if said else ''}"

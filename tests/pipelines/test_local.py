@@ -1,0 +1,291 @@
+"""Runs small pipelines for real under kfp.local: what is kept, what is told, how failures end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from evasion.components.step import step
+from evasion.pipelines import local
+from evasion.pipelines.preflight import BadArgumentsError
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from mlflow import MlflowClient
+
+
+@step
+def pack(dataset: Output[Dataset], metrics: Output[Metrics], data_dir: str, images: int = 3):
+    import sys
+
+    for done in range(images):
+        print(f"progress: {done + 1}/{images} images", file=sys.stderr, flush=True)
+    print("\x1b[32mpacked\x1b[0m from " + data_dir)
+    with open(dataset.path, "w") as file:
+        file.write(data_dir)
+    metrics.metadata.update({"images": images})
+
+
+@step
+def variables(found: Output[Artifact]):
+    import json
+    import os
+
+    with open(found.path, "w") as file:
+        json.dump(dict(os.environ), file)
+
+
+@step
+def refuse(dataset: Input[Dataset], how: str):
+    import os
+    import signal
+
+    if how == "rule":
+        raise ValueError("eps must be in (0, 1]. Received: eps=-0.3")
+    if how == "two lines":
+        raise KeyError("first") from RuntimeError("second\nline")
+    if how == "status":
+        print("the library said why")
+        os._exit(3)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@step
+def untouched(dataset: Input[Dataset]):
+    raise AssertionError("this step runs after a failure")
+
+
+@step
+def report(html: Output[HTML], summary: Output[Artifact]):
+    with open(html.path, "w") as page, open(summary.path, "w") as file:
+        page.write("<p>page</p>")
+        file.write('{"table": []}')
+
+
+@step
+def not_a_number(metrics: Output[Metrics]):
+    metrics.metadata["loss"] = float("nan")
+
+
+@dsl.pipeline
+def packing(data_dir: str, images: int = 3, reported: bool = True):
+    first = pack(data_dir=data_dir, images=images)
+    variables().after(first)
+    with dsl.If(reported == True):  # noqa: E712 - a condition of the pipeline
+        report()
+
+
+@dsl.pipeline
+def refusing(how: str = "rule"):
+    packed = pack(data_dir="x")
+    failing = refuse(dataset=packed.outputs["dataset"], how=how)
+    with dsl.If(how != ""):  # a branch, with which kfp goes on after a failure elsewhere
+        untouched(dataset=packed.outputs["dataset"]).after(failing)
+    pack(data_dir="y").after(packed)
+
+
+@dsl.pipeline
+def measuring_nothing():
+    not_a_number()
+
+
+class Heard(local.Listener):
+    def __init__(self):
+        self.events = []
+
+    def planned(self, run_dir, steps):
+        self.events.append(("planned", len(steps)))
+
+    def step_started(self, step, number, total):
+        self.events.append(("started", step.name, number, total))
+
+    def line(self, text):
+        self.events.append(("line", text))
+
+    def progress(self, done, total, what):
+        self.events.append(("progress", done, total, what))
+
+    def step_finished(self, result):
+        self.events.append(("finished", result.step.name))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("python3 runs")  # kfp would replace this "python3", and trip over the blank
+
+
+@pytest.fixture(scope="module")
+def packed(output):
+    heard = Heard()
+    before = dict(os.environ)
+    result = local.run(packing, {"data_dir": "/data/python3/set"}, output=output, experiment="e", listener=heard)
+    assert dict(os.environ) == before
+    return result, heard.events
+
+
+def test_the_listener_hears_how_it_goes(packed):
+    _, events = packed
+    assert events[:2] == [("planned", 3), ("started", "pack", 1, 3)]
+    assert ("progress", 3, 3, "images") in events
+    assert ("line", "packed from /data/python3/set") in events
+    assert [event[1:] for event in events if event[0] == "started"][-1] == ("report", 3, 3)
+    assert [event[1] for event in events if event[0] == "finished"] == ["pack", "variables", "report"]
+
+
+def test_the_result_says_where_everything_is(packed, output):
+    result, _ = packed
+    assert result.run_dir.parent == output
+    assert result.run_dir.name.startswith("packing-")
+    first = result.steps[0]
+    assert first.outputs["dataset"].read_text() == "/data/python3/set"
+    assert first.metrics == {"images": 3}
+    assert first.seconds > 0
+    assert result.report is not None
+    assert result.report == result.run_dir / "report.html"
+    assert result.report.read_text() == "<p>page</p>"
+    assert result.summary is not None
+    assert json.loads(result.summary.read_text()) == {"table": []}
+
+
+def test_the_log_holds_everything_without_colours(packed):
+    result, _ = packed
+    log = result.log.read_text()
+    assert "packed from /data/python3/set" in log
+    assert "Executing task 'pack'" in log
+    assert "\x1b" not in log
+
+
+def test_the_steps_inherit_where_mlflow_is(packed, output):
+    result, _ = packed
+    (found,) = [step.outputs["found"] for step in result.steps if step.step.function == "variables"]
+    inherited = json.loads(found.read_text())
+    assert inherited["MLFLOW_TRACKING_URI"] == f"sqlite:///{output}/mlflow.db" == result.tracking_uri
+    assert inherited["MLFLOW_EXPERIMENT_NAME"] == "e"
+    assert inherited["MLFLOW_RUN_ID"] == result.run_id
+    assert inherited["EVASION_ARTIFACT_ROOT"] == str(output / "mlartifacts")
+    assert inherited["PYTHONUNBUFFERED"] == "1"
+    # What a step leaves in its temporary folder goes with the step.
+    assert not Path(inherited["TMPDIR"]).exists()
+
+
+def test_the_run_is_in_mlflow(packed, output):
+    result, _ = packed
+    run = MlflowClient(result.tracking_uri).get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"data_dir": "/data/python3/set", "images": "3", "reported": "True"}
+
+
+def test_a_pipeline_without_report_and_a_folder_of_its_own(packed, output):
+    first, _ = packed
+    result = local.run(packing, {"data_dir": "x", "reported": False}, output=output, experiment="e")
+    assert result.run_dir != first.run_dir
+    assert [step.step.function for step in result.steps] == ["pack", "variables"]
+    assert result.report is None
+    assert result.summary is None
+
+
+def test_kfp_is_left_as_it_was(packed):
+    from kfp.local.config import LocalExecutionConfig
+    from kfp.local.subprocess_task_handler import SubprocessTaskHandler
+
+    assert LocalExecutionConfig.instance is None
+    assert isinstance(SubprocessTaskHandler, type)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("rule", "eps must be in (0, 1]. Received: eps=-0.3"),
+        ("two lines", "KeyError: 'first'"),
+        ("status", "ended with status 3 after printing: the library said why"),
+        ("killed", "killed by the system, most likely because memory ran out"),
+    ],
+)
+def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
+    heard = Heard()
+    with pytest.raises(local.StepFailedError) as failure:
+        local.run(refusing, {"how": how}, output=output, experiment="e", listener=heard)
+    assert failure.value.step == "refuse"
+    assert failure.value.message == message
+    assert str(failure.value) == f"refuse: {message}"
+    assert failure.value.log.is_file()
+    last = [event for event in heard.events if event[0] == "started"][-1]
+    assert last[1] == "refuse"  # nothing has been started after it
+
+
+def test_a_failed_run_is_failed_in_mlflow(output):
+    with pytest.raises(local.StepFailedError):
+        local.run(refusing, {}, output=output, experiment="failing")
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_what_kfp_itself_cannot_do_is_told_in_its_words(output):
+    with pytest.raises(local.StepFailedError, match="not_a_number: "):
+        local.run(measuring_nothing, {}, output=output, experiment="e")
+
+
+def test_a_bad_argument_leaves_nothing_behind(tmp_path):
+    with pytest.raises(BadArgumentsError, match="data_dir must be given"):
+        local.run(packing, {}, output=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tracking_server_that_does_not_answer_fails_before_any_step(tmp_path):
+    from evasion.components.common.tracking import TrackingError
+
+    heard = Heard()
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9"):
+        local.run(
+            packing, {"data_dir": "x"}, output=tmp_path, tracking_uri="http://127.0.0.1:9", listener=heard
+        )
+    assert heard.events == []
+
+
+INTERRUPTED = """
+    from pathlib import Path
+    from evasion.components.step import step
+    from evasion.pipelines import local
+    from kfp import dsl
+
+    @step
+    def sleep(marks: str):
+        import os, time
+        try:
+            open(marks + "/started-" + str(os.getpid()), "w").close()
+            time.sleep(60)
+        finally:
+            open(marks + "/ended", "w").close()
+
+    @dsl.pipeline
+    def sleeping(marks: str):
+        sleep(marks=marks)
+
+    local.run(sleeping, {"marks": MARKS}, output=Path(MARKS), experiment="e")
+"""
+
+
+def test_an_interrupt_ends_the_step_and_the_run(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"MARKS = {str(tmp_path)!r}\n" + textwrap.dedent(INTERRUPTED))
+    with subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (started := list(tmp_path.glob("started-*"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    assert (tmp_path / "ended").exists()  # it could tidy up
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started[0].name.removeprefix("started-")), 0)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert run.info.status == "KILLED"

@@ -1,0 +1,609 @@
+"""The report, from evaluation directories with real pictures in them."""
+
+import base64
+import csv
+import html.parser
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evasion.components.common.metrics import interval, share
+from evasion.components.report import task
+from evasion.components.report.evaluations import Evaluation
+from PIL import Image
+
+LOAD = {"stage": "load_dataset", "kind": "load", "parameters": {"data_dir": "digits"}, "seed": 0}
+FGM = {"stage": "fgm", "kind": "attack", "seed": 1, "prefix": "adv_", "parameters": {"eps": 0.3, "norm": "inf"}}
+FGM_SMALL = {**FGM, "parameters": {"eps": 8 / 255, "norm": "inf"}}
+JPEG = {"stage": "jpeg_compression", "kind": "defense", "seed": 2, "prefix": "def_"}
+JPEG |= {"parameters": {"quality": 75, "apply_predict": True, "batch_size": 32}, "applied": True}
+MEDIAN = {"stage": "spatial_smoothing", "kind": "defense", "seed": 2, "prefix": "def_"}
+MEDIAN |= {"parameters": {"window_size": 3}, "applied": True}
+NOISE = {"stage": "gaussian_augmentation", "kind": "defense", "seed": 2, "prefix": "def_"}
+NOISE |= {"parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": False}, "applied": False}
+
+
+class Lab:
+    """Writes evaluation directories of one model on one dataset, as `infer` does."""
+
+    def __init__(self, root: Path, images: int = 400, classes: tuple[str, ...] = tuple("0123456789"), side: int = 8):
+        self.root = root
+        self.classes = classes
+        self.labels = [i % len(classes) for i in range(images)]
+        self.model = {"architecture": "le_net", "sha256": "m" * 64, "weights": "trained", "class_names": list(classes)}
+        self.model |= {"name": "demo_le_net", "version": "1"}
+        self.pixels = np.random.default_rng(0).integers(90, 160, (min(images, 24), side, side), dtype=np.uint8)
+        self.data = "d" * 64
+
+    def evaluate(
+        self,
+        name: str,
+        *stages: dict[str, Any],
+        wrong: int = 0,
+        shift: int = 0,
+        doubled: bool = False,
+        checks: dict[str, Any] | None = None,
+        pictures: bool = True,
+        rate: bool = True,
+        wrong_before: int = 0,
+        distance: float = 0.3,
+    ) -> Path:
+        """Evaluate: of the images the first `wrong` ones are taken for the next class."""
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        provenance, parent = [{**LOAD, "versions": {"numpy": "2.4.6"}, "parent_sha256": None}], self.data
+        for stage in stages:
+            entry = {key: value for key, value in stage.items() if key != "prefix"}
+            if stage["kind"] == "attack":
+                entry.setdefault("model_sha256", self.model["sha256"])
+            provenance.append({**entry, "versions": {"numpy": "2.4.6"}, "parent_sha256": parent})
+            parent = f"{name}-{stage['stage']}".ljust(64, "0")
+        prefix = "".join(stage["prefix"] for stage in reversed(stages))
+        rows, confusion = [], Counter()
+        for number, label in enumerate(self.labels):
+            predicted = (label + 1) % len(self.classes) if number < wrong else label
+            confusion[label, predicted] += 1
+            row = {"label": self.classes[label], "source": "", "predicted": self.classes[predicted]}
+            row |= {"confidence": 0.75, "correct": int(predicted == label)}
+            stem = f"{number:04}.png"
+            rows += [{"path": f"{self.classes[label]}/{prefix}{stem}", **row}]
+            if doubled:
+                rows += [{"path": f"{self.classes[label]}/{prefix.removeprefix('def_')}{stem}", **row, "confidence": 0.5}]
+        if pictures:
+            for number, image in enumerate(self.pixels):
+                path = folder / "images" / self.classes[self.labels[number]] / f"{prefix}{number:04}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image + np.uint8(shift)).save(path)
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        correct = sum(row["correct"] for row in rows)
+        metrics: dict[str, Any] = {"images": len(rows), "correct": correct, **share("accuracy", correct, len(rows))}
+        attacked = any(stage["kind"] == "attack" for stage in stages)
+        if attacked and rate:
+            before, successes = len(self.labels) - wrong_before, max(wrong - wrong_before, 0)
+            metrics |= {"right_before": before, "attack_successes": successes}
+            metrics |= share("attack_success_rate", successes, before)
+        moved = dict.fromkeys(("mean", "median", "stdev", "iqr", "min", "max"), distance)
+        content = {
+            "dataset": {
+                "name": name,
+                "sha256": parent,
+                "prefix": prefix,
+                "image_shape": [8, 8, 1],
+                "split": "testing",
+                "class_names": list(self.classes),
+                "provenance": provenance,
+            },
+            "model": self.model,
+            "seed": 0,
+            "batch_size": 32,
+            "versions": {"keras": "3.15.1"},
+            "metrics": metrics,
+            "distances": {key: moved for key in ("l_2_norm", "l_infinity_norm")} if stages else {},
+            "confusion": [[true, predicted, count] for (true, predicted), count in sorted(confusion.items())],
+            "checks": {"saturated_images": 0}
+            | ({"zero_gradient_images": 0, "gradient_from_logits": True} if attacked else {})
+            | (checks or {}),
+        }
+        (folder / "evaluation.json").write_text(json.dumps(content, allow_nan=False))
+        return folder
+
+    def everything(self) -> list[Path]:
+        """Clean, attacked, and two defenses of which only smoothing helps."""
+        return [
+            self.evaluate("clean", wrong=8),
+            self.evaluate("adv", FGM, wrong=300, shift=20, wrong_before=8),
+            self.evaluate("def_jpeg", JPEG, wrong=9),
+            self.evaluate("def_adv_jpeg", FGM, JPEG, wrong=296, shift=21, wrong_before=8),
+            self.evaluate("def_median", MEDIAN, wrong=60),
+            self.evaluate("def_adv_median", FGM, MEDIAN, wrong=150, shift=10, wrong_before=8),
+        ]
+
+
+class Report:
+    """A report that was made, read back."""
+
+    def __init__(self, folder: Path, evaluations: list[Path], floor: float = 0.9):
+        self.metrics = task.report(
+            evaluations=evaluations,
+            html=folder / "out" / "report.html",
+            summary=folder / "out" / "report.json",
+            clean_accuracy_floor=floor,
+        )
+        self.page = (folder / "out" / "report.html").read_text()
+        self.json = json.loads((folder / "out" / "report.json").read_text())
+
+    def row(self, defense: str, attack: str = "fgm") -> dict[str, Any]:
+        """The one row of the table with these names."""
+        (found,) = [row for row in self.json["table"] if (row["defense"], row["attack"]) == (defense, attack)]
+        return found
+
+    def checks(self, name: str) -> list[tuple[str, str]]:
+        """Status and finding of a check."""
+        return [(check["status"], check["found"]) for check in self.json["checks"] if check["name"] == name]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_table_holds_counts_intervals_and_changes(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+
+    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression", "spatial_smoothing"]
+    assert {row["attack_settings"] for row in made.json["table"]} == {"eps=0.3 norm=inf"}
+    none = made.row("none")
+    low, high = interval(392, 400)
+    assert none["clean_accuracy"] == {"value": 0.98, "low": low, "high": high, "n": 400, "count": 392}
+    assert none["robust_accuracy"]["value"] == 0.25
+    assert none["attack_success_rate"] == pytest.approx(
+        {"value": 292 / 392, "n": 392, "count": 292, **dict(zip(("low", "high"), interval(292, 392), strict=True))}
+    )
+    assert none["robust_accuracy_change"] is None
+    jpeg, median = made.row("jpeg_compression"), made.row("spatial_smoothing")
+    assert jpeg["settings"] == "quality=75"
+    assert jpeg["robust_accuracy_change"] == {"value": pytest.approx(0.01), "may_be_chance": True}
+    assert median["robust_accuracy_change"] == {"value": pytest.approx(0.375), "may_be_chance": False}
+    assert median["clean_accuracy_change"] == {"value": pytest.approx(-0.13), "may_be_chance": False}
+
+
+def test_headline_answers_the_question(lab: Lab, tmp_path: Path) -> None:
+    headline = Report(tmp_path, lab.everything()).json["headline"].replace("\N{NO-BREAK SPACE}", " ")
+    assert headline == (
+        "fgm eps=0.3 norm=inf takes the accuracy of le_net from 98.0 % to 25.0 %. "
+        "spatial_smoothing gives back 37.5 points (51 % of what the attack took) "
+        "but costs 13.0 points of clean accuracy; jpeg_compression does not help."
+    )
+
+
+def test_metrics_are_flat_and_finite(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+    assert made.metrics == made.json["metrics"]
+    assert all(type(value) is float and np.isfinite(value) for value in made.metrics.values())
+    assert made.metrics["clean_accuracy"] == 0.98
+    assert made.metrics["robust_accuracy"] == 0.25
+    assert made.metrics["robust_accuracy_spatial_smoothing"] == 0.625
+    assert made.metrics["clean_accuracy_jpeg_compression"] == pytest.approx(391 / 400)
+    assert made.metrics["attack_success_rate"] == pytest.approx(292 / 392)
+    assert made.metrics["checks_failed"] == 0
+
+
+def test_everything_passes_where_nothing_is_wrong(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+    assert {check["status"] for check in made.json["checks"]} == {"pass"}
+    assert "Do not trust" not in made.page
+    assert made.json["schema_version"] == 1
+    assert made.json["attacker"]["knowledge"] == "oblivious"
+    assert "upper bound" in made.page
+    assert "predicts, not from the true label" in made.page
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what the tests ask of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tables = 0
+        self.header_cells = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert tag not in ("script", "link", "iframe", "object", "embed")
+        assert not [name for name in found if name.startswith("on")]
+        self.tables += tag == "table"
+        if tag == "th":
+            assert found.get("scope") in ("row", "col", "rowgroup")
+        if tag == "img":
+            self.images.append(found)
+        self.links += [str(found[name]) for name in ("src", "href") if name in found]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_page_is_well_formed_and_needs_no_network(lab: Lab, tmp_path: Path) -> None:
+    page = Page(Report(tmp_path, lab.everything()).page)
+    assert page.open == []
+    assert page.tables >= 6
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert all(image["alt"] for image in page.images)
+
+
+def test_pictures_are_those_that_were_evaluated(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+    images = {str(image["alt"]): image for image in Page(made.page).images}
+
+    def pixels(alt: str) -> np.ndarray:
+        found = next(image for text, image in images.items() if text.startswith(alt))
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(str(found["src"]).split(",")[1]))))
+
+    np.testing.assert_array_equal(pixels("9/0009.png, clean"), lab.pixels[9])
+    np.testing.assert_array_equal(pixels("9/0009.png, attacked"), lab.pixels[9] + 20)
+    np.testing.assert_array_equal(pixels("9/0009.png, spatial_smoothing window_size=3"), lab.pixels[9] + 10)
+    # Every pixel rose by 20: magnified as far as 8 bits allow around gray.
+    np.testing.assert_array_equal(pixels("9/0009.png, difference"), 128 + 20 * 6)
+    assert "magnified 6 times" in made.page
+    assert "9/0009.png, clean: taken for 9, right" in images
+    assert "9/0009.png, attacked: taken for 0, wrong" in images
+    assert {image["class"] for image in images.values()} == {"pixelated"}
+
+
+def test_flipped_images_come_first(lab: Lab, tmp_path: Path) -> None:
+    made = Report(
+        tmp_path, [lab.evaluate("clean", wrong=2), lab.evaluate("adv", FGM, wrong=5, shift=1, wrong_before=2)]
+    )
+    order = list(dict.fromkeys(re.findall(r'<span class="path">./(\d{4})', made.page)))
+    assert sorted(order[:3]) == ["0002", "0003", "0004"]
+    assert len(order) == 24
+    assert made.page.count("flipped by the attack") == 3
+    assert made.page.count("wrong already before") == 2
+
+
+def test_pictures_of_large_images_stay_within_a_budget(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, images=24, side=700)
+    lab.pixels = np.random.default_rng(0).integers(0, 255, lab.pixels.shape, dtype=np.uint8)
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=20, shift=1)])
+    assert "of 24 saved images" in made.page
+    assert len(made.page) < 12_000_000
+    assert 'class="pixelated"' not in made.page
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "text"])
+def test_a_damaged_picture_is_left_out(lab: Lab, tmp_path: Path, damage: str) -> None:
+    evaluations = lab.everything()
+    path = evaluations[1] / "images" / "3" / "adv_0003.png"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:60] if damage == "cut" else b"<svg onload=alert(1)>")
+    page = Page(Report(tmp_path, evaluations).page)
+    shown = [str(image["alt"]) for image in page.images if str(image["alt"]).startswith("3/0003.png")]
+    assert [alt.split(", ")[1].split(":")[0] for alt in shown] == [
+        "clean",
+        "jpeg_compression quality=75",
+        "spatial_smoothing window_size=3",
+    ]
+
+
+def test_only_clean(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean", wrong=8)])
+    assert "says nothing about robustness" in made.json["headline"]
+    (row,) = made.json["table"]
+    assert (row["attack"], row["defense"], row["robust_accuracy"]) == ("none", "none", None)
+    assert made.metrics == {"clean_accuracy": 0.98, "checks_failed": 0, "checks_warned": 0}
+    assert made.json["attacker"] is None
+    assert "oblivious" not in made.page
+
+
+def test_only_clean_with_a_defense(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean", wrong=8), lab.evaluate("jpeg", JPEG, wrong=80)])
+    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression"]
+    assert "No attack was evaluated" in made.json["headline"]
+
+
+def test_only_attacked(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("adv", FGM, wrong=300, wrong_before=8)])
+    assert made.row("none")["clean_accuracy"] is None
+    assert made.row("none")["attack_success_rate"]["count"] == 292
+    assert "right on 25.0" in made.json["headline"]
+    assert made.checks("clean accuracy above the floor") == [("warn", "the original images were not evaluated")]
+
+
+def test_only_defended_attacked(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("adv", FGM, JPEG, wrong=300)])
+    assert "the attack without a defense was not evaluated" in made.json["headline"]
+    assert made.checks("attack without a defense") == [("warn", "it was not evaluated")]
+    assert made.row("jpeg_compression")["robust_accuracy"]["value"] == 0.25
+
+
+def test_success_rate_is_counted_from_predictions_where_infer_did_not(lab: Lab, tmp_path: Path) -> None:
+    told = {**FGM, "model_sha256": "o" * 64}
+    made = Report(
+        tmp_path,
+        [
+            lab.evaluate("clean", wrong=8),
+            lab.evaluate("adv", told, wrong=300, rate=False),
+            lab.evaluate("def_adv", told, JPEG, wrong=100, rate=False),
+        ],
+    )
+    assert made.row("none")["attack_success_rate"]["count"] == 292
+    assert made.row("none")["attack_success_rate"]["n"] == 392
+    assert made.row("jpeg_compression")["attack_success_rate"]["count"] == 92
+    assert made.checks("attack aimed at this model")[0][0] == "warn"
+
+
+def test_several_attacks_have_rows_of_their_own(lab: Lab, tmp_path: Path) -> None:
+    made = Report(
+        tmp_path,
+        [
+            lab.evaluate("clean", wrong=8),
+            lab.evaluate("weak", FGM_SMALL, wrong=40, shift=3, wrong_before=8),
+            lab.evaluate("strong", FGM, wrong=300, shift=20, wrong_before=8),
+            lab.evaluate("jpeg", JPEG, wrong=8),
+            lab.evaluate("weak_jpeg", FGM_SMALL, JPEG, wrong=10, wrong_before=8),
+            lab.evaluate("strong_jpeg", FGM, JPEG, wrong=200, wrong_before=8),
+        ],
+    )
+    assert [(row["attack_settings"], row["defense"]) for row in made.json["table"]] == [
+        ("eps=8/255 norm=inf", "none"),
+        ("eps=8/255 norm=inf", "jpeg_compression"),
+        ("eps=0.3 norm=inf", "none"),
+        ("eps=0.3 norm=inf", "jpeg_compression"),
+    ]
+    assert made.json["headline"].startswith("fgm eps=0.3")
+    assert made.metrics["robust_accuracy"] == 0.25
+    assert made.metrics["robust_accuracy_against_fgm_eps_8_255_norm_inf"] == 0.9
+    assert made.metrics["robust_accuracy_jpeg_compression"] == 0.5
+    assert made.metrics["attack_success_rate"] == pytest.approx(292 / 392)
+
+
+def test_an_attack_and_a_defense_never_seen_before(lab: Lab, tmp_path: Path) -> None:
+    attack = {"stage": "patch", "kind": "attack", "seed": 3, "prefix": "adv_", "parameters": {"scale": 0.5, "universal": True}}
+    defense = {"stage": "feature_squeezing", "kind": "defense", "seed": None, "prefix": "def_", "parameters": {"bits": 4}}
+    made = Report(tmp_path, [lab.evaluate("a", attack, wrong=300), lab.evaluate("b", attack, defense, wrong=10)])
+    row = made.row("feature_squeezing", "patch")
+    assert (row["settings"], row["attack_settings"]) == ("bits=4", "scale=0.5 universal")
+    assert row["robust_accuracy_change"]["may_be_chance"] is False
+
+
+def test_stacked_defenses_and_a_defense_before_the_attack(lab: Lab, tmp_path: Path) -> None:
+    made = Report(
+        tmp_path,
+        [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, MEDIAN), lab.evaluate("c", JPEG, FGM, wrong=9)],
+    )
+    assert [row["defense"] for row in made.json["table"]] == [
+        "none",
+        "jpeg_compression + spatial_smoothing",
+        "jpeg_compression (before the attack)",
+    ]
+    assert made.json["table"][1]["settings"] == "quality=75, window_size=3"
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>\"&"
+    lab = Lab(tmp_path, classes=("cat", evil.replace("/", "")))
+    lab.classes = ("cat", "<img src=x onerror=alert(1)>\"'&")
+    lab.model["class_names"] = list(lab.classes)
+    lab.model["architecture"] = "</title><script>alert(1)</script>"
+    stage = {**FGM, "stage": "<b>fgm</b>", "parameters": {"x": "</style><script>", "eps": 0.3}}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, shift=9)])
+    Page(made.page)  # refuses scripts and handlers
+    assert "<script" not in made.page
+    assert "<img src=x" not in made.page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in made.page
+    assert made.json["table"][0]["attack"] == "<b>fgm</b>"
+
+
+def test_a_thousand_classes_show_only_the_most_confused(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, images=2000, classes=tuple(f"class number {i}" for i in range(1000)))
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=40)])
+    assert "Only the 20 most confused of 1000 classes" in made.page
+    columns = re.search(r'<table class="confusion long">.*?</thead>', made.page, re.S)
+    assert columns
+    assert columns[0].count('scope="col"') == 1 + 20 + 1 + 1
+    assert "class number 999" not in made.page.split('id="confusion"')[1].split('id="distances"')[0]
+    assert len(made.page) < 500_000
+
+
+def test_few_occurring_classes_of_many_are_all_shown(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, classes=tuple(map(str, range(1000))))
+    lab.labels = [i % 10 for i in range(400)]
+    assert "most confused" not in Report(tmp_path, [lab.evaluate("clean")]).page
+
+
+def test_colour_pictures(lab: Lab, tmp_path: Path) -> None:
+    lab.pixels = np.random.default_rng(1).integers(90, 160, (24, 16, 16, 3), dtype=np.uint8)
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300, shift=8)])
+    assert "magnified 15 times" in made.page
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "change"),
+    [
+        ("gradients not zero", "warn", {"checks": {"zero_gradient_images": 4}}),
+        ("gradients not zero", "fail", {"checks": {"zero_gradient_images": 100}}),
+        ("gradients not zero", "warn", {"checks": {"zero_gradient_images": None}}),
+        ("gradient from logits", "fail", {"checks": {"gradient_from_logits": False}}),
+        ("gradient from logits", "warn", {"checks": {"gradient_from_logits": None}}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.0019, "norm": "inf"}, "distance": 0.0}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 0.002, "norm": "inf"}, "distance": 1 / 255}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "inf"}, "distance": 0.2}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.0}),
+        ("attack survives 8 bits", "warn", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.001}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 5.0, "norm": "2"}, "distance": 0.5}),
+        ("attack aimed at this model", "warn", {"model_sha256": "x" * 64}),
+    ],
+)
+def test_checks_of_an_attack(lab: Lab, tmp_path: Path, name: str, expected: str, change: dict[str, Any]) -> None:
+    stage = {**FGM, **{key: change[key] for key in ("parameters", "model_sha256") if key in change}}
+    keywords = {key: change[key] for key in ("checks", "distance") if key in change}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, **keywords)])
+    assert [status for status, _ in made.checks(name)] == [expected]
+    assert (made.metrics["checks_failed"], made.metrics["checks_warned"]) == (expected == "fail", expected == "warn")
+    assert ("Do not trust" in made.page) == (expected == "fail")
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(0.9, "pass"), (0.97, "warn"), (0.99, "fail")])
+def test_clean_accuracy_floor(lab: Lab, tmp_path: Path, floor: float, expected: str) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean", wrong=8)], floor)
+    assert [status for status, _ in made.checks("clean accuracy above the floor")] == [expected]
+    assert made.json["clean_accuracy_floor"] == floor
+
+
+@pytest.mark.parametrize(("images", "expected"), [(400, "pass"), (100, "warn"), (10, "fail")])
+def test_too_few_images(tmp_path: Path, images: int, expected: str) -> None:
+    lab = Lab(tmp_path, images=images)
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=images // 2)])
+    assert [status for status, _ in made.checks("enough images")] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("saturated", "logits", "expected"), [(0, True, "pass"), (50, True, "pass"), (50, False, "warn"), (50, None, "warn")]
+)
+def test_saturated_softmax(lab: Lab, tmp_path: Path, saturated: int, logits: bool | None, expected: str) -> None:
+    clean = lab.evaluate("clean", checks={"saturated_images": saturated})
+    attacked = lab.evaluate("adv", FGM, wrong=300, checks={"gradient_from_logits": logits})
+    made = Report(tmp_path, [clean, attacked])
+    assert [status for status, _ in made.checks("softmax not saturated")] == [expected]
+
+
+def test_defense_that_was_not_applied(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300), lab.evaluate("noise", NOISE)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("adv_noise", FGM, NOISE, wrong=300)])
+    assert made.checks("defense applied") == [("warn", "apply_predict is false: the images are unchanged")]
+    assert made.row("gaussian_augmentation")["applied"] is False
+    assert made.row("gaussian_augmentation")["settings"] == "sigma=0.1"
+    assert "No defense was evaluated" in made.json["headline"]
+    assert "not applied" in made.page
+
+
+def test_defense_without_effect_and_half_evaluated(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("jpeg", JPEG, distance=0.0)])
+    assert made.checks("defense applied") == [("warn", "it changed no image")]
+    assert made.checks("gain of the defense") == [("warn", "not evaluated under fgm eps=0.3 norm=inf")]
+
+
+def test_augmented_data_is_told_apart(lab: Lab, tmp_path: Path) -> None:
+    noise = {**NOISE, "applied": True, "parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": True}}
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300, shift=5)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("d", FGM, noise, wrong=100, doubled=True, shift=9)])
+    assert made.checks("the same images in every row") == [("warn", "800 images, but 400 originals")]
+    # The gallery shows the image that the defense changed, not the one it kept.
+    shots = re.findall(r'gaussian_augmentation sigma[^<]*</span>\s*<span[^>]*>[^<]*<b>.</b></span>\s*<span[^>]*>([\d.]+)', made.page)
+    assert set(shots) == {"75.0"}
+
+
+def test_another_model_is_an_error_that_names_both(lab: Lab, tmp_path: Path) -> None:
+    clean = lab.evaluate("clean")
+    lab.model = {**lab.model, "sha256": "n" * 64}
+    with pytest.raises(ValueError, match=f"one model. Received: clean: le_net {'m' * 64}; fgm .*: le_net {'n' * 64}"):
+        Report(tmp_path, [clean, lab.evaluate("adv", FGM)])
+
+
+def test_other_original_images_are_an_error_that_names_both(lab: Lab, tmp_path: Path) -> None:
+    clean = lab.evaluate("clean")
+    lab.data = "e" * 64
+    with pytest.raises(ValueError, match=f"one original dataset. Received: clean: {'d' * 64}; .*: {'e' * 64}"):
+        Report(tmp_path, [clean, lab.evaluate("adv", FGM)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_evaluation_twice_is_shown_once(lab: Lab, tmp_path: Path) -> None:
+    evaluations = lab.everything()
+    made = Report(tmp_path, [*evaluations, evaluations[1]])
+    assert len(made.json["table"]) == 3
+    assert made.checks("each evaluation once") == [("warn", "given more than once; shown once")]
+
+
+def test_two_runs_with_the_same_settings_are_both_shown(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, wrong=200)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("c", FGM, {**JPEG, "seed": 9}, wrong=100)])
+    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression", "jpeg_compression (run 2)"]
+    assert made.metrics["robust_accuracy_jpeg_compression_run_2"] == 0.75
+
+
+def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", {**FGM, "seed": 7}, wrong=200)])
+    assert {row["attack_settings"] for row in made.json["table"]} == {
+        "eps=0.3 norm=inf seed=1",
+        "eps=0.3 norm=inf seed=7",
+    }
+
+
+def test_no_evaluation_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one evaluation. Received: none"):
+        Report(tmp_path, [])
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])
+def test_floor_must_be_a_share(lab: Lab, tmp_path: Path, floor: float) -> None:
+    with pytest.raises(ValueError, match=r"clean_accuracy_floor must be in \[0, 1\]. Received: "):
+        Report(tmp_path, [lab.evaluate("clean")], floor)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "evaluation.json").unlink(), "has no evaluation.json"),
+        (lambda folder: (folder / "predictions.csv").unlink(), "has no predictions.csv"),
+        (lambda folder: (folder / "evaluation.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "evaluation.json").write_text("{}"), "lacks 'dataset'"),
+        (lambda folder: (folder / "evaluation.json").write_text("[]"), "not as infer writes it"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(lab: Lab, tmp_path: Path, damage: Any, message: str) -> None:
+    folder = lab.evaluate("clean")
+    damage(folder)
+    with pytest.raises(ValueError, match=message) as raised:
+        Report(tmp_path, [folder])
+    assert str(folder) in str(raised.value)
+
+
+def test_same_input_same_report(lab: Lab, tmp_path: Path) -> None:
+    evaluations = lab.everything()
+    one, two = Report(tmp_path / "1", evaluations), Report(tmp_path / "2", evaluations)
+    assert one.page == two.page
+    assert one.json == two.json
+
+
+def test_a_failed_report_leaves_the_old_one(lab: Lab, tmp_path: Path) -> None:
+    evaluations = lab.everything()
+    before = Report(tmp_path, evaluations).page
+    (evaluations[0] / "predictions.csv").write_text("path\nx\n")
+    with pytest.raises(ValueError, match=r"predictions.csv lacks"):
+        Report(tmp_path, evaluations)
+    assert (tmp_path / "out" / "report.html").read_text() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "original"),
+    [
+        ("", "3/0001.png", "3/0001.png"),
+        ("", "3/adv_0001.png", "3/adv_0001.png"),
+        ("adv_", "3/adv_0001.png", "3/0001.png"),
+        ("def_adv_", "3/def_adv_0001.png", "3/0001.png"),
+        ("def_adv_", "3/adv_0001.png", "3/0001.png"),
+        ("def_adv_", "3/def_0001.png", "3/def_0001.png"),
+        ("def_", "3/def_def_0001.png", "3/def_0001.png"),
+    ],
+)
+def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -> None:
+    evaluation = Evaluation.read(lab.evaluate("clean"))
+    evaluation.dataset["prefix"] = prefix
+    assert evaluation.original(path) == original
