@@ -52,7 +52,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - a reason, as in "unreadable i
 
 
 def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
-    """Turns an image file into pixels of the asked shape; the module's docstring says by which rules.
+    """Turn an image file into pixels of the asked shape; the module's docstring says by which rules.
 
     Args:
         data: The file's content, or where it lies.
@@ -76,7 +76,7 @@ def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Writes pixels as an 8-bit PNG, gray or RGB: lossless, and the same bytes for the same pixels.
+    """Write pixels as an 8-bit PNG, gray or RGB: lossless, and the same bytes for the same pixels.
 
     Args:
         pixels: uint8 pixels of shape (height, width, 1 or 3).
@@ -98,7 +98,7 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:
-    """Reads a PNG that `encode_png` wrote, and no other.
+    """Read a PNG that `encode_png` wrote, and no other.
 
     The header must say what is expected before anything is unpacked, so a small file cannot fill the memory.
 
@@ -162,7 +162,7 @@ def _load(content: bytes) -> Image.Image:
 
 
 def _check_whole_jpeg(content: bytes, picture: Image.Image) -> None:
-    """Finds what libjpeg fills up with gray and no more than a warning, which Pillow does not pass on.
+    """Find what libjpeg fills up with gray and no more than a warning, which Pillow does not pass on.
 
     That happens to a file whose end was never written (zeros to its full length), and to a truncated one that
     some tool closed with an end marker. In the first there is no end marker. In the second, anything put

@@ -18,9 +18,10 @@ import os
 import shutil
 import stat
 import unicodedata
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -90,7 +91,7 @@ class ImageFolder:
         return f"{self.data_dir.rstrip('/')}/{self._path(image)}"
 
     def read(self, image: SourceImage) -> bytes:
-        """Reads one file. Safe to call from several threads at once.
+        """Read one file. Safe to call from several threads at once.
 
         Raises:
             UnreadableImage: If it is larger than `MAX_FILE_BYTES`, a broken link, or no regular file.
@@ -104,7 +105,7 @@ class ImageFolder:
 
 
 def list_images(data_dir: str) -> ImageFolder:
-    """Lists images that lie in class folders, without reading any.
+    """List images that lie in class folders, without reading any.
 
     Below a class folder, folders are searched too. Symbolic links are followed, to files and to folders.
 
@@ -189,7 +190,7 @@ def unique_stems(paths: Sequence[str]) -> list[str]:
 
 
 def fetch_file(uri: str, destination: Path, *, sha256: str = "") -> Path:
-    """Copies or downloads one file.
+    """Copy or download one file.
 
     The destination appears only when it is complete and verified; a file that was there before stays until then.
 
@@ -240,7 +241,7 @@ def _is_ignored(path: str) -> bool:
 
 
 def _check_name(data_dir: str, path: str) -> None:
-    """Refuses names that a tar, a CSV or an HTML page could not carry safely."""
+    """Refuse names that a tar, a CSV or an HTML page could not carry safely."""
     if any(part in {"", ".", ".."} for part in path.split("/")):
         problem = "which is no plain relative path"
     elif any(
@@ -295,7 +296,9 @@ class _Bucket:
         self._uri = uri.rstrip("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.rstrip("/") else ""
         with _explained(self._uri):
-            self._bucket = _client().bucket(bucket)
+            client = _client()
+        weakref.finalize(self, client.close)
+        self._bucket: Any = client.bucket(bucket)
 
     def paths(self) -> Iterator[str]:
         with _explained(self._uri):
@@ -328,8 +331,8 @@ def _download(uri: str, destination: Path) -> None:
     bucket, _, name = uri.removeprefix(checks.REMOTE).partition("/")
     if not bucket or not name:
         raise ValueError(f"A file in Cloud Storage must be given as gs://bucket/object. Received: {uri!r}")
-    with _explained(uri):
-        blob = _client().bucket(bucket).blob(name)
+    with _explained(uri), closing(_client()) as client:
+        blob = client.bucket(bucket).blob(name)
         blob.download_to_filename(str(destination), checksum="auto", retry=_retry())
 
 
@@ -350,7 +353,7 @@ def _retry() -> Any:
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turns the many exceptions of Google's libraries into one sentence each that says what to do."""
+    """Turn the many exceptions of Google's libraries into one sentence each that says what to do."""
     from google.api_core import exceptions as api
     from google.auth import exceptions as auth
     from google.cloud.storage.exceptions import DataCorruption
@@ -371,5 +374,7 @@ def _explained(uri: str) -> Iterator[None]:
         ) from error
     except DataCorruption as error:
         raise OSError(f"{uri!r} arrived damaged: its checksum is wrong. Run again. ({error})") from error
-    except (api.GoogleAPIError, auth.GoogleAuthError, ConnectionError) as error:
+    except (api.GoogleAPIError, auth.GoogleAuthError, OSError) as error:
+        if getattr(error, "errno", None):  # the disk's failure, not the network's
+            raise
         raise OSError(f"{uri!r} could not be read, retries included. ({error})") from error

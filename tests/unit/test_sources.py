@@ -12,6 +12,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
@@ -255,7 +256,8 @@ def bucket(emulator_url, monkeypatch):
     from google.cloud import storage
 
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator_url)
-    return storage.Client(project="test").create_bucket(f"test-{uuid.uuid4()}")
+    with closing(storage.Client(project="test")) as client:
+        yield client.create_bucket(f"test-{uuid.uuid4()}")
 
 
 def upload(bucket, *names: str) -> str:
@@ -391,12 +393,26 @@ def test_passing_failures_are_tried_again(faults, bucket):
     assert faults == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library drops a socket
 def test_a_service_that_stays_down_is_an_error_of_the_system(faults, bucket, monkeypatch):
     uri = upload(bucket, "a/1.png")
     monkeypatch.setattr(sources, "_RETRY_SECONDS", 0.1)
     faults += [lambda body: (503, b"busy")] * 50
     with pytest.raises(OSError, match=f"'{uri}' could not be read, retries included"):
         list_images(uri)
+
+
+def test_a_service_that_nobody_answers_for_is_an_error_of_the_system(bucket, monkeypatch):
+    folder = list_images(upload(bucket, "a/1.png"))
+    monkeypatch.setattr(sources, "_RETRY_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    with pytest.raises(OSError, match=f"'gs://{bucket.name}' could not be read, retries included"):
+        list_images(f"gs://{bucket.name}")
+    monkeypatch.setattr(folder._store._bucket.client._connection, "API_BASE_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(OSError, match=f"'gs://{bucket.name}/a/1.png' could not be read, retries included"):
+        folder.read(folder.images[0])
 
 
 def test_missing_permission_is_explained(faults, bucket):
