@@ -198,13 +198,7 @@ class Evaluation:
     def original(self, path: str) -> str:
         """The path that an image had before attacks and defenses put prefixes before its name."""
         folder, slash, name = path.rpartition("/")
-        prefix = self.prefix
-        while prefix:
-            if name.startswith(prefix):
-                return folder + slash + name[len(prefix) :]
-            # A defense that also keeps unchanged images leaves them under their shorter name.
-            prefix = prefix.split("_", 1)[1] if "_" in prefix else ""
-        return path
+        return folder + slash + name.removeprefix(self.prefix)
 
     def predictions(self) -> Iterator[dict[str, str]]:
         """Rows of `predictions.csv`, one after the other."""

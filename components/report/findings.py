@@ -229,8 +229,10 @@ def _of_defense(evaluations: Evaluations, defense: Treatment) -> Iterator[Findin
     over = [evaluations.get(attack, defense) for attack in (NONE, *evaluations.attacks)]
     changed = [each.distances["l_infinity_norm"]["max"] for each in over if each and each.distances]
     if not defense.applied:
-        advice = "Set apply_predict=true: its rows are those of no defense."
-        yield Finding(name, defense.label, "warn", "apply_predict is false: the images are unchanged", advice)
+        split = evaluations.first.dataset.get("split")
+        switch = "apply_fit" if split == "training" else "apply_predict"
+        advice = f"Set {switch}=true: its rows are those of no defense."
+        yield Finding(name, defense.label, "warn", f"{switch} is false: the images are unchanged", advice)
     elif changed and max(changed) == 0:
         yield Finding(name, defense.label, "warn", "it changed no image", "Choose stronger settings.")
     else:

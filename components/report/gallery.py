@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Treatment
 from PIL import Image
+
+from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Treatment
 
 PAGE_BYTES = 8_000_000
 """Pictures of one page; beyond it a browser inside a dashboard gets slow."""
@@ -80,8 +81,7 @@ class _Version:
         predictions: dict[str, dict[str, str]] = {}
         for row in evaluation.predictions():
             original = evaluation.original(row["path"])
-            # Where augmentation kept the unchanged image too, the changed one is meant: its name is longer.
-            if original in pictures and len(row["path"]) > len(predictions.get(original, {"path": ""})["path"]):
+            if original in pictures:
                 predictions[original] = row
         return cls(title, pictures, predictions)
 
@@ -120,7 +120,9 @@ def _gallery(evaluations: Evaluations, attack: Treatment, budget: int) -> Galler
         if defense != NONE
     ]
     versions = [clean, attacked, *defended]
-    originals = sorted({original for version in versions for original in version.predictions})
+    # Images that augmentation added have no original to stand beside.
+    known = [version for version in (clean, attacked) if version.predictions] or defended
+    originals = sorted({original for version in known for original in version.predictions})
     changes = _changes(clean, attacked, originals)
     factor, clipped = _magnification(changes)
 

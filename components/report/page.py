@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from evasion.components.report import confusion, gallery, table
 from evasion.components.report.evaluations import NONE, Evaluations, Stage
 from evasion.components.report.findings import Finding
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 DISTANCES = {
     "l_1_norm": "L1 norm",
@@ -37,7 +39,7 @@ def render(evaluations: Evaluations, rows: list[table.Row], findings: list[Findi
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=table.percent, points=table.points, number=_number)
+    environment.filters.update(breakable=_breakable, number=_number, percent=table.percent, points=table.points)
     worst = table.strongest(rows)
     return environment.get_template("report.html.j2").render(
         headline=headline,
@@ -63,6 +65,11 @@ def render(evaluations: Evaluations, rows: list[table.Row], findings: list[Findi
         versions=_versions(evaluations),
         untreated=NONE,
     )
+
+
+def _breakable(text: str) -> Markup:
+    """Let a long name break after an underscore, where a narrow column needs it."""
+    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
 
 
 def _number(value: float) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from evasion.components.common.metrics import interval, share
 from evasion.components.report import task
 from evasion.components.report.evaluations import Evaluation
-from PIL import Image
 
 LOAD = {"stage": "load_dataset", "kind": "load", "parameters": {"data_dir": "digits"}, "seed": 0}
 FGM = {"stage": "fgm", "kind": "attack", "seed": 1, "prefix": "adv_", "parameters": {"eps": 0.3, "norm": "inf"}}
@@ -73,12 +74,14 @@ class Lab:
             stem = f"{number:04}.png"
             rows += [{"path": f"{self.classes[label]}/{prefix}{stem}", **row}]
             if doubled:
-                rows += [{"path": f"{self.classes[label]}/{prefix.removeprefix('def_')}{stem}", **row, "confidence": 0.5}]
+                rows += [{"path": f"{self.classes[label]}/{prefix}{number:04}_1.png", **row}]
         if pictures:
             for number, image in enumerate(self.pixels):
                 path = folder / "images" / self.classes[self.labels[number]] / f"{prefix}{number:04}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image + np.uint8(shift)).save(path)
+                if doubled:
+                    Image.fromarray(image).save(path.with_name(f"{path.stem}_1.png"))
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -106,7 +109,7 @@ class Lab:
             "batch_size": 32,
             "versions": {"keras": "3.15.1"},
             "metrics": metrics,
-            "distances": {key: moved for key in ("l_2_norm", "l_infinity_norm")} if stages else {},
+            "distances": dict.fromkeys(("l_2_norm", "l_infinity_norm"), moved) if stages else {},
             "confusion": [[true, predicted, count] for (true, predicted), count in sorted(confusion.items())],
             "checks": {"saturated_images": 0}
             | ({"zero_gradient_images": 0, "gradient_from_logits": True} if attacked else {})
@@ -137,7 +140,7 @@ class Report:
             summary=folder / "out" / "report.json",
             clean_accuracy_floor=floor,
         )
-        self.page = (folder / "out" / "report.html").read_text()
+        self.page = (folder / "out" / "report.html").read_text().replace("<wbr>", "")
         self.json = json.loads((folder / "out" / "report.json").read_text())
 
     def row(self, defense: str, attack: str = "fgm") -> dict[str, Any]:
@@ -372,8 +375,20 @@ def test_several_attacks_have_rows_of_their_own(lab: Lab, tmp_path: Path) -> Non
 
 
 def test_an_attack_and_a_defense_never_seen_before(lab: Lab, tmp_path: Path) -> None:
-    attack = {"stage": "patch", "kind": "attack", "seed": 3, "prefix": "adv_", "parameters": {"scale": 0.5, "universal": True}}
-    defense = {"stage": "feature_squeezing", "kind": "defense", "seed": None, "prefix": "def_", "parameters": {"bits": 4}}
+    attack = {
+        "stage": "patch",
+        "kind": "attack",
+        "seed": 3,
+        "prefix": "adv_",
+        "parameters": {"scale": 0.5, "universal": True},
+    }
+    defense = {
+        "stage": "feature_squeezing",
+        "kind": "defense",
+        "seed": None,
+        "prefix": "def_",
+        "parameters": {"bits": 4},
+    }
     made = Report(tmp_path, [lab.evaluate("a", attack, wrong=300), lab.evaluate("b", attack, defense, wrong=10)])
     row = made.row("feature_squeezing", "patch")
     assert (row["settings"], row["attack_settings"]) == ("bits=4", "scale=0.5 universal")
@@ -383,7 +398,11 @@ def test_an_attack_and_a_defense_never_seen_before(lab: Lab, tmp_path: Path) -> 
 def test_stacked_defenses_and_a_defense_before_the_attack(lab: Lab, tmp_path: Path) -> None:
     made = Report(
         tmp_path,
-        [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, MEDIAN), lab.evaluate("c", JPEG, FGM, wrong=9)],
+        [
+            lab.evaluate("a", FGM, wrong=300),
+            lab.evaluate("b", FGM, JPEG, MEDIAN),
+            lab.evaluate("c", JPEG, FGM, wrong=9),
+        ],
     )
     assert [row["defense"] for row in made.json["table"]] == [
         "none",
@@ -472,7 +491,8 @@ def test_too_few_images(tmp_path: Path, images: int, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saturated", "logits", "expected"), [(0, True, "pass"), (50, True, "pass"), (50, False, "warn"), (50, None, "warn")]
+    ("saturated", "logits", "expected"),
+    [(0, True, "pass"), (50, True, "pass"), (50, False, "warn"), (50, None, "warn")],
 )
 def test_saturated_softmax(lab: Lab, tmp_path: Path, saturated: int, logits: bool | None, expected: str) -> None:
     clean = lab.evaluate("clean", checks={"saturated_images": saturated})
@@ -503,9 +523,7 @@ def test_augmented_data_is_told_apart(lab: Lab, tmp_path: Path) -> None:
     evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300, shift=5)]
     made = Report(tmp_path, [*evaluations, lab.evaluate("d", FGM, noise, wrong=100, doubled=True, shift=9)])
     assert made.checks("the same images in every row") == [("warn", "800 images, but 400 originals")]
-    # The gallery shows the image that the defense changed, not the one it kept.
-    shots = re.findall(r'gaussian_augmentation sigma[^<]*</span>\s*<span[^>]*>[^<]*<b>.</b></span>\s*<span[^>]*>([\d.]+)', made.page)
-    assert set(shots) == {"75.0"}
+    assert "_1.png" not in made.page  # an added image has no original to stand beside
 
 
 def test_another_model_is_an_error_that_names_both(lab: Lab, tmp_path: Path) -> None:
@@ -546,7 +564,7 @@ def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> 
 
 
 def test_no_evaluation_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one evaluation. Received: none"):
+    with pytest.raises(ValueError, match=r"at least one evaluation\. Received: none"):
         Report(tmp_path, [])
 
 
@@ -584,10 +602,10 @@ def test_same_input_same_report(lab: Lab, tmp_path: Path) -> None:
 def test_a_failed_report_leaves_the_old_one(lab: Lab, tmp_path: Path) -> None:
     evaluations = lab.everything()
     before = Report(tmp_path, evaluations).page
-    (evaluations[0] / "predictions.csv").write_text("path\nx\n")
+    (evaluations[0] / "predictions.csv").write_text("path\n3/x.png\n")
     with pytest.raises(ValueError, match=r"predictions.csv lacks"):
         Report(tmp_path, evaluations)
-    assert (tmp_path / "out" / "report.html").read_text() == before
+    assert (tmp_path / "out" / "report.html").read_text().replace("<wbr>", "") == before
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
 
 
@@ -598,7 +616,8 @@ def test_a_failed_report_leaves_the_old_one(lab: Lab, tmp_path: Path) -> None:
         ("", "3/adv_0001.png", "3/adv_0001.png"),
         ("adv_", "3/adv_0001.png", "3/0001.png"),
         ("def_adv_", "3/def_adv_0001.png", "3/0001.png"),
-        ("def_adv_", "3/adv_0001.png", "3/0001.png"),
+        ("def_adv_", "3/def_adv_0001_1.png", "3/0001_1.png"),
+        ("adv_", "adv_cat/adv_0001.png", "adv_cat/0001.png"),
         ("def_adv_", "3/def_0001.png", "3/def_0001.png"),
         ("def_", "3/def_def_0001.png", "3/def_0001.png"),
     ],
