@@ -18,3 +18,36 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
+
+demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the table and the report's path
+	$(BIN)/python -m evasion.pipelines.mnist data/mnist
+	$(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
+	  --model-architecture le_net --epochs 6 --batch-size 64 --eps 0.2 --seed 1
+
+test: $(INSTALLED)  ## Run all tests
+	$(BIN)/pytest
+
+test-fast: $(INSTALLED)  ## Run the tests that take seconds
+	$(BIN)/pytest -m "not slow"
+
+# mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
+TYPED := build/typed/evasion
+lint: $(INSTALLED)  ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	mkdir -p $(TYPED)
+	ln -sfn $(CURDIR)/components $(TYPED)/components
+	ln -sfn $(CURDIR)/pipelines $(TYPED)/pipelines
+	MYPYPATH=build/typed $(BIN)/mypy -p evasion.components -p evasion.pipelines
+
+format: $(INSTALLED)  ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock:  ## Renew the exact versions in requirements/
+	cd requirements && uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 tools.in -o tools.txt
+	uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 --extra cpu --extra demo --extra dev \
+	  pyproject.toml -o requirements/dev.txt
+
+clean:  ## Remove what was built, run and installed
+	rm -rf $(VENV) build data runs

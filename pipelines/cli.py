@@ -14,6 +14,8 @@ import click
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+WIDTH = 110  # of tables where there is no terminal
+
 TYPES: dict[str, click.ParamType[Any]] = {
     "Integer": click.INT,
     "Float": click.FLOAT,
@@ -27,7 +29,7 @@ def _dashed(name: str) -> str:
 
 
 # `--data_dir` is as good as `--data-dir`: the documents of the steps say the former.
-SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help"], "max_content_width": 110}
+SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
 
 @click.group(
@@ -110,9 +112,12 @@ def compile_pipelines(names: tuple[str, ...], output: Path) -> None:
     for name in chosen:
         if name not in pipelines():
             _unknown(name)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in chosen if chosen and "all" not in names else pipelines():
-        click.echo(_compile(pipelines()[name], output / f"{name}.yaml"))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in chosen if chosen and "all" not in names else pipelines():
+            click.echo(_compile(pipelines()[name], output / f"{name}.yaml"))
+    except OSError as error:
+        _fail(1, str(error))
 
 
 def _compile(pipeline: Any, path: Path) -> Path:
@@ -187,13 +192,13 @@ def _option(name: str, declared: Any) -> click.Option:
     """Make the option for a parameter of a pipeline, of its type and with its default and description."""
     # In words, so that help shows it as it is to be typed.
     default = str(declared.default).lower() if isinstance(declared.default, bool) else declared.default
+    # click takes even a default of None for one; and a blank text is not worth showing.
+    optional: dict[str, Any] = {"default": default, "show_default": default != ""} if declared.optional else {}
     return click.Option(
         [f"--{_dashed(name)}", name],
         type=TYPES.get(declared.type, click.STRING),
         required=not declared.optional,
-        # A blank text is shown as nothing.
-        default=default if declared.optional else None,
-        show_default=declared.optional and default != "",
+        **optional,
         help=" ".join((declared.description or "").split()),
         metavar="true|false" if declared.type == "Boolean" else None,
     )
@@ -262,7 +267,8 @@ def _run(
         _fail(1, str(error))
     except KeyboardInterrupt:
         _fail(INTERRUPTED, "interrupted")
-    display.show_result(Console(), result)
+    # Outside a terminal nothing bounds the width, and Rich would take 80.
+    display.show_result(Console(width=None if sys.stdout.isatty() else WIDTH), result)
 
 
 def _told(message: str, parameters: tuple[str, ...]) -> str:

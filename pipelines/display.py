@@ -151,24 +151,22 @@ def show_result(console: Console, result: Result) -> None:
 
 
 def _show_report(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print the table of the report, the sentence it amounts to, and what its checks found."""
-    table = Table(Column("defense"), box=box.SIMPLE_HEAD, caption="in brackets: 95 % Wilson intervals")
-    for title in SHARES:
-        table.add_column(title, justify="right")
-    attack = None
+    """Print a table for each attack, the sentence they amount to, and what the checks objected to."""
+    tables: dict[str, Table] = {}
     for row in summary["table"]:
-        against = f"{row['attack']} {row['attack_settings']}".strip()
-        if against != attack:
-            table.add_section()
-            table.add_row(f"[bold]{escape(against)}[/]" if row["robust_accuracy"] else "")
-            attack = against
-        defense = "no defense" if row["defense"] == "none" else f"{row['defense']} {row['settings']}".strip()
-        table.add_row(f"  {escape(defense)}", *(_share(row[key]) for key in SHARES.values()))
-    console.print(table)
+        attack = f"{row['attack']} {row['attack_settings']}".strip() if row["robust_accuracy"] else ""
+        if attack not in tables:
+            shares = (Column(f"{title}, %", justify="right") for title in SHARES)
+            tables[attack] = Table("defense", *shares, title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
+        defense = "no defense" if row["defense"] == "none" else row["defense"]
+        tables[attack].add_row(escape(defense), *(_share(row[key]) for key in SHARES.values()))
+    for table in tables.values():
+        console.print(table)
+    console.print("In brackets: 95 % Wilson intervals.", style="dim", highlight=False)
     console.print(escape(summary["headline"]), highlight=False)
     for finding in summary["checks"]:
         if finding["status"] != "pass":
-            said = f"{finding['name']} ({finding['subject']}): {finding['found']} {finding['advice']}"
+            said = f"{finding['name']} ({finding['subject']}): {finding['found'].rstrip('.')}. {finding['advice']}"
             console.print(f"[yellow]{finding['status']}[/] {escape(said.strip())}", highlight=False)
 
 
@@ -177,7 +175,7 @@ def _share(share: Mapping[str, float] | None) -> str:
     if share is None:
         return "–"
     value, low, high = (f"{100 * share[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} % [dim]\\[{low}, {high}][/]"
+    return f"{value} [dim]{escape(f'[{low}, {high}]')}[/]"
 
 
 def _metrics_table(step: StepResult) -> Table:

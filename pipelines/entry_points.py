@@ -315,7 +315,7 @@ def jpeg_compression(
         model_architecture: shallow_net, le_net, alex_net, resnet50 or vgg16: what the model must be.
         data_dir: The images, a folder of one folder a class, local or gs://; not with load_dataset_from_mlruns.
         batch_size: Images predicted at a time.
-        jpeg_compression_channels_first: Whether images are handed to the compression with channels first; pixels are the same.
+        jpeg_compression_channels_first: Hand images to the compression with channels first; same pixels.
         jpeg_compression_quality: From 1 (worst) to 100 (best); 95 or lower is advised.
         jpeg_compression_apply_fit: Whether to compress training data.
         jpeg_compression_apply_predict: Whether to compress testing data.
@@ -374,7 +374,7 @@ def gaussian_augmentation(
         data_dir: The images, a folder of one folder a class, local or gs://; not with load_dataset_from_mlruns.
         batch_size: Images predicted at a time.
         gaussian_augmentation_perform_data_augmentation: Whether to keep every image and add noisy copies of some.
-        gaussian_augmentation_ratio: With perform_data_augmentation, the share of images, in [0, 1], of which a copy is added.
+        gaussian_augmentation_ratio: With perform_data_augmentation, the share of images, in [0, 1], to copy.
         gaussian_augmentation_sigma: Standard deviation of the noise, a share of the pixel range, positive.
         gaussian_augmentation_apply_fit: Whether to add noise to training data.
         gaussian_augmentation_apply_predict: Whether to add noise to testing data.

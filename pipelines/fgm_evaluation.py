@@ -150,7 +150,7 @@ def fgm_evaluation(
         )
 
     # A new defense is one line here: its step and the settings that this pipeline gives it.
-    defenses = {
+    defenses: dict[Any, dict[str, Any]] = {
         spatial_smoothing: {"window_size": spatial_smoothing_window_size},
         jpeg_compression: {"quality": jpeg_compression_quality},
         gaussian_augmentation: {"sigma": gaussian_augmentation_sigma},

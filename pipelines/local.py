@@ -7,15 +7,10 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,15 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from evasion.components.common import tracking
-from evasion.pipelines import preflight
+from evasion.pipelines import preflight, process
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.preflight import Step
 
-GRACE = 10.0  # seconds that an interrupted step gets to end by itself
-
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
-_SHOWN_LINES = 20  # of an error that is longer
 
 
 class StepFailedError(RuntimeError):
@@ -233,7 +224,7 @@ class _Plain(io.TextIOBase):
         self._log = log
 
     def write(self, text: str) -> int:
-        self._log.write(_ANSI.sub("", text))
+        self._log.write(process.plain(text))
         return len(text)
 
 
@@ -268,7 +259,7 @@ class _Session:
             except Exception as error:
                 # kfp itself failed, as when it cannot read what a step wrote.
                 step = self.started[-1].name if self.started else pipeline.component_spec.name
-                raise StepFailedError(step, _ANSI.sub("", str(error)), self.log_path) from error
+                raise StepFailedError(step, process.plain(str(error)), self.log_path) from error
 
     def start(self, task: str) -> Step:
         """Note that a task starts, and return its step."""
@@ -277,15 +268,13 @@ class _Session:
         self.listener.step_started(step, len(self.started), max(len(self.steps), len(self.started)))
         return step
 
-    def hear(self, line: str) -> str:
-        """Take a line that the step printed, and return it without colours."""
-        line = _ANSI.sub("", line).rstrip()
+    def hear(self, line: str) -> None:
+        """Take a line that the step printed."""
         self.log.write(f"    {line}\n")
         if found := _PROGRESS.fullmatch(line):
             self.listener.progress(int(found[1]), int(found[2]), found[3])
         else:
             self.listener.line(line)
-        return line
 
     def finish(self, result: StepResult) -> None:
         """Note that the step ended well."""
@@ -350,88 +339,26 @@ class _StepProcess:
         result_file = Path(declared["outputFile"])
         step = self._session.start(result_file.parent.name)
         started = time.monotonic()
-        code, last_lines = self._run_process()
+        code, last_lines = process.run(command, self._environment, self._session.hear)
         if code != 0:
-            raise StepFailedError(step.name, _error(last_lines, code), self._session.log_path)
-        outputs = {name: Path(listed["artifacts"][0]["uri"]) for name, listed in declared.get("artifacts", {}).items()}
+            raise StepFailedError(step.name, process.error(last_lines, code), self._session.log_path)
         seconds = time.monotonic() - started
-        self._session.finish(StepResult(step, seconds, outputs, _metrics(result_file)))
+        written = {name: listed["artifacts"][0] for name, listed in declared.get("artifacts", {}).items()}
+        paths = {name: Path(artifact["uri"]) for name, artifact in written.items()}
+        measured = {name for name, artifact in written.items() if artifact["type"]["schemaTitle"] == "system.Metrics"}
+        self._session.finish(StepResult(step, seconds, paths, _numbers(result_file, measured)))
         return Status.SUCCESS
 
-    def _run_process(self) -> tuple[int, list[str]]:
-        """Return the step's exit status and the last lines that it printed."""
-        last_lines: deque[str] = deque(maxlen=400)
-        # The script leaves a temporary folder behind, as does any step that is killed.
-        with (
-            tempfile.TemporaryDirectory(prefix="evasion-") as temporary,
-            subprocess.Popen(  # noqa: S603 - the command that kfp compiled
-                self._command,
-                env=self._environment | {"TMPDIR": temporary},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                # A Ctrl-C in the terminal reaches this process alone, which then ends the step in order.
-                start_new_session=True,
-            ) as process,
-        ):
-            assert process.stdout is not None  # noqa: S101 - for the type checker
-            try:
-                for line in process.stdout:
-                    last_lines.append(self._session.hear(line))
-            except BaseException:
-                self._stop(process)
-                raise
-        return process.returncode, list(last_lines)
 
-    def _stop(self, process: subprocess.Popen[str]) -> None:
-        """Interrupt the step, so that it can close its MLflow run, and end it if that takes too long."""
-        kill = functools.partial(_signal_group, process.pid, signal.SIGKILL)
-        timer = threading.Timer(GRACE, kill)
-        timer.start()
-        try:
-            _signal_group(process.pid, signal.SIGINT)
-            for line in process.stdout or ():
-                self._session.log.write(f"    {line}")
-        finally:
-            timer.cancel()
-            kill()
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a step that are left."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _metrics(result_file: Path) -> dict[str, float]:
-    """Return the numbers that a step logged to its Metrics artifacts."""
+def _numbers(result_file: Path, names: Collection[str]) -> dict[str, float]:
+    """Return what a step logged to its artifacts of these names."""
     if not result_file.is_file():
         return {}
     artifacts = json.loads(result_file.read_text(encoding="utf-8")).get("artifacts", {})
     return {
-        name: value
-        for listed in artifacts.values()
-        for artifact in listed["artifacts"]
-        if artifact.get("type", {}).get("schemaTitle", "system.Metrics") == "system.Metrics"
-        for name, value in artifact.get("metadata", {}).items()
+        key: value
+        for name in names
+        for artifact in artifacts.get(name, {}).get("artifacts", [])
+        for key, value in artifact.get("metadata", {}).items()
         if isinstance(value, int | float)
     }
-
-
-def _error(lines: list[str], code: int) -> str:
-    """Return a failed step's own error: the message of the last exception, or how the process ended."""
-    starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    raised = lines[starts[-1] + 1 :] if starts else []
-    # The frames are indented, the exception is not; what follows it is the rest of a message of several lines.
-    while raised and (not raised[0] or raised[0][0].isspace()):
-        raised = raised[1:]
-    if raised:
-        message = "\n".join(raised[:_SHOWN_LINES]).strip()
-        # Rules of this package are ValueErrors whose text says it all.
-        return message.removeprefix("ValueError: ")
-    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return "killed by the system, most likely because memory ran out"
-    said = next((line for line in reversed(lines) if line), "")
-    return f"ended with status {code}{f' after printing: {said}' if said else ''}"

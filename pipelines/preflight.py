@@ -100,7 +100,7 @@ def complete(pipeline: Pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
-    """Return the steps that will run with these arguments, in the order in which kfp runs them locally.
+    """Return the steps that will run with these arguments, each after those that it depends on.
 
     Branches whose condition is known to be false are left out; those that depend on what a step will find
     are in.

@@ -133,8 +133,7 @@ def build_imagenet(name: str, weights: str, weights_sha256: str) -> Any:
 def imagenet_classes() -> tuple[str, ...]:
     """Return the WordNet ids of the 1,000 ImageNet classes in index order, as ImageNet folders are named."""
     table = resources.files("evasion.components.common").joinpath("imagenet_classes.csv")
-    with table.open(encoding="utf-8", newline="") as rows:
-        return tuple(row["wordnet_id"] for row in csv.DictReader(rows))
+    return tuple(row["wordnet_id"] for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
 def _local(weights: str, sha256: str, folder: Path) -> str:

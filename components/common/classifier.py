@@ -1,5 +1,7 @@
 """A Keras model as an ART classifier: gradients from logits, compiled, batch by batch."""
 
+import functools
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,16 +10,6 @@ import numpy.typing as npt
 
 from evasion.components.common import model as model_artifact
 from evasion.components.common.dataset import Floats, Sample, to_float
-
-
-def import_art() -> Any:
-    """Import ART and return `TensorFlowV2Classifier`, without its warnings about frameworks that are not used."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from art.estimators.classification import TensorFlowV2Classifier
-    return TensorFlowV2Classifier
 
 
 def logits_of(model: Any) -> tuple[Any, bool]:
@@ -55,21 +47,18 @@ class Classifier:
         model: The `keras.Model`, float32 (images, height, width, channels) in [0, 1] to probabilities.
         logits: The same before its softmax.
         from_logits: Whether `logits` really are logits.
-        art: The `art.estimators.classification.TensorFlowV2Classifier` over `logits`, clip values (0, 1), with
-            compiled predictions and gradients: ART's attacks run on it as on its own class.
     """
 
     def __init__(self, model: Any) -> None:
         import keras
         import tensorflow as tf
 
-        base = import_art()
         self.model = model
         self.logits, self.from_logits = logits_of(model)
         logits = self.logits
-        loss = keras.losses.CategoricalCrossentropy(
-            from_logits=self.from_logits, reduction="sum"
-        )  # a sum over images: the gradient of an image does not depend on its batch
+        # A sum over images: the gradient of an image does not depend on the batch it is in.
+        self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
+        loss = self.loss
         signature = [
             tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
             tf.TensorSpec((None, model.output_shape[-1]), tf.float32),
@@ -86,7 +75,29 @@ class Classifier:
                 value = loss(y, logits(x, training=False))
             return tape.gradient(value, x)
 
-        class Compiled(base):  # type: ignore[misc, valid-type]
+        self.forward, self.gradient = forward, gradient
+
+    def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
+        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64."""
+        from scipy.special import softmax
+
+        outputs = self.forward(x).numpy().astype(np.float64)
+        return cast(npt.NDArray[np.float64], softmax(outputs, axis=1) if self.from_logits else outputs)
+
+    @functools.cached_property
+    def art(self) -> Any:
+        """The model as an `art.estimators.classification.TensorFlowV2Classifier` over logits, clip values (0, 1).
+
+        ART's attacks run on it as on ART's own class, with compiled predictions and gradients. It is made when an
+        attack asks for it: an evaluation does without the second that ART takes to import.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
+            from art.estimators.classification import TensorFlowV2Classifier
+
+        forward, gradient = self.forward, self.gradient
+
+        class Compiled(TensorFlowV2Classifier):  # type: ignore[misc]
             """ART's class, whose predict forgets batch_size and whose gradient runs uncompiled."""
 
             def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> Any:
@@ -100,20 +111,13 @@ class Classifier:
                     return super().loss_gradient(x, y, training_mode=True)
                 return gradient(np.asarray(x, np.float32), np.asarray(y, np.float32)).numpy()
 
-        self.art = Compiled(
-            model=logits,
-            nb_classes=model.output_shape[-1],
-            input_shape=model.input_shape[1:],
-            loss_object=loss,
+        return Compiled(
+            model=self.logits,
+            nb_classes=self.model.output_shape[-1],
+            input_shape=self.model.input_shape[1:],
+            loss_object=self.loss,
             clip_values=(0.0, 1.0),
         )
-
-    def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
-        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64."""
-        import scipy.special
-
-        outputs = self.art.predict(x, batch_size=max(len(x), 1)).astype(np.float64)
-        return cast(npt.NDArray[np.float64], scipy.special.softmax(outputs, axis=1) if self.from_logits else outputs)
 
 
 def stack(batch: list[Sample]) -> Floats:

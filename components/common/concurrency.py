@@ -1,7 +1,7 @@
 """A thread pool whose results come in order and whose work ahead is bounded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     function: Callable[[Item], Result], iterable: Iterable[Item], *, threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Like `map`, computed in threads, a bounded number of items ahead of the consumer.
 
     Nothing starts before the first result is asked for. What `function` raises for an item, or the iterable
@@ -39,7 +39,7 @@ def ordered_map(
 
 def _ordered_map(
     function: Callable[[Item], Result], iterable: Iterable[Item], threads: int, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Result]] = deque()
         try:

@@ -20,8 +20,8 @@ import re
 import tarfile
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -159,7 +159,8 @@ def to_float(pixels: Pixels) -> Floats:
 
 def to_pixels(x: Floats) -> Pixels:
     """Return float pixels in [0, 1] as 8 bits, *rounded*: truncation would break an eps bound by a level."""
-    return np.rint(np.clip(x, 0, 1) * np.float32(255)).astype(np.uint8)
+    levels: Floats = np.rint(np.clip(x, 0, 1) * np.float32(255))
+    return levels.astype(np.uint8)
 
 
 def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
@@ -219,7 +220,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes | io.BufferedReader, si
     else:
         member.size = size
         tar.addfile(member, content)
-    tar.members.clear()  # tarfile remembers every member; memory must not grow with the number of images
+    _forget(tar)
+
+
+def _forget(tar: tarfile.TarFile) -> None:
+    """Drop what tarfile remembers of every member: memory must not grow with the number of images."""
+    tar.members.clear()  # type: ignore[attr-defined]
 
 
 class Dataset:
@@ -235,25 +241,20 @@ class Dataset:
 
     def __init__(self, path: Path, expected_name: str = "") -> None:
         self.path = path
-        try:
-            self._tar = tarfile.open(path, "r:")  # noqa: SIM115  (closed by __exit__)
-        except tarfile.TarError as error:
-            raise DatasetError(f"{path.name} is not an uncompressed tar, or is damaged: {error}") from error
-        try:
-            self._scan()
-        except (tarfile.TarError, EOFError) as error:
-            self._tar.close()
-            raise DatasetError(f"{path.name} is damaged or cut short: {error}") from error
-        except BaseException:
-            self._tar.close()
-            raise
-        if expected_name and self.header.name != expected_name:
-            self._tar.close()
-            raise DatasetError(
-                f"dataset_name must be the folder in the tar, {self.header.name!r}. "
-                f"Received: dataset_name={expected_name!r}"
-            )
         self._sha256 = ""
+        with ExitStack() as stack:
+            self._file = stack.enter_context(path.open("rb"))
+            try:
+                self._tar = stack.enter_context(tarfile.open(fileobj=self._file, mode="r:"))
+                self._scan()
+            except (tarfile.TarError, EOFError) as error:
+                raise DatasetError(f"{path.name} is no uncompressed tar, is damaged or cut short: {error}") from error
+            if expected_name and self.header.name != expected_name:
+                raise DatasetError(
+                    f"dataset_name must be the folder in the tar, {self.header.name!r}. "
+                    f"Received: dataset_name={expected_name!r}"
+                )
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +262,7 @@ class Dataset:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tar.close()
+        self._open.close()
 
     def __len__(self) -> int:
         return self.header.images
@@ -277,12 +278,12 @@ class Dataset:
         """The class index of every image, in order, shape (images,)."""
         return np.frombuffer(self._labels, dtype=np.int32)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Generator[Sample, None, None]:
         """Yield every image in order with its row of `samples.csv`, decoding ahead on threads."""
         with closing(ordered_map(self._sample, enumerate(self._rows()), threads=THREADS, ahead=AHEAD)) as decoded:
             yield from decoded
 
-    def batches(self, batch_size: int) -> Iterator[list[Sample]]:
+    def batches(self, batch_size: int) -> Generator[list[Sample], None, None]:
         """Yield every image in order, `batch_size` at a time; the last batch may be smaller."""
         batch: list[Sample] = []
         with closing(self.samples()) as samples:
@@ -297,12 +298,7 @@ class Dataset:
     def pixels(self, index: int) -> Pixels:
         """Return one image by its place; safe to call from several threads."""
         size, offset = self._sizes[index], self._offsets[index]
-        return decode_png(os.pread(self._descriptor, size, offset), self.header.image_shape)
-
-    @property
-    def _descriptor(self) -> int:
-        assert self._tar.fileobj is not None  # noqa: S101  (a TarFile opened from a path has one)
-        return self._tar.fileobj.fileno()
+        return decode_png(os.pread(self._file.fileno(), size, offset), self.header.image_shape)
 
     def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
         index, row = numbered
@@ -348,7 +344,7 @@ class Dataset:
         paths = hashlib.sha256()
         table: tarfile.TarInfo | None = None
         while (member := self._tar.next()) is not None:
-            self._tar.members.clear()
+            _forget(self._tar)
             if not member.isreg() or member.issparse():
                 raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are taken.")
             if table is not None:

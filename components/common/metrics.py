@@ -124,7 +124,7 @@ class Tally:
             labels: True class indices, shape (images,).
             probabilities: Shape (images, classes).
         """
-        predicted = probabilities.argmax(axis=1)
+        predicted: npt.NDArray[np.int64] = probabilities.argmax(axis=1)
         np.add.at(self.confusion, (labels, predicted), 1)
         right = np.zeros(probabilities.shape, dtype=bool)
         right[np.arange(len(labels)), labels] = True

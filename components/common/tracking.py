@@ -298,8 +298,9 @@ def _reachable() -> Iterator[None]:
 
     from mlflow.exceptions import MlflowException
 
-    for noisy in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # They tell of database migrations, and warn of a signature that only Spark needs.
+    for noisy, level in (("mlflow.store.db.utils", "WARNING"), ("alembic", "WARNING"), ("mlflow.tensorflow", "ERROR")):
+        logging.getLogger(noisy).setLevel(level)
     try:
         with _environment(IMPATIENT):
             yield
@@ -374,16 +375,19 @@ def _log_model(folder: Path, register_as: str, run_id: str) -> str:
                 path,
                 mlflow_model=mlflow_model,
                 pip_requirements=[f"tensorflow=={tf.__version__}"],
-                keras_model_kwargs={"save_format": "keras"},
             )
             shutil.copyfile(folder / model_artifact.FILE, Path(path, "data", model_artifact.FILE))
             shutil.copyfile(folder / model_artifact.CARD, Path(path, model_artifact.CARD))
 
+    client = _client()
+    # Made here, since `Model.log` would put it into the process's current experiment, not into the run's.
+    created = client.create_logged_model(client.get_run(run_id).info.experiment_id, "model", source_run_id=run_id)
     logged = mlflow.models.Model.log(
         artifact_path=None,
         name="model",
         flavor=KerasFile(),
         registered_model_name=register_as or None,
         run_id=run_id,
+        model_id=created.model_id,
     )
     return str(logged.registered_model_version or "")

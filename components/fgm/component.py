@@ -35,13 +35,15 @@ def fgm(
         norm: inf, 1 or 2.
         seed: Recorded; nothing here is random.
     """
+    from pathlib import Path
+
     from evasion.components.fgm import task
 
     metrics.metadata.update(
         task.fgm(
-            dataset=task.Path(dataset.path),
-            model=task.Path(model.path),
-            adversarial=task.Path(adversarial.path),
+            dataset=Path(dataset.path),
+            model=Path(model.path),
+            adversarial=Path(adversarial.path),
             batch_size=batch_size,
             eps=eps,
             eps_step=eps_step,

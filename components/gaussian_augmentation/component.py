@@ -30,12 +30,14 @@ def gaussian_augmentation(
         apply_predict: Whether to add noise to testing data.
         seed: Seed of the noise from 0 to 4294967295; -1 draws one and records it.
     """
+    from pathlib import Path
+
     from evasion.components.gaussian_augmentation import task
 
     metrics.metadata.update(
         task.gaussian_augmentation(
-            dataset=task.Path(dataset.path),
-            defended=task.Path(defended.path),
+            dataset=Path(dataset.path),
+            defended=Path(defended.path),
             perform_data_augmentation=perform_data_augmentation,
             ratio=ratio,
             sigma=sigma,

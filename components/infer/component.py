@@ -29,12 +29,14 @@ def infer(
         batch_size: Images predicted at a time.
         seed: Recorded; nothing here is random.
     """
+    from pathlib import Path
+
     from evasion.components.infer import task
 
     result = task.infer(
-        dataset=task.Path(dataset.path),
-        model=task.Path(model.path),
-        evaluation=task.Path(evaluation.path),
+        dataset=Path(dataset.path),
+        model=Path(model.path),
+        evaluation=Path(evaluation.path),
         batch_size=batch_size,
         seed=seed,
     )

@@ -33,11 +33,13 @@ def init_model(
     Returns:
         uri: Where the model lies, for pipelines that choose among several models.
     """
+    from pathlib import Path
+
     from evasion.components.init_model import task
 
     model.metadata.update(
         task.init_model(
-            model=task.Path(model.path),
+            model=Path(model.path),
             model_tag=model_tag,
             model_architecture=model_architecture,
             weights=weights,
@@ -45,4 +47,4 @@ def init_model(
             seed=seed,
         )
     )
-    return (model.uri,)  # type: ignore[return-value]
+    return (model.uri,)

@@ -29,12 +29,14 @@ def jpeg_compression(
         apply_predict: Whether to compress testing data.
         seed: Recorded; nothing here is random.
     """
+    from pathlib import Path
+
     from evasion.components.jpeg_compression import task
 
     metrics.metadata.update(
         task.jpeg_compression(
-            dataset=task.Path(dataset.path),
-            defended=task.Path(defended.path),
+            dataset=Path(dataset.path),
+            defended=Path(defended.path),
             quality=quality,
             channels_first=channels_first,
             apply_fit=apply_fit,

@@ -33,11 +33,13 @@ def load_dataset(
         dataset_tar_name: Name of that run's artifact, such as fgm.tar.
         dataset_name: Name of the folder in that tar, such as fgm.
     """
+    from pathlib import Path
+
     from evasion.components.load_dataset import task
 
     dataset.metadata.update(
         task.load_dataset(
-            dataset=task.Path(dataset.path),
+            dataset=Path(dataset.path),
             data_dir=data_dir,
             model_architecture=model_architecture,
             split=split,

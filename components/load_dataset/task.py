@@ -77,15 +77,11 @@ def load_dataset(
             skipped = pack(dataset, data_dir, shape, split, skip_unreadable)
             run.log_file(dataset, "load_dataset.tar")
         with Dataset(dataset) as packed:
-            found = {
-                "images": len(packed),
-                "classes": len(packed.header.class_names),
-                "skipped": skipped,
-                "sha256": packed.sha256,
-            }
-        run.log_parameters({"dataset_sha256": found["sha256"]})
-        run.log_metrics({name: found[name] for name in ("images", "classes", "skipped")})
-    return found
+            counts = {"images": len(packed), "classes": len(packed.header.class_names), "skipped": skipped}
+            sha256 = packed.sha256
+        run.log_parameters({"dataset_sha256": sha256})
+        run.log_metrics(counts)
+    return {**counts, "sha256": sha256}
 
 
 def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:

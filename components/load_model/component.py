@@ -19,9 +19,9 @@ def load_model(model: Output[Model], name: str, model_architecture: str) -> Name
     Returns:
         uri: Where the model lies, for pipelines that choose among several models.
     """
+    from pathlib import Path
+
     from evasion.components.load_model import task
 
-    model.metadata.update(
-        task.load_model(model=task.Path(model.path), name=name, model_architecture=model_architecture)
-    )
-    return (model.uri,)  # type: ignore[return-value]
+    model.metadata.update(task.load_model(model=Path(model.path), name=name, model_architecture=model_architecture))
+    return (model.uri,)

@@ -10,22 +10,22 @@ def report(
     html: Output[HTML],
     summary: Output[Artifact],
     metrics: Output[Metrics],
-    evaluation_1: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_2: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_3: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_4: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_5: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_6: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_7: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_8: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_9: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_10: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_11: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_12: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_13: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_14: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_15: Input[Artifact] = None,  # type: ignore[assignment]
-    evaluation_16: Input[Artifact] = None,  # type: ignore[assignment]
+    evaluation_1: Input[Artifact] = None,
+    evaluation_2: Input[Artifact] = None,
+    evaluation_3: Input[Artifact] = None,
+    evaluation_4: Input[Artifact] = None,
+    evaluation_5: Input[Artifact] = None,
+    evaluation_6: Input[Artifact] = None,
+    evaluation_7: Input[Artifact] = None,
+    evaluation_8: Input[Artifact] = None,
+    evaluation_9: Input[Artifact] = None,
+    evaluation_10: Input[Artifact] = None,
+    evaluation_11: Input[Artifact] = None,
+    evaluation_12: Input[Artifact] = None,
+    evaluation_13: Input[Artifact] = None,
+    evaluation_14: Input[Artifact] = None,
+    evaluation_15: Input[Artifact] = None,
+    evaluation_16: Input[Artifact] = None,
     clean_accuracy_floor: float = 0.5,
 ) -> None:
     """Draw evaluations of a model, clean, attacked and defended, as one page and one JSON file.
@@ -55,6 +55,8 @@ def report(
         evaluation_16: An evaluation by `infer`, or nothing.
         clean_accuracy_floor: The report warns if the model is right less often than this on clean images, in [0, 1].
     """
+    from pathlib import Path
+
     from evasion.components.report import task
 
     given = [
@@ -77,9 +79,9 @@ def report(
     ]
     metrics.metadata.update(
         task.report(
-            evaluations=[task.Path(evaluation.path) for evaluation in given if evaluation],
-            html=task.Path(html.path),
-            summary=task.Path(summary.path),
+            evaluations=[Path(evaluation.path) for evaluation in given if evaluation],
+            html=Path(html.path),
+            summary=Path(summary.path),
             clean_accuracy_floor=clean_accuracy_floor,
         )
     )

@@ -48,6 +48,21 @@ def report(*, evaluations: list[Path], html: Path, summary: Path, clean_accuracy
         ValueError: If there is no evaluation, one is damaged, or models or original images are mixed.
     """
     check(clean_accuracy_floor=clean_accuracy_floor)
+
+    from evasion.components.common import tracking
+
+    with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
+        metrics = _write(evaluations, html, summary, clean_accuracy_floor)
+        # The pipeline's own run holds the report as well: it speaks of the whole.
+        for holder in (run, tracking.parent_stage()):
+            if holder:
+                holder.log_metrics(metrics)
+                holder.log_file(html, "report/report.html")
+                holder.log_file(summary, "report/report.json")
+    return metrics
+
+
+def _write(evaluations: list[Path], html: Path, summary: Path, clean_accuracy_floor: float) -> dict[str, float]:
     from evasion.components.common.files import replacing
     from evasion.components.report import page, table
     from evasion.components.report.evaluations import collect

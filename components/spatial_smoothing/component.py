@@ -27,12 +27,14 @@ def spatial_smoothing(
         apply_predict: Whether to smooth testing data.
         seed: Recorded; nothing here is random.
     """
+    from pathlib import Path
+
     from evasion.components.spatial_smoothing import task
 
     metrics.metadata.update(
         task.spatial_smoothing(
-            dataset=task.Path(dataset.path),
-            defended=task.Path(defended.path),
+            dataset=Path(dataset.path),
+            defended=Path(defended.path),
             window_size=window_size,
             apply_fit=apply_fit,
             apply_predict=apply_predict,

@@ -57,11 +57,13 @@ def train(
     Returns:
         uri: Where the model lies, for pipelines that choose among several models.
     """
+    from pathlib import Path
+
     from evasion.components.train import task
 
     result = task.train(
-        dataset=task.Path(dataset.path),
-        model=task.Path(model.path),
+        dataset=Path(dataset.path),
+        model=Path(model.path),
         model_tag=model_tag,
         model_architecture=model_architecture,
         epochs=epochs,
@@ -80,4 +82,4 @@ def train(
     )
     model.metadata.update(result["card"])
     metrics.metadata.update(result["metrics"])
-    return (model.uri,)  # type: ignore[return-value]
+    return (model.uri,)

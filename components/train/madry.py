@@ -47,7 +47,7 @@ class _Madry(keras.Model):  # type: ignore[misc]
         self._attacked, from_logits = logits_of(model)
         if not from_logits:
             raise ValueError("Adversarial training needs a model that ends in a softmax over logits.")
-        self._attack = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
+        self._attack: dict[str, Any] = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
         self._noise = keras.random.SeedGenerator()  # seeded by keras.utils.set_random_seed
 
     def train_step(self, data: Any) -> Any:

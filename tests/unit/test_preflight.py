@@ -1,17 +1,19 @@
 """What a pipeline would do with its arguments, and what is wrong with them, before anything starts."""
 
 import pytest
+from kfp import dsl
+
 from evasion.components.fgm.component import fgm
 from evasion.components.jpeg_compression.component import jpeg_compression
 from evasion.components.load_dataset.component import load_dataset
 from evasion.components.load_model.component import load_model
+from evasion.components.step import step
 from evasion.components.train.component import train
 from evasion.pipelines import preflight
 from evasion.pipelines.preflight import BadArgumentsError, Problem
-from kfp import dsl
 
 
-@dsl.component(install_kfp_package=False)
+@step
 def measure() -> float:
     return 1.0
 

@@ -1,0 +1,409 @@
+"""The command line: options made from signatures, errors and exit codes, what it shows."""
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Metrics, Output
+from rich.console import Console
+
+from evasion.components.step import step
+from evasion.pipelines import catalog, cli, display, local
+from evasion.pipelines.preflight import Step
+
+EVASION = [sys.executable, "-c", "from evasion.pipelines.cli import main; main(prog_name='evasion')"]
+
+PIPELINES = [
+    "init_model",
+    "infer",
+    "train",
+    "fgm",
+    "spatial_smoothing",
+    "jpeg_compression",
+    "gaussian_augmentation",
+    "fgm_evaluation",
+]
+
+SHARE = {"value": 0.9, "low": 0.85, "high": 0.94, "n": 100, "count": 90}
+SUMMARY = {
+    "headline": "fgm takes the accuracy of le_net from 90.0 % to 20.0 %.",
+    "table": [
+        {
+            "attack": "fgm",
+            "attack_settings": "eps=0.3",
+            "defense": defense,
+            "settings": settings,
+            "clean_accuracy": SHARE,
+            "robust_accuracy": {**SHARE, "value": 0.2, "low": 0.1, "high": 0.3},
+            "attack_success_rate": rate,
+        }
+        for defense, settings, rate in (("none", "", SHARE), ("jpeg_compression [x]", "quality=50", None))
+    ],
+    "checks": [
+        {"name": "clean accuracy", "subject": "model", "status": "pass", "found": "0.9", "advice": ""},
+        {"name": "saturation", "subject": "clean", "status": "warn", "found": "12 images", "advice": "Look."},
+    ],
+}
+
+
+@step
+def infer(metrics: Output[Metrics], accuracy: float):
+    import sys
+
+    print("progress: 1/2 batches", file=sys.stderr)
+    print("a word of the step")
+    if accuracy < 0.5:
+        raise ValueError(f"accuracy is too low. Received: accuracy={accuracy}")
+    metrics.metadata.update({"accuracy": accuracy, "images": 10})
+
+
+@step
+def report(html: Output[HTML], summary: Output[Artifact], text: str):
+    from pathlib import Path
+
+    Path(html.path).write_text("<p>page</p>")
+    Path(summary.path).write_text(text)
+
+
+@step
+def wait(marks: str):
+    import time
+    from pathlib import Path
+
+    Path(marks, "waiting").touch()
+    time.sleep(60)
+
+
+@dsl.pipeline
+def measuring(accuracy: float, label: str = "", careful: bool = True, rounds: int = 2):
+    """Measure one number.
+
+    In two ways:
+
+        first this
+        then that
+
+    Args:
+        accuracy: What comes out,
+            in [0, 1].
+        careful: Whether to take care.
+    """
+    infer(accuracy=accuracy).set_display_name("infer the number")
+
+
+@dsl.pipeline
+def reporting(text: str):
+    """Report what is given."""
+    report(text=text)
+
+
+@pytest.fixture
+def small_pipelines(monkeypatch):
+    monkeypatch.setattr(catalog, "pipelines", lambda: {"measuring": measuring, "reporting": reporting})
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def evasion(*args):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args], prog_name="evasion")
+
+
+def listed(help_text):
+    """The text of a help, its lines put together."""
+    return " ".join(help_text.split())
+
+
+def test_help_comes_at_once():
+    started = time.monotonic()
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", *EVASION[1:], "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - started < 1.0
+    for heavy in ("kfp", "mlflow", "rich", "numpy"):
+        assert not re.search(rf"\| +{heavy}\n", loaded.stderr)
+
+
+def test_all_pipelines_are_listed():
+    result = evasion("list")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        *("init_model", "train", "infer", "fgm"),
+        *("spatial_smoothing", "jpeg_compression", "gaussian_augmentation", "fgm_evaluation"),
+    ]
+    assert "Attack a dataset with the Fast Gradient Method" in result.stdout
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_parameter_of_a_pipeline_is_an_option_that_is_explained(name):
+    result = evasion("run", name, "--help")
+    assert result.exit_code == 0
+    shown = listed(result.stdout)
+    for parameter, declared in catalog.pipelines()[name].component_spec.inputs.items():
+        option = f"--{parameter.replace('_', '-')}"
+        entry = re.search(rf" {option} (TEXT|INTEGER|FLOAT|true\|false) (.*?)(?= --[a-z]|$)", shown)
+        assert entry is not None, option
+        kind = {"String": "TEXT", "Integer": "INTEGER", "Float": "FLOAT", "Boolean": "true|false"}[declared.type]
+        assert entry[1] == kind
+        assert declared.description
+        default = "" if declared.default in (None, "") else str(declared.default)
+        if not declared.optional:
+            assert "[required]" in entry[2]
+        elif default:
+            expected = default.lower() if declared.type == "Boolean" else default
+            assert f"default: {expected}]" in entry[2]
+    assert f"evasion run {name}" in shown
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_parameter_is_hidden_by_an_option_of_the_command(name):
+    common = {option.name for option in cli._common_options()}
+    assert not common & catalog.pipelines()[name].component_spec.inputs.keys()
+
+
+def test_help_keeps_what_a_docstring_indents(small_pipelines):
+    result = evasion("run", "measuring", "--help")
+    assert "  Measure one number.\n\n  In two ways:\n\n      first this\n      then that\n" in result.stdout
+    assert "Example:\n    evasion run measuring --accuracy ..." in result.stdout
+    assert "What comes out, in [0, 1]. [required]" in listed(result.stdout)
+
+
+@pytest.mark.parametrize("args", [("run", "fgn"), ("compile", "fgn")])
+def test_an_unknown_pipeline_is_refused_with_the_choices(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = evasion(*args)
+    assert result.exit_code == 2
+    assert "No such pipeline: fgn. Choose from init_model, train, infer, fgm," in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "Missing option '--accuracy'"),
+        (("--accuracy", "abc"), "Invalid value for '--accuracy': 'abc' is not a valid float"),
+        (("--accuracy", "1", "--rounds", "1.5"), "'1.5' is not a valid integer"),
+        (("--accuracy", "1", "--careful", "maybe"), "'maybe' is not a valid boolean"),
+        (("--accurracy", "1"), "No such option '--accurracy'"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(small_pipelines, tmp_path, options, said):
+    result = evasion("run", "measuring", "--output", tmp_path / "runs", *options)
+    assert result.exit_code == 2
+    assert said in result.stderr.replace("No such option: ", "No such option ")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "said"),
+    [
+        ("fgm", ("--eps", "-0.3"), "fgm: eps must be in (0, 1]. Received: eps=-0.3. Set --eps."),
+        (
+            "fgm",
+            ("--minimal", "yes", "--eps_step", "0.5"),
+            "Received: eps_step=0.5, eps=0.3. Set --eps-step or --eps.",
+        ),
+        (
+            "jpeg-compression",
+            ("--jpeg-compression-quality", "101"),
+            "Received: quality=101. Set --jpeg-compression-quality.",
+        ),
+        ("fgm_evaluation", ("--pgd-eps", "2", "--apply-defense", "1"), "Received: eps=2.0. Set --pgd-eps."),
+        ("fgm_evaluation", ("--norm", "3"), "norm must be one of inf, 1, 2. Received: norm='3'. Set --norm."),
+    ],
+)
+def test_a_value_that_breaks_a_step_s_rule_is_refused_before_anything_starts(tmp_path, pipeline, options, said):
+    (tmp_path / "images" / "0").mkdir(parents=True)
+    images = str(tmp_path / "images")
+    needed = {
+        "fgm": ("--data-dir", images, "--model", "m", "--model-architecture", "le_net"),
+        "jpeg-compression": ("--data-dir", images, "--model", "m", "--model-architecture", "le_net"),
+        "fgm_evaluation": ("--data-dir-test", images, "--data-dir-train", images),
+    }
+    result = evasion("run", pipeline, "--output", tmp_path / "runs", *needed[pipeline], *options)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert line.endswith(said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_shows_its_steps_and_what_they_measured(small_pipelines, output):
+    result = evasion("run", "measuring", "--accuracy", "0.75", "--output", output, "--careful", "no")
+    assert result.exit_code == 0, result.output
+    assert "step 1 of 1: infer the number\n" in result.stderr
+    assert re.search(r"step 1 of 1: infer the number: done in \d+\.\d s\n", result.stderr)
+    assert "a word of the step" not in result.output
+    assert re.search(r"accuracy +0\.7500", result.stdout)
+    assert re.search(r"images +10\b", result.stdout)
+    run_dir = Path(re.search(r"Run: +(.*)", result.stdout)[1])
+    assert run_dir.parent == output
+    assert "a word of the step" in (run_dir / "log.txt").read_text()
+    assert f"mlflow ui --backend-store-uri sqlite:///{output}/mlflow.db" in result.stdout
+
+
+def test_verbose_shows_what_the_steps_print_and_quiet_only_the_result(small_pipelines, output):
+    verbose = evasion("run", "measuring", "--accuracy", "1", "--output", output, "--verbose")
+    assert "a word of the step" in verbose.stderr
+    assert "progress:" not in verbose.stderr
+    quiet = evasion("run", "measuring", "--accuracy", "1", "--output", output, "--quiet")
+    assert quiet.stderr == ""
+    assert "accuracy" in quiet.stdout
+
+
+def test_a_failing_step_is_told_in_its_own_words(small_pipelines, output):
+    result = evasion("run", "measuring", "--accuracy", "0.1", "--output", output)
+    assert result.exit_code == 1
+    assert "Error: infer the number: accuracy is too low. Received: accuracy=0.1\n" in result.stderr
+    assert "Traceback" not in result.output
+    log = Path(re.search(r"All output: (.*)", result.stderr)[1])
+    assert "Traceback" in log.read_text()
+
+
+def test_a_report_is_shown_as_a_table_and_kept(small_pipelines, output):
+    result = evasion("run", "reporting", "--text", json.dumps(SUMMARY), "--output", output)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"no defense +90\.0 \[85\.0, 94\.0\] +20\.0 \[10\.0, 30\.0\] +90\.0 \[", result.stdout)
+    assert re.search(r"jpeg_compression \[x\] +90\.0 \[85\.0, 94\.0\] +20\.0 .* +–", result.stdout)
+    assert "fgm takes the accuracy" in result.stdout
+    assert "warn saturation (clean): 12 images. Look." in listed(result.stdout)
+    report_path = Path(re.search(r"Report: (.*)", result.stdout)[1])
+    assert report_path.name == "report.html"
+    assert json.loads(report_path.with_suffix(".json").read_text()) == SUMMARY
+
+
+def test_a_tracking_server_that_does_not_answer_is_one_line(small_pipelines, tmp_path):
+    result = evasion(
+        "run", "measuring", "--accuracy", "1", "--output", tmp_path, "--tracking-uri", "http://127.0.0.1:9"
+    )
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "http://127.0.0.1:9" in result.stderr
+
+
+WAITING = """
+import sys
+sys.path.insert(0, {folder!r})
+from evasion.pipelines import catalog, cli
+import test_cli
+from kfp import dsl
+
+@dsl.pipeline
+def waiting(marks: str):
+    test_cli.wait(marks=marks)
+
+catalog.pipelines = lambda: {{"waiting": waiting}}
+cli.main(prog_name="evasion")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_with_130(tmp_path, number):
+    script = WAITING.format(folder=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, "run", "waiting", "--marks", str(tmp_path), "--output", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "waiting").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].startswith("Error: interrupted")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("names", [("fgm", "spatial-smoothing"), ("all",), ()])
+def test_compile_writes_whole_yamls(tmp_path, names):
+    result = evasion("compile", *names, "--output", tmp_path / "compiled")
+    assert result.exit_code == 0
+    expected = [name.replace("-", "_") for name in names] if names not in (("all",), ()) else PIPELINES
+    written = sorted((tmp_path / "compiled").iterdir())
+    assert written == sorted(tmp_path / "compiled" / f"{name}.yaml" for name in expected)
+    assert sorted(result.stdout.split()) == [str(path) for path in written]
+    for path in written:
+        (spec,) = yaml.safe_load_all(path.read_text())
+        assert spec["pipelineInfo"]["name"] == path.stem.replace("_", "-")
+
+
+def test_compile_leaves_a_good_file_alone_when_it_fails(tmp_path, monkeypatch):
+    from kfp import compiler
+
+    def fail(self, pipeline, package_path):
+        Path(package_path).write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "fgm.yaml").write_text("whole")
+    monkeypatch.setattr(compiler.Compiler, "compile", fail)
+    result = evasion("compile", "fgm", "--output", tmp_path)
+    assert result.exit_code == 1
+    assert "disk full" in result.stderr
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("fgm.yaml", "whole")]
+
+
+STEP = Step("fgm", "fgm", "fgm", {}, frozenset(), {})
+RESULT = local.StepResult(STEP, 75.0, {}, {})
+
+
+def shown_by(listener_class, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, record=True)
+    with listener_class(console, verbose=False) as listener:
+        listener.planned(Path("runs/x"), [STEP])
+        listener.step_started(STEP, 3, 14)
+        listener.progress(1, 1000, "images")
+        listener.progress(320, 1000, "images")
+        if listener_class is display.Live:
+            listener._progress.refresh()
+            console.print(listener._progress.get_renderable())
+        listener.step_finished(RESULT)
+    return console.export_text()
+
+
+def test_progress_outside_a_terminal_is_told_every_ten_seconds(monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 10.0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    assert shown_by(display.Lines, terminal=False).splitlines() == [
+        "1 steps in runs/x",
+        "step 3 of 14: fgm",
+        "step 3 of 14: fgm: 320/1000 images",
+        "step 3 of 14: fgm: done in 1 min 15 s",
+    ]
+
+
+def test_progress_in_a_terminal_is_a_bar_and_then_a_line():
+    text = shown_by(display.Live, terminal=True)
+    assert re.search(r"step 3 of 14: fgm .*320/1000 images 0:00:0\d", text)
+    assert "✓  3/14 fgm 1 min 15 s" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (75, "1 min 15 s"), (3720, "1 h 02 min")]
+)
+def test_durations_are_for_people(seconds, text):
+    assert display.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("sqlite:////runs/mlflow.db", "mlflow ui --backend-store-uri sqlite:////runs/mlflow.db"),
+        ("https://me:secret@mlflow.example:5000", "at https://mlflow.example:5000"),
+        ("postgresql://me:secret@db/mlflow", "in postgresql://db/mlflow"),
+    ],
+)
+def test_where_to_look_shows_no_password(uri, text):
+    assert text in display._where(uri)
+    assert "secret" not in display._where(uri)
