@@ -15,6 +15,8 @@ GRACE = 10.0  # seconds that an interrupted step gets to end by itself
 KEPT_LINES = 400  # of the end of the output, in which the error is looked for
 SHOWN_LINES = 20  # of an error that is longer
 
+# Errors whose text says it all: broken rules, and this package's own.
+_TELLING = re.compile(r"\A(ValueError|evasion\.[\w.]+): ")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -98,8 +100,7 @@ def error(lines: Sequence[str], code: int) -> str:
         raised = raised[1:]
     if raised:
         message = "\n".join(raised[:SHOWN_LINES]).strip()
-        # Rules of this package are ValueErrors whose text says it all.
-        return message.removeprefix("ValueError: ")
+        return _TELLING.sub("", message)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return "killed by the system, most likely because memory ran out"
     said = next((line for line in reversed(lines) if line), "")

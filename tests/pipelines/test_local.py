@@ -48,8 +48,12 @@ def refuse(dataset: Input[Dataset], how: str):
 
     if how == "rule":
         raise ValueError("eps must be in (0, 1]. Received: eps=-0.3")
-    if how == "two lines":
-        raise KeyError("first") from RuntimeError("second\nline")
+    if how == "own":
+        from evasion.components.common.tracking import TrackingError
+
+        raise TrackingError("MLflow holds no such run.\nLook again.")
+    if how == "cause":
+        raise KeyError("first") from RuntimeError("second")
     if how == "status":
         print("the library said why")
         os._exit(3)
@@ -208,7 +212,8 @@ def test_kfp_is_left_as_it_was(packed):
     ("how", "message"),
     [
         ("rule", "eps must be in (0, 1]. Received: eps=-0.3"),
-        ("two lines", "KeyError: 'first'"),
+        ("own", "MLflow holds no such run.\nLook again."),
+        ("cause", "KeyError: 'first'"),
         ("status", "ended with status 3 after printing: the library said why"),
         ("killed", "killed by the system, most likely because memory ran out"),
     ],
