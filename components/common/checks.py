@@ -1,6 +1,7 @@
 """Rules that parameters must keep; every breach is one ValueError: the rule, what was received, what to do."""
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ def in_range(
     include_high: bool = True,
 ) -> None:
     """Require a finite number between `low` and `high`; each end counts unless `include_*` says no."""
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     above = number >= low if include_low else number > low
-    below = number <= high if include_high else number < high
-    if not (math.isfinite(number) and above and below):
+    below = number <= min(high, sys.float_info.max) if include_high else number < high
+    if not (above and below):
         if high == math.inf:
             rule = f"{'at least' if include_low else 'above'} {low:g} and finite"
         else:
