@@ -1,0 +1,107 @@
+"""What tests of several folders need: small packed datasets, folders of images, and an MLflow of their own."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evasion.components.common import dataset, tracking
+from evasion.components.common.dataset import Header, Sample
+
+
+def random_pixels(images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Random images that are no plain noise: smooth enough for JPEG, with every level from 0 to 255."""
+    rng = np.random.default_rng(seed)
+    height, width, channels = shape
+    coarse = rng.random((images, -(-height // 4), -(-width // 4), channels))
+    smooth = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, :height, :width]
+    return (255 * np.clip(smooth + rng.normal(0, 0.05, smooth.shape), 0, 1)).astype(np.uint8)
+
+
+def pack(
+    path: Path,
+    pixels: np.ndarray,
+    labels: Sequence[int] | None = None,
+    class_names: Sequence[str] = ("cat", "dog"),
+    *,
+    split: str = "testing",
+    name: str = "load_dataset",
+    fields: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Pack images as `load_dataset` would; without labels they are dealt out evenly."""
+    if labels is None:
+        labels = [place * len(class_names) // len(pixels) for place in range(len(pixels))]
+    header = Header(
+        name=name,
+        class_names=tuple(class_names),
+        counts=tuple(list(labels).count(label) for label in range(len(class_names))),
+        image_shape=pixels.shape[1:],
+        split=split,
+        provenance=({"stage": "load_dataset", "kind": "load", "parameters": {}, "seed": None, "parent_sha256": None},),
+    )
+    samples = (
+        Sample(label, f"{place:04d}", image, f"/data/{place:04d}.jpg", fields[place] if fields else {})
+        for place, (label, image) in enumerate(zip(labels, pixels, strict=True))
+    )
+    dataset.write(path, header, samples)
+    return path
+
+
+def write_images(folder: Path, classes: Mapping[str, np.ndarray]) -> Path:
+    """Write every image as `<class>/<number>.png`."""
+    for name, pixels in classes.items():
+        (folder / name).mkdir(parents=True)
+        for place, image in enumerate(pixels):
+            Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(folder / name / f"{place:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """`pack` into a new file of this test."""
+    made: list[Path] = []
+
+    def make(pixels: np.ndarray, *arguments: Any, **options: Any) -> Path:
+        made.append(pack(tmp_path / f"dataset_{len(made)}.tar", pixels, *arguments, **options))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[[Mapping[str, np.ndarray]], Path]:
+    """`write_images` into a new folder of this test."""
+    made: list[Path] = []
+
+    def make(classes: Mapping[str, np.ndarray]) -> Path:
+        made.append(write_images(tmp_path / f"images_{len(made)}", classes))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without a run: making one takes seconds, copying it nothing."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        tracking._client().search_experiments()
+    return file
+
+
+@pytest.fixture
+def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Path) -> Any:
+    """An empty MLflow of this test alone, in a database and a folder of `tmp_path`; returns its client."""
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    shutil.copyfile(empty_mlflow, folder / "mlflow.db")
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setenv("EVASION_ARTIFACT_ROOT", str(folder / "artifacts"))
+    return tracking._client()
