@@ -159,8 +159,9 @@ def fgm_evaluation(
     for defense, settings in defenses.items():
         for dataset, name in ((attacked, "attacked"), (clean, "clean")):
             defended = defense(dataset=dataset, **settings, seed=seed)
-            defended.set_display_name(f"{defense.name} {name}")
-            evaluations.append(evaluate(defended.outputs["defended"], f"{defense.name} {name}"))
+            title = f"{defense.python_func.__name__} {name}"
+            defended.set_display_name(title)
+            evaluations.append(evaluate(defended.outputs["defended"], title))
     report(
         **{f"evaluation_{number}": evaluation for number, evaluation in enumerate(evaluations, 1)},
         clean_accuracy_floor=clean_accuracy_floor,

@@ -13,8 +13,8 @@ from evasion.components.common import dataset, tracking
 from evasion.components.common.dataset import Header, Sample
 
 
-def random_pixels(images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """Random images that are no plain noise: smooth enough for JPEG, with every level from 0 to 255."""
+def make_pixels(images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """Random images of shape (images, *shape) that are no plain noise: blocks, some of them at 0 or 255."""
     rng = np.random.default_rng(seed)
     height, width, channels = shape
     coarse = rng.random((images, -(-height // 4), -(-width // 4), channels))
@@ -58,6 +58,12 @@ def write_images(folder: Path, classes: Mapping[str, np.ndarray]) -> Path:
         for place, image in enumerate(pixels):
             Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(folder / name / f"{place:04d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_pixels() -> Callable[..., np.ndarray]:
+    """`make_pixels`."""
+    return make_pixels
 
 
 @pytest.fixture

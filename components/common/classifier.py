@@ -26,10 +26,10 @@ def logits_of(model: Any) -> tuple[Any, bool]:
     if isinstance(last, keras.layers.Softmax) or (
         isinstance(last, keras.layers.Activation) and last.activation is softmax
     ):
-        return keras.Model(model.inputs, last.input), True
+        return keras.Model(model.input, last.input), True
     if isinstance(last, keras.layers.Dense) and last.activation is softmax:
         dense = keras.layers.Dense(last.units, use_bias=last.use_bias)
-        logits = keras.Model(model.inputs, dense(last.input))
+        logits = keras.Model(model.input, dense(last.input))
         dense.set_weights(last.get_weights())
         return logits, True
     return model, False

