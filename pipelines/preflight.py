@@ -108,6 +108,9 @@ def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
     Args:
         pipeline: The pipeline.
         arguments: The value of every parameter, as `complete` returns it.
+
+    Raises:
+        BadArgumentsError: A text that decides which branch runs holds a quote, which kfp.local cannot compare.
     """
     from google.protobuf import json_format  # type: ignore[import-untyped]
 
@@ -207,8 +210,18 @@ def _is_false(condition: str, inputs: Mapping[str, _Value]) -> bool:
     # kfp's own evaluation, so that the steps counted here are those that it will run.
     store = IOStore()
     for name in names:
+        _pasteable(inputs[name])
         store.put_parent_input(name, inputs[name].value)
     return not ConditionEvaluator.evaluate_condition(condition, store)
+
+
+def _pasteable(known: _Value) -> None:
+    """Refuse a text that kfp.local, which pastes it into a Python expression, would take for something else."""
+    if isinstance(known.value, str) and set(known.value) & {"'", "\\", "\n"}:
+        name = known.origin or "a parameter"
+        raise BadArgumentsError(
+            [Problem(f"{name} must hold no quote, backslash or line break. Received: {name}={known.value!r}", (name,))]
+        )
 
 
 def _check(step: Step) -> None:

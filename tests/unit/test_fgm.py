@@ -162,9 +162,7 @@ def test_fault_images_are_not_stretched_and_none_is_dropped(run_stage, le_net_ar
     import keras
 
     model = keras.saving.load_model(le_net_artifact / "model.keras", compile=False)
-    expected = to_pixels(
-        ours(model, to_float(pixels), norm="inf", eps=0.1, eps_step=0.1, minimal=False, batch_size=7)
-    )
+    expected = to_pixels(ours(model, to_float(pixels), norm="inf", eps=0.1, eps_step=0.1, minimal=False, batch_size=7))
     assert np.array_equal(np.stack(saved), expected)
 
 

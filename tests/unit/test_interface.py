@@ -1,0 +1,161 @@
+"""What users of the compiled pipelines see: the seed's parameters, declared once, documented, with one default."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import compiler
+
+from evasion.pipelines import entry_points
+from evasion.pipelines.catalog import pipelines
+
+COMPONENTS = Path(importlib.import_module("evasion.components").__path__[0])
+STEPS = sorted(folder.parent.name for folder in COMPONENTS.glob("*/component.py"))
+
+# Every parameter of every entry point in the original's document.
+FROM_RUN = ["load_dataset_from_mlruns", "dataset_run_id", "dataset_tar_name", "dataset_name"]
+SEED = {
+    "init_model": ["data_dir", "model_tag", "model_architecture", "batch_size", "seed"],
+    "infer": ["run_id", "model", "model_architecture", "batch_size", "seed", "dataset_tar_name", "dataset_name"],
+    "train": [
+        "model_tag",
+        "data_dir_train",
+        "data_dir_test",
+        "model_architecture",
+        "epochs",
+        "batch_size",
+        "register_model",
+        "learning_rate",
+        "optimizer",
+        "validation_split",
+        "load_dataset_from_mlruns",
+        "training_dataset_run_id",
+        "dataset_tar_name",
+        "dataset_name",
+        "apply_defense",
+        "seed",
+    ],
+    "fgm": ["data_dir", "model", "model_architecture", "batch_size", "eps", "eps_step", "minimal", "norm", "seed"],
+    "spatial_smoothing": [
+        "data_dir",
+        "model",
+        "model_architecture",
+        "batch_size",
+        "spatial_smoothing_window_size",
+        "spatial_smoothing_apply_fit",
+        "spatial_smoothing_apply_predict",
+        *FROM_RUN,
+        "seed",
+    ],
+    "jpeg_compression": [
+        "data_dir",
+        "model",
+        "model_architecture",
+        "batch_size",
+        "jpeg_compression_channels_first",
+        "jpeg_compression_quality",
+        "jpeg_compression_apply_fit",
+        "jpeg_compression_apply_predict",
+        *FROM_RUN,
+        "seed",
+    ],
+    "gaussian_augmentation": [
+        "data_dir",
+        "model",
+        "model_architecture",
+        "batch_size",
+        "gaussian_augmentation_perform_data_augmentation",
+        "gaussian_augmentation_ratio",
+        "gaussian_augmentation_sigma",
+        "gaussian_augmentation_apply_fit",
+        "gaussian_augmentation_apply_predict",
+        *FROM_RUN,
+        "seed",
+    ],
+}
+# What the pipelines have beyond it: weights from a mirror, PGD's own parameters, and what `data_dir` holds.
+ADDED = {
+    "init_model": ["weights", "weights_sha256"],
+    "train": ["eps", "eps_step", "max_iter", "weights", "weights_sha256"],
+    "spatial_smoothing": ["dataset_split"],
+    "jpeg_compression": ["dataset_split"],
+    "gaussian_augmentation": ["dataset_split"],
+}
+
+
+def step(name):
+    return getattr(importlib.import_module(f"evasion.components.{name}.component"), name)
+
+
+def task(name):
+    return getattr(importlib.import_module(f"evasion.components.{name}.task"), name)
+
+
+@pytest.mark.parametrize("name", SEED)
+def test_entry_points_have_the_seeds_parameters(name):
+    found = getattr(entry_points, name).component_spec.inputs
+    assert sorted(found) == sorted(SEED[name] + ADDED.get(name, []))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_and_its_task_have_the_same_parameters(name):
+    """The names are declared in the step; the task takes them keyword-only, without defaults of its own."""
+    parameters = inspect.signature(task(name)).parameters
+    assert all(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in parameters.values())
+    declared = set(step(name).component_spec.inputs or {}) | set(step(name).component_spec.outputs or {})
+    # These are Kubeflow's: results that the step fills in from what the task returns.
+    declared -= {"metrics", "confusion_matrix", "uri"}
+    if name == "report":
+        declared = {one for one in declared if not one.startswith("evaluation_")} | {"evaluations"}
+    assert set(parameters) == declared
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_rule_speaks_of_a_parameter_of_its_step(name):
+    check = importlib.import_module(f"evasion.components.{name}.task").check
+    ruled = {one.name for one in inspect.signature(check).parameters.values() if one.kind is one.KEYWORD_ONLY}
+    assert ruled <= set(step(name).component_spec.inputs)
+
+
+@pytest.mark.parametrize("name", pipelines())
+def test_fault_a_default_is_declared_once(name):
+    """The original declared eps twice, with different defaults: here a pipeline's default is its step's."""
+    pipeline = pipelines()[name]
+    spec = pipeline.pipeline_spec
+    for task_spec in spec.root.dag.tasks.values():
+        component = spec.components[task_spec.component_ref.name]
+        executor = component.executor_label.removeprefix("exec-").replace("-", "_").rstrip("_0123456789")
+        if executor not in STEPS:
+            continue
+        for parameter, source in task_spec.inputs.parameters.items():
+            outer = pipeline.component_spec.inputs.get(source.component_input_parameter)
+            inner = step(executor).component_spec.inputs[parameter]
+            if outer is not None and outer.optional and inner.optional:
+                exceptions = {("infer", "dataset_tar_name"), ("infer", "dataset_name")}  # what `fgm` logs
+                if (name, source.component_input_parameter) not in exceptions:
+                    assert outer.default == inner.default, (executor, parameter)
+
+
+@pytest.mark.parametrize("name", pipelines())
+def test_docstrings_reach_the_compiled_yaml(name, tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(pipelines()[name], str(path))
+    spec = yaml.safe_load(path.read_text())
+    assert spec["pipelineInfo"]["description"]
+    for parameter in spec["root"]["inputDefinitions"]["parameters"].values():
+        assert parameter["description"]
+    for component in spec["components"].values():
+        if "dag" in component or component["executorLabel"] == "exec-importer":
+            continue
+        definitions = component.get("inputDefinitions", {})
+        for kind in ("parameters", "artifacts"):
+            assert all(one.get("description") for one in definitions.get(kind, {}).values())
+
+
+def test_a_new_defense_needs_no_change_in_the_report():
+    """The report reads from the data's provenance what was done to it; its inputs are numbered, not named."""
+    inputs = step("report").component_spec.inputs
+    assert sum(name.startswith("evaluation_") for name in inputs) >= 8
+    assert not any(other in name for name in inputs for other in ("smoothing", "jpeg", "gaussian", "fgm"))
