@@ -31,19 +31,22 @@ def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: fl
         eps_step: Change of a step.
         max_iter: Steps.
     """
-    x_adv = start
-    for _ in tf.range(max_iter):
+
+    def moved(x_adv: Any) -> tuple[Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x_adv)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(y, logits(x_adv, training=False)))
-        moved = tf.clip_by_value(x_adv + eps_step * tf.sign(tape.gradient(loss, x_adv)), 0.0, 1.0)
-        x_adv = x + tf.clip_by_value(moved - x, -eps, eps)
+        further = tf.clip_by_value(x_adv + eps_step * tf.sign(tape.gradient(loss, x_adv)), 0.0, 1.0)
+        return (x + tf.clip_by_value(further - x, -eps, eps),)
+
+    # Not a Python loop: Keras traces its training step without AutoGraph, and 40 steps unrolled take long to compile.
+    (x_adv,) = tf.while_loop(lambda _: tf.constant(True), moved, (start,), maximum_iterations=max_iter)
     return tf.stop_gradient(x_adv)
 
 
 class _Madry(keras.Model):  # type: ignore[misc]
     def __init__(self, model: Any, eps: float, eps_step: float, max_iter: int) -> None:
-        super().__init__(inputs=model.inputs, outputs=model.outputs)
+        super().__init__(inputs=model.inputs, outputs=model.outputs, name=model.name)
         self._attacked, from_logits = logits_of(model)
         if not from_logits:
             raise ValueError("Adversarial training needs a model that ends in a softmax over logits.")
