@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.files import replacing, sha256_of
-from evasion.components.common.images import decode_png, encode_png
+from evasion.components.common.images import UnreadableImage, decode_png, encode_png
 
 Pixels = npt.NDArray[np.uint8]
 """Images of shape (height, width, channels), or a batch of them, 8-bit."""
@@ -44,9 +44,11 @@ ROWS = "samples.csv"
 COLUMNS = ("path", "label", "source")
 THREADS = 2
 AHEAD = 64
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 16 << 20
 MAX_ROW_BYTES = 16 << 10
-SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f]+")
+MAX_NAME_BYTES = 8 << 10
+MAX_SIDE = 2048  # of an image; some hundreds of them are in memory at once, and no classifier here takes larger ones
+SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 
 class DatasetError(ValueError):
@@ -84,6 +86,12 @@ class Header:
                 raise DatasetError(f"A class name must be one plain folder name. Received: {name!r}")
         if len(set(self.class_names)) != len(self.class_names) or len(self.counts) != len(self.class_names):
             raise DatasetError("Class names must differ from each other and have a count each.")
+        height, width, channels = self.image_shape
+        if channels not in (1, 3) or not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise DatasetError(
+                f"image_shape must be height and width, at most {MAX_SIDE} each, and 1 or 3 channels. "
+                f"Received: image_shape={self.image_shape}"
+            )
         if self.split not in SPLITS:
             raise DatasetError(f"split must be one of {', '.join(SPLITS)}. Received: split={self.split!r}")
 
@@ -114,8 +122,6 @@ class Header:
         try:
             found = json.loads(text)
             height, width, channels = (int(side) for side in found["image_shape"])
-            if channels not in (1, 3) or height < 1 or width < 1:
-                raise ValueError(f"image_shape {found['image_shape']}")
             return cls(
                 name=str(found["name"]),
                 class_names=tuple(str(name) for name in found["class_names"]),
@@ -127,7 +133,7 @@ class Header:
             )
         except DatasetError:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
             raise DatasetError(f"{HEADER} is not of the expected form: {error!r}") from error
 
 
@@ -228,6 +234,24 @@ def _forget(tar: tarfile.TarFile) -> None:
     tar.members.clear()  # type: ignore[attr-defined]
 
 
+class _Member(tarfile.TarInfo):
+    """A header in a tar, looked at before tarfile follows what it says.
+
+    Of a size below 0 tarfile reads in circles, and what extends a header it reads whole. So the one kind of header is
+    taken that describes a plain file, and the two that tell its long name.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if not 0 <= member.size <= MAX_NAME_BYTES:
+                raise DatasetError(f"A name says it has {member.size} bytes; at most {MAX_NAME_BYTES} are read.")
+        elif member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are taken.")
+        return member
+
+
 class Dataset:
     """A dataset artifact opened for reading; a context manager.
 
@@ -245,9 +269,11 @@ class Dataset:
         with ExitStack() as stack:
             self._file = stack.enter_context(path.open("rb"))
             try:
-                self._tar = stack.enter_context(tarfile.open(fileobj=self._file, mode="r:"))
+                self._tar = stack.enter_context(tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Member))
                 self._scan()
-            except (tarfile.TarError, EOFError) as error:
+            except DatasetError:
+                raise
+            except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
                 raise DatasetError(f"{path.name} is no uncompressed tar, is damaged or cut short: {error}") from error
             if expected_name and self.header.name != expected_name:
                 raise DatasetError(
@@ -298,7 +324,12 @@ class Dataset:
     def pixels(self, index: int) -> Pixels:
         """Return one image by its place; safe to call from several threads."""
         size, offset = self._sizes[index], self._offsets[index]
-        return decode_png(os.pread(self._file.fileno(), size, offset), self.header.image_shape)
+        try:
+            return decode_png(os.pread(self._file.fileno(), size, offset), self.header.image_shape)
+        except UnreadableImage as error:
+            header = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
+            name = _Member.frombuf(header, "utf-8", "replace").name
+            raise DatasetError(f"{name!r} in {self.path.name} cannot be read: {error}") from error
 
     def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
         index, row = numbered
@@ -308,27 +339,42 @@ class Dataset:
     def _rows(self) -> Iterator[dict[str, str]]:
         """Yield the rows of `samples.csv`, holding them to the images' paths."""
         paths = hashlib.sha256()
-        count = 0
+        count = taken = 0
         content = self._tar.extractfile(self._table)
         assert content is not None  # noqa: S101  (the scan took only a regular file)
-        with content, io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
-            rows = csv.DictReader(text)
-            if tuple(rows.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
-                raise DatasetError(f"{ROWS} must begin with the columns {', '.join(COLUMNS)}.")
-            for row in rows:
-                count += 1
-                if count > self.header.images:
-                    break
-                paths.update(row["path"].encode() + b"\n")
-                yield row
+
+        def lines(text: io.TextIOWrapper) -> Iterator[str]:
+            """Yield the lines of one row after the other; a hostile row may claim the whole file."""
+            nonlocal taken
+            while line := text.readline(MAX_ROW_BYTES):
+                taken += len(line)
+                if taken > MAX_ROW_BYTES:
+                    raise DatasetError(f"{ROWS}: row {count + 1} has more than {MAX_ROW_BYTES} characters.")
+                yield line
+
+        try:
+            with content, io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
+                rows = csv.DictReader(lines(text), strict=True)
+                if tuple(rows.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
+                    raise DatasetError(f"{ROWS} must begin with the columns {', '.join(COLUMNS)}.")
+                for row in rows:
+                    count, taken = count + 1, 0
+                    if count > self.header.images:
+                        break
+                    if None in row or None in row.values():
+                        raise DatasetError(f"{ROWS}: row {count} has not as many fields as there are columns.")
+                    paths.update(row["path"].encode() + b"\n")
+                    yield row
+        except (csv.Error, UnicodeError) as error:
+            raise DatasetError(f"{ROWS} cannot be read behind row {count}: {error}") from error
         if count != self.header.images or paths.digest() != self._paths:
             raise DatasetError(f"{ROWS} does not name the images of {self.path.name} in their order.")
 
     def _scan(self) -> None:
         """Look at every member once; remember where the images lie."""
         self._offsets, self._sizes, self._labels = array("Q"), array("I"), array("i")
-        member = self._tar.next()
-        if member is None or not member.isreg() or not member.name.endswith(f"/{HEADER}"):
+        member = self._next()
+        if member is None or not member.name.endswith(f"/{HEADER}"):
             raise DatasetError(f"{self.path.name} must begin with <dataset_name>/{HEADER}.")
         if member.size > MAX_HEADER_BYTES:
             raise DatasetError(f"{member.name} says it has {member.size} bytes; at most {MAX_HEADER_BYTES} are read.")
@@ -343,10 +389,7 @@ class Dataset:
         counts = [0] * len(places)
         paths = hashlib.sha256()
         table: tarfile.TarInfo | None = None
-        while (member := self._tar.next()) is not None:
-            _forget(self._tar)
-            if not member.isreg() or member.issparse():
-                raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are taken.")
+        while (member := self._next()) is not None:
             if table is not None:
                 raise DatasetError(f"{member.name!r} follows {ROWS}, which must be the last.")
             if member.name == f"{self.header.name}/{ROWS}":
@@ -372,3 +415,15 @@ class Dataset:
         if tuple(counts) != self.header.counts:
             raise DatasetError(f"{self.path.name} has {sum(counts)} images, {HEADER} says {self.header.images}.")
         self._table, self._paths = table, paths.digest()
+
+    def _next(self) -> tarfile.TarInfo | None:
+        """Return the next member, a plain file that lies in the tar as a whole."""
+        member = self._tar.next()
+        if member is None:
+            return None
+        _forget(self._tar)
+        if member.issparse():
+            raise DatasetError(f"{member.name!r} is a sparse file; only plain files are taken.")
+        if not 0 <= member.size <= os.fstat(self._file.fileno()).st_size - member.offset_data:
+            raise DatasetError(f"{member.name!r} says it has {member.size} bytes; they are not there.")
+        return member

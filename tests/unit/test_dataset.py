@@ -1,0 +1,678 @@
+"""The dataset artifact: what is written is what is read, and nothing else is taken for one."""
+
+import contextlib
+import io
+import json
+import string
+import struct
+import tarfile
+import tempfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_files import files_up_to
+
+from evasion.components.common import dataset
+from evasion.components.common.dataset import Dataset, DatasetError, Header, Sample, to_float, to_pixels
+
+# Hypothesis draws its own examples, so the same file may serve all of them; and this machine may be busy.
+relaxed = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+
+NAMES = st.text(
+    st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="/\\") | st.sampled_from(string.ascii_letters),
+    min_size=1,
+    max_size=40,
+).filter(lambda name: name not in (".", ".."))
+LONG_NAMES = NAMES | NAMES.map(lambda name: (name * 150)[:150])  # more than the 100 bytes of a plain tar header
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def datasets(draw):
+    """A header with the samples it describes."""
+    shape = (draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.sampled_from([1, 3])))
+    class_names = draw(st.lists(NAMES, unique=True, max_size=4))
+    stems = [draw(st.lists(LONG_NAMES, unique=True, max_size=4)) for _ in class_names]
+    columns = draw(
+        st.lists(st.text(max_size=5).filter(lambda text: text not in dataset.COLUMNS), unique=True, max_size=2)
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    samples = [
+        Sample(
+            label,
+            stem,
+            rng.integers(0, 256, shape, dtype=np.uint8),
+            draw(st.text(st.characters(exclude_categories=("Cs",)), max_size=30)),
+            {column: draw(st.text(st.characters(exclude_categories=("Cs",)), max_size=5)) for column in columns},
+        )
+        for label, of_class in enumerate(stems)
+        for stem in of_class
+    ]
+    header = Header(
+        name=draw(LONG_NAMES),
+        class_names=tuple(class_names),
+        counts=tuple(len(of_class) for of_class in stems),
+        image_shape=shape,
+        split=draw(st.sampled_from(dataset.SPLITS)),
+        prefix=draw(st.sampled_from(["", "adv_", "def_adv_"])),
+        provenance=tuple(draw(st.lists(st.dictionaries(st.text(), PLAIN, max_size=3), max_size=2))),
+    )
+    return header, samples
+
+
+@relaxed
+@given(datasets())
+def test_what_is_written_is_what_is_read(header_and_samples):
+    header, samples = header_and_samples
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dataset")
+        dataset.write(path, header, iter(samples))
+        assert [one.name for one in Path(folder).iterdir()] == ["dataset"]
+        first = path.read_bytes()
+        with Dataset(path, header.name) as opened:
+            assert opened.header == header
+            assert len(opened) == len(samples)
+            assert opened.labels.tolist() == [sample.label for sample in samples]
+            found = list(opened.samples())
+            for place, (sample, expected) in enumerate(zip(found, samples, strict=True)):
+                assert sample.index == place
+                assert (sample.label, sample.stem) == (expected.label, expected.stem)
+                assert sample.source == f"{header.class_names[expected.label]}/{expected.stem}.png"
+                assert sample.fields == expected.fields
+                np.testing.assert_array_equal(sample.pixels, expected.pixels)
+                np.testing.assert_array_equal(opened.pixels(place), expected.pixels)
+        dataset.write(path, header, iter(samples))
+        assert path.read_bytes() == first
+
+
+@relaxed
+@given(datasets(), st.integers(1, 20))
+def test_batches_hold_every_image_once_in_order(header_and_samples, batch_size):
+    header, samples = header_and_samples
+    with tempfile.TemporaryDirectory() as folder:
+        dataset.write(Path(folder, "dataset"), header, iter(samples))
+        with Dataset(Path(folder, "dataset")) as opened:
+            batches = list(opened.batches(batch_size))
+    assert [sample.index for batch in batches for sample in batch] == list(range(len(samples)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+
+
+def test_fault_last_batch_dropped(make_dataset, random_pixels):
+    """The original's generator gave whole batches only, so up to batch_size - 1 images never counted."""
+    with Dataset(make_dataset(random_pixels(7, (4, 4, 1)))) as opened:
+        assert [len(batch) for batch in opened.batches(3)] == [3, 3, 1]
+        assert [len(batch) for batch in opened.batches(7)] == [7]
+        assert [len(batch) for batch in opened.batches(8)] == [7]
+
+
+def test_fault_labels_shifted_by_a_missing_class(make_dataset, random_pixels):
+    """The original numbered the class folders that it found, so a class without images moved those behind it."""
+    path = make_dataset(random_pixels(3, (4, 4, 1)), [1, 3, 3], ["a", "b", "c", "d", "e"])
+    with Dataset(path) as opened:
+        assert opened.labels.tolist() == [1, 3, 3]
+        assert opened.header.class_names == ("a", "b", "c", "d", "e")
+        assert opened.header.counts == (0, 1, 0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "stretchable", [np.arange(100, 164, dtype=np.uint8), np.zeros(64, np.uint8), np.full(64, 7, np.uint8)]
+)
+def test_fault_contrast_stretched_images(make_dataset, stretchable):
+    """The original saved through matplotlib, which stretched the darkest pixel to 0 and the brightest to 255."""
+    pixels = stretchable.reshape(1, 8, 8, 1)
+    with Dataset(make_dataset(pixels, class_names=["cat"])) as opened:
+        np.testing.assert_array_equal(opened.pixels(0), pixels[0])
+
+
+def test_fault_images_saved_as_jpeg(make_dataset):
+    """The original saved as JPEG, which no noise survives."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    path = make_dataset(pixels)
+    with Dataset(path) as opened, tarfile.open(path) as tar:
+        np.testing.assert_array_equal([sample.pixels for sample in opened.samples()], pixels)
+        assert {member.name.rpartition(".")[2] for member in tar} == {"json", "png", "csv"}
+
+
+def test_rounding_to_eight_bits_and_back_changes_no_level():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    np.testing.assert_array_equal(to_pixels(to_float(levels)), levels)
+    np.testing.assert_array_equal(
+        to_pixels(np.float32([-1, 0.4 / 255, 0.6 / 255, 254.6 / 255, 2])), [0, 0, 1, 255, 255]
+    )
+
+
+def test_the_tar_says_nothing_of_this_machine(make_dataset, random_pixels):
+    with tarfile.open(make_dataset(random_pixels(2, (4, 4, 1)))) as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_sha256_is_that_of_the_file(make_dataset, random_pixels):
+    import hashlib
+
+    path = make_dataset(random_pixels(2, (4, 4, 1)))
+    with Dataset(path) as opened:
+        assert opened.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_reading_a_part_closes_everything(make_dataset, random_pixels):
+    with Dataset(make_dataset(random_pixels(300, (4, 4, 1)))) as opened:
+        assert next(opened.batches(2))[1].index == 1
+        assert len(list(opened.samples())) == 300  # a second reading starts anew
+
+
+class TestWriting:
+    HEADER = Header(name="d", class_names=("a", "b"), counts=(2, 1), image_shape=(2, 2, 1), split="testing")
+
+    @staticmethod
+    def sample(label=0, stem="x", shape=(2, 2, 1), dtype=np.uint8):
+        return Sample(label, stem, np.zeros(shape, dtype))
+
+    @pytest.mark.parametrize(
+        ("last", "error"),
+        [
+            ([], "2 images of 3"),
+            ([Sample(0, "z", np.zeros((2, 2, 1), np.uint8))], "3 images of 3 were written"),
+            ([Sample(1, "z", np.zeros((2, 2, 3), np.uint8))], "z: uint8"),
+            ([Sample(1, "z", np.zeros((2, 2, 1), np.float32))], "z: float32"),
+            ([Sample(1, place, np.zeros((2, 2, 1), np.uint8)) for place in "zw"], "4 images of 3"),
+        ],
+        ids=["too few", "of another class", "of another shape", "of another type", "too many"],
+    )
+    def test_images_other_than_the_header_says_leave_nothing(self, tmp_path, last, error):
+        with pytest.raises(RuntimeError, match=error):
+            dataset.write(tmp_path / "out", self.HEADER, [self.sample(), self.sample(stem="y"), *last])
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt(), MemoryError()])
+    def test_a_failing_producer_leaves_nothing_and_what_was_there_stays(self, tmp_path, error):
+        def samples():
+            yield self.sample()
+            raise error
+
+        (tmp_path / "out").write_text("before")
+        with pytest.raises(type(error)):
+            dataset.write(tmp_path / "out", self.HEADER, samples())
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (tmp_path / "out").read_text() == "before"
+
+    @pytest.mark.parametrize("room", [0, 512, 5_000, 60_000, 200_000])
+    def test_a_full_disk_leaves_nothing(self, tmp_path, room):
+        noise = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
+        header = Header(name="d", class_names=("a",), counts=(300,), image_shape=(28, 28, 1), split="testing")
+        samples = (Sample(0, f"{place}", image) for place, image in enumerate(noise))
+        with files_up_to(room), pytest.raises(OSError, match="nothing was kept of") as error:
+            dataset.write(tmp_path / "out", header, samples)
+        assert str(tmp_path / "out") in str(error.value)
+        assert not list(tmp_path.iterdir())
+
+    def test_images_wait_in_bounded_number(self, tmp_path):
+        """Memory must not grow with the number of images, however much faster they come than they are encoded."""
+        images, shape = 2_000, (64, 64, 3)
+        header = Header(name="d", class_names=("a",), counts=(images,), image_shape=shape, split="testing")
+        tracemalloc.start()
+        dataset.write(tmp_path / "out", header, (Sample(0, f"{n}", np.zeros(shape, np.uint8)) for n in range(images)))
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        with Dataset(tmp_path / "out") as opened:
+            assert sum(1 for _ in opened.samples()) == images
+        read = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        ahead = dataset.AHEAD * 64 * 64 * 3
+        assert max(written, read) < 4 * ahead  # all of them would be thirty times as much
+
+
+GOOD = {"name": "d", "class_names": ("a", "b"), "counts": (0, 1), "image_shape": (2, 2, 1), "split": "testing"}
+
+
+class TestHeader:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"name": ".."}, "dataset_name must be one plain folder name"),
+            ({"name": "a/b"}, "dataset_name must be one plain folder name"),
+            ({"name": ""}, "dataset_name must be one plain folder name"),
+            ({"name": "a\nb"}, "dataset_name must be one plain folder name"),
+            ({"class_names": ("a", "../b")}, "class name must be one plain folder name"),
+            ({"class_names": ("a", "b\\c")}, "class name must be one plain folder name"),
+            ({"class_names": ("a", "\udcff")}, "class name must be one plain folder name"),
+            ({"class_names": ("a", "a")}, "must differ"),
+            ({"counts": (1,)}, "a count each"),
+            ({"split": "validation"}, "split must be one of training, testing"),
+            ({"image_shape": (2, 2, 4)}, "image_shape must be"),
+            ({"image_shape": (0, 2, 1)}, "image_shape must be"),
+            ({"image_shape": (100_000, 100_000, 3)}, "image_shape must be"),
+        ],
+    )
+    def test_what_makes_no_dataset_is_told(self, change, said):
+        with pytest.raises(DatasetError, match=said):
+            Header(**{**GOOD, **change})
+
+    def test_derive_keeps_what_it_is_and_adds_what_was_done(self):
+        header = Header(**GOOD, provenance=({"stage": "load_dataset"},), prefix="adv_")
+        derived = header.derive(name="e", prefix="def_", entry={"stage": "e"}, counts=[0, 2])
+        assert derived == Header(
+            **{**GOOD, "name": "e", "counts": (0, 2)},
+            prefix="def_adv_",
+            provenance=({"stage": "load_dataset"}, {"stage": "e"}),
+        )
+
+
+# From here on: tars that are hostile, damaged or none at all.
+
+
+def members(path):
+    """Every member of a tar with its content."""
+    with tarfile.open(path) as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]
+
+
+def build(parts, form=tarfile.PAX_FORMAT):
+    """A tar of (TarInfo, content); a TarInfo's own size is kept where it is not the content's."""
+    buffer = io.BytesIO()
+    for member, content in parts:
+        buffer.write(member.tobuf(form))
+        buffer.write(content)
+        buffer.write(bytes(-len(content) % 512))
+    return buffer.getvalue() + bytes(1024)
+
+
+def entry(name, content=b"", **attributes):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for attribute, value in attributes.items():
+        setattr(member, attribute, value)
+    return member, content
+
+
+def raw_header(name, size, kind=b"0"):
+    """A header that tarfile would not write: of a size below 0, or a kind that it keeps to itself."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    block[156:157] = kind
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block[:148] + b" " * 8 + block[156:]))[0]
+    return bytes(block)
+
+
+def padded(content):
+    return content + bytes(-len(content) % 512)
+
+
+def pax(**records):
+    """An extended header as other programs write it, with whatever it claims of the next member."""
+    body = b""
+    for key, value in records.items():
+        record = f" {key.replace('__', '.')}={value}\n".encode()
+        length = len(record) + 1
+        while len(str(length)) + len(record) != length:
+            length += 1
+        body += str(length).encode() + record
+    return raw_header("././@PaxHeader", len(body), tarfile.XHDTYPE) + padded(body)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The members of a dataset `good` of three images of 3x3 pixels in the classes a and b."""
+    path = tmp_path_factory.mktemp("good") / "dataset"
+    header = Header(name="good", class_names=("a", "b"), counts=(2, 1), image_shape=(3, 3, 1), split="testing")
+    rng = np.random.default_rng(0)
+    dataset.write(
+        path,
+        header,
+        [
+            Sample(label, stem, rng.integers(0, 256, (3, 3, 1), dtype=np.uint8), "from", {"l_1_norm": 0.5})
+            for label, stem in ((0, "x"), (0, "y"), (1, "z"))
+        ],
+    )
+    return members(path)
+
+
+def described(good, **changes):
+    """The good dataset with another dataset.json."""
+    text = json.dumps({**json.loads(good[0][1]), **changes})
+    return [entry("good/dataset.json", text.encode()), *good[1:]]
+
+
+def table(good, text):
+    return [*good[:-1], entry("good/samples.csv", text if isinstance(text, bytes) else text.encode())]
+
+
+def rows(good):
+    return good[-1][1].decode().splitlines(keepends=True)
+
+
+def giant_png(side=50_000):
+    """A few kilobytes that claim 2.5 billion pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
+
+
+def image_first(*parts):
+    """Put something behind dataset.json, where images are."""
+    return lambda good: build([good[0], *parts, *good[1:]])
+
+
+def spliced(block):
+    """The same for bytes that tarfile would not write."""
+    return lambda good: build(good[:1])[:-1024] + block + build(good[1:])
+
+
+def with_png(png):
+    return lambda good: build([good[0], entry("good/a/x.png", png), *good[2:]])
+
+
+SPARSE = entry("good/a/s.png", bytes(512))
+HOSTILE = {
+    # Names that lead elsewhere.
+    "parent folder": (image_first(entry("../evil.png", b"x")), "is not <dataset_name>/<class>/<stem>.png"),
+    "parent folder inside": (image_first(entry("good/a/../../../evil.png", b"x")), "is not <dataset_name>"),
+    "absolute name": (image_first(entry("/etc/evil.png", b"x")), "is not <dataset_name>"),
+    "absolute long name": (
+        spliced(pax(path="/tmp/" + "e" * 120 + ".png") + padded(raw_header("a", 0))),
+        "is not <dataset",
+    ),
+    "backslashes": (image_first(entry("good/a/..\\..\\evil.png", b"x")), "is not <dataset_name>"),
+    "name with a line break": (image_first(entry("good/a/e\nvil.png", b"x")), "is not <dataset_name>"),
+    "name that is no text": (spliced(raw_header("good/a/\udcff.png", 0)), "is not <dataset_name>"),
+    "empty name": (image_first(entry("", b"x")), "is not <dataset_name>"),
+    "dot folder": (image_first(entry("good/./x.png", b"x")), "is not <dataset_name>"),
+    "folder in a class": (image_first(entry("good/a/deep/x.png", b"x")), "is not <dataset_name>"),
+    # What is no plain file.
+    "symbolic link": (
+        image_first(entry("good/a/l.png", type=tarfile.SYMTYPE, linkname="/etc/passwd")),
+        "link, a device",
+    ),
+    "hard link": (image_first(entry("good/a/l.png", type=tarfile.LNKTYPE, linkname="good/a/x.png")), "link, a device"),
+    "character device": (image_first(entry("good/a/d.png", type=tarfile.CHRTYPE, devmajor=1)), "link, a device"),
+    "block device": (image_first(entry("good/a/d.png", type=tarfile.BLKTYPE, devmajor=8)), "link, a device"),
+    "fifo": (image_first(entry("good/a/f.png", type=tarfile.FIFOTYPE)), "link, a device"),
+    "folder": (image_first(entry("good/a", type=tarfile.DIRTYPE)), "link, a device or a folder"),
+    "contiguous file": (image_first(entry("good/a/c.png", type=tarfile.CONTTYPE)), "link, a device"),
+    "unknown kind": (image_first(entry("good/a/u.png", type=b"Z")), "link, a device"),
+    "header is a link": (
+        lambda good: build([entry("good/dataset.json", type=tarfile.SYMTYPE, linkname="/etc/passwd"), *good[1:]]),
+        "link, a device",
+    ),
+    "table is a link": (
+        lambda good: build([*good[:-1], entry("good/samples.csv", type=tarfile.LNKTYPE, linkname="good/a/x.png")]),
+        "link, a device",
+    ),
+    "sparse file": (spliced(raw_header("good/a/s.png", 0, tarfile.GNUTYPE_SPARSE)), "link, a device"),
+    "sparse file 0.1": (
+        spliced(pax(GNU__sparse__map="0,1", GNU__sparse__size=10**15) + build([SPARSE])[:-1024]),
+        "is a sparse file",
+    ),
+    "sparse file 1.0": (
+        spliced(
+            pax(GNU__sparse__major=1, GNU__sparse__minor=0, GNU__sparse__realsize=10**15)
+            + build([entry("good/a/s.png", padded(b"1\n0\n1\n"))])[:-1024]
+        ),
+        "is a sparse file",
+    ),
+    "sparse file without its map": (
+        spliced(pax(GNU__sparse__major=1, GNU__sparse__minor=0) + build([entry("good/a/s.png", b"9" * 512)])[:-1024]),
+        "damaged or cut short",
+    ),
+    # Other containers.
+    "gzip": (lambda good: zlib.compress(build(good), wbits=31), "is no uncompressed tar"),
+    "zip": (lambda good: b"PK\x03\x04" + bytes(600), "is no uncompressed tar"),
+    "empty file": (lambda good: b"", "is no uncompressed tar"),
+    "zeros": (lambda good: bytes(10_240), "must begin with <dataset_name>/dataset.json"),
+    "text": (lambda good: b"accuracy 0.96\n" * 100, "is no uncompressed tar"),
+    # Bombs, and sizes that make a reader run in circles.
+    "huge image": (spliced(raw_header("good/a/x.png", 2**60)), "says it has 1152921504606846976 bytes"),
+    "huge table": (lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", 2**60), "says it has"),
+    "huge description": (lambda good: raw_header("good/dataset.json", 2**60) + bytes(1024), "says it has"),
+    "description over its limit": (
+        lambda good: build([entry("good/dataset.json", b" " * (dataset.MAX_HEADER_BYTES + 1)), *good[1:]]),
+        "at most",
+    ),
+    "size below 0": (spliced(raw_header("good/a/x.png", -1024)), "says it has -1024 bytes"),
+    "table of a size below 0": (
+        lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", -1024),
+        "says it has -1024 bytes",
+    ),
+    "size below 0 in an extended header": (
+        spliced(pax(size=-2048) + raw_header("good/a/x.png", 0)),
+        "says it has -2048",
+    ),
+    "extended header of a size below 0": (
+        spliced(raw_header("good/a/x.png", -512, tarfile.XHDTYPE)),
+        "A name says it has -512 bytes",
+    ),
+    "huge extended header": (spliced(raw_header("n", 2**33, tarfile.XHDTYPE)), "A name says it has"),
+    "huge long name": (spliced(raw_header("n", 2**33, tarfile.GNUTYPE_LONGNAME)), "A name says it has"),
+    "global header": (spliced(raw_header("g", 0, tarfile.XGLTYPE)), "link, a device"),
+    "extended header without end": (spliced(pax(path="good/a/x.png") * 3_000), "damaged or cut short"),
+    "image that fills the memory": (with_png(giant_png()), "8-bit L PNG of 3x3 pixels"),
+    "image of more bytes than its pixels": (with_png(bytes(100_000)), "its shape allows"),
+    "too many images": (
+        image_first(*(entry(f"good/a/{place}.png", b"x") for place in range(9))),
+        "good/a has more images than the 2",
+    ),
+    "more images than the table": (
+        lambda good: build(described(good, counts=[2, 2])),
+        "has 3 images, dataset.json says 4",
+    ),
+    "row without end": (
+        lambda good: build(
+            table(described(good, counts=[2, 1]), rows(good)[0] + "a," * (3 * dataset.MAX_ROW_BYTES // 2))
+        ),
+        "has more than 16384 characters",
+    ),
+    "field without end": (
+        lambda good: build(table(good, rows(good)[0] + '"' + "\n" * (3 * dataset.MAX_ROW_BYTES))),
+        "has more than 16384 characters",
+    ),
+    "table over its limit": (lambda good: build(table(good, "x" * 5 * dataset.MAX_ROW_BYTES)), "too many for 3 images"),
+    # What dataset.json says.
+    "description that is none": (lambda good: build([entry("good/dataset.json", b"[]"), *good[1:]]), "expected form"),
+    "description that is no text": (
+        lambda good: build([entry("good/dataset.json", b"\xff"), *good[1:]]),
+        "expected form",
+    ),
+    "description without end": (
+        lambda good: build([entry("good/dataset.json", b"[" * 100_000), *good[1:]]),
+        "expected form",
+    ),
+    "counts without end": (
+        lambda good: build([entry("good/dataset.json", good[0][1].replace(b"2,", b"1e999,")), *good[1:]]),
+        "expected form",
+    ),
+    "counts below 0": (lambda good: build(described(good, counts=[4, -1])), "b has more images than the -1"),
+    "sides too large": (lambda good: build(described(good, image_shape=[50_000, 50_000, 1])), "image_shape must be"),
+    "four channels": (lambda good: build(described(good, image_shape=[3, 3, 4])), "image_shape must be"),
+    "two sides": (lambda good: build(described(good, image_shape=[3, 3])), "expected form"),
+    "hostile class": (lambda good: build(described(good, class_names=["..", "b"])), "class name must be"),
+    "hostile name": (lambda good: build(described(good, name="..")), "dataset_name must be one plain folder name"),
+    "another folder": (
+        lambda good: build(described(good, name="bad")),
+        "the folder must be the name in dataset.json, 'bad'",
+    ),
+    "unknown split": (lambda good: build(described(good, split="x")), "split must be one of"),
+    "class twice": (lambda good: build(described(good, class_names=["a", "a"])), "must differ"),
+    # What is in the wrong place, or missing.
+    "unknown class": (
+        image_first(entry("good/c/x.png", b"x")),
+        "'good/c/x.png' is not <dataset_name>/<class>/<stem>.png",
+    ),
+    "no image": (image_first(entry("good/a/readme.txt", b"x")), "is not <dataset_name>"),
+    "second description": (image_first(entry("good/dataset.json", b"{}")), "is not <dataset_name>"),
+    "description last": (lambda good: build([*good[1:], good[0]]), "must begin with <dataset_name>/dataset.json"),
+    "no description": (lambda good: build(good[1:]), "must begin with <dataset_name>/dataset.json"),
+    "no table": (lambda good: build(good[:-1]), "ends before samples.csv: it was cut short"),
+    "second table": (lambda good: build([*good, good[-1]]), "follows samples.csv, which must be the last"),
+    "image behind the table": (lambda good: build([*good, entry("good/a/w.png", b"x")]), "follows samples.csv"),
+    "image missing": (lambda good: build([*good[:2], *good[3:]]), "has 2 images, dataset.json says 3"),
+    # What samples.csv says.
+    "row missing": (lambda good: build(table(good, "".join(rows(good)[:-1]))), "does not name the images"),
+    "row too many": (
+        lambda good: build(table(good, "".join([*rows(good), rows(good)[-1]]))),
+        "does not name the images",
+    ),
+    "rows in another order": (
+        lambda good: build(table(good, "".join([rows(good)[0], *rows(good)[:0:-1]]))),
+        "does not name the images",
+    ),
+    "row of another image": (
+        lambda good: build(table(good, "".join(rows(good)).replace("a/y.png", "a/q.png"))),
+        "does not name the images",
+    ),
+    "no rows": (lambda good: build(table(good, "")), "must begin with the columns path, label, source"),
+    "other columns": (
+        lambda good: build(table(good, "".join(rows(good)).replace("label", "class"))),
+        "must begin with the",
+    ),
+    "row with too few fields": (
+        lambda good: build(table(good, rows(good)[0] + "a/x.png,a\r\n")),
+        "row 1 has not as many",
+    ),
+    "row with too many fields": (
+        lambda good: build(table(good, rows(good)[0] + "a/x.png,a,f,1,2\r\n")),
+        "row 1 has not as many fields",
+    ),
+    "table that is no text": (
+        lambda good: build(table(good, good[-1][1].replace(b"from", b"fr\xffm"))),
+        "cannot be read",
+    ),
+    "quote without end": (
+        lambda good: build(table(good, "".join(rows(good)[:-1]) + '"b/z.png')),
+        "cannot be read behind",
+    ),
+    # Images.
+    "image that is none": (
+        with_png(b"GIF89a"),
+        "'good/a/x.png' in hostile cannot be read: not an image of this dataset",
+    ),
+    "image of 0 bytes": (with_png(b""), "'good/a/x.png' in hostile cannot be read: empty"),
+}
+
+
+def read_all(path):
+    with Dataset(path) as opened:
+        return (
+            opened.header,
+            opened.labels.tolist(),
+            [(sample.stem, sample.pixels.tolist()) for sample in opened.samples()],
+        )
+
+
+def test_the_dataset_that_the_hostile_ones_are_made_of_is_good(tmp_path, good):
+    (tmp_path / "good").write_bytes(build(good))
+    header, labels, images = read_all(tmp_path / "good")
+    assert header.images == 3
+    assert labels == [0, 0, 1]
+    assert [stem for stem, _ in images] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_fault_unsafe_tar_extraction(tmp_path, monkeypatch, good, kind):
+    """The original called `extractall` on whatever tar a run had logged."""
+    make, said = HOSTILE[kind]
+    (tmp_path / "hostile").write_bytes(make(good))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tracemalloc.start()
+    with pytest.raises(DatasetError) as error:
+        read_all(tmp_path / "hostile")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "hostile"]
+    assert peak < 3 * dataset.MAX_HEADER_BYTES
+
+
+def test_a_tar_cut_short_anywhere_is_refused(tmp_path, good):
+    """At every byte where a write or a download can end; the zeros behind the last row hold nothing."""
+    whole = build(good)
+    end = len(whole) - 1024 - (-good[-1][0].size % 512)
+    path = tmp_path / "short"
+    for size in sorted({*range(0, end, 512), *range(1, end, 97), end - 1}):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DatasetError):
+            read_all(path)
+    for size in range(end, len(whole) + 1, 64):
+        path.write_bytes(whole[:size])
+        with contextlib.suppress(DatasetError):  # either is right: nothing is missing
+            assert read_all(path)[1] == [0, 0, 1]
+
+
+def test_a_tar_whose_end_was_never_written_is_refused(tmp_path, good):
+    """A crash or a full disk can leave a file of the right size whose end is zeros."""
+    whole = build(good)
+    end = len(whole) - 1024 - (-good[-1][0].size % 512)
+    for size in range(0, end, 128):
+        (tmp_path / "zeros").write_bytes(whole[:size] + bytes(len(whole) - size))
+        with pytest.raises(DatasetError):
+            read_all(tmp_path / "zeros")
+
+
+@settings(relaxed, max_examples=300)
+@given(st.data())
+def test_no_damage_passes_for_other_images_or_labels(good, data):
+    """Whatever byte changes: a DatasetError, or the images and labels that were written."""
+    whole = bytearray(build(good))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "damaged").write_bytes(whole)
+        try:
+            _, labels, images = read_all(Path(folder, "damaged"))
+        except DatasetError:
+            return
+        Path(folder, "damaged").write_bytes(build(good))
+        assert (labels, images) == read_all(Path(folder, "damaged"))[1:]
+
+
+@settings(relaxed, max_examples=300)
+@given(st.binary(max_size=2048), st.integers(0, 5))
+@example(b"", 0)
+def test_no_bytes_at_all_raise_anything_but_a_dataset_error(good, junk, place):
+    whole = build(good[:place])[:-1024] + junk + build(good[place:])
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "junk").write_bytes(whole)
+        with contextlib.suppress(DatasetError):
+            read_all(Path(folder, "junk"))
+
+
+def test_the_dataset_name_must_be_that_of_the_folder(tmp_path, good):
+    (tmp_path / "good").write_bytes(build(good))
+    with Dataset(tmp_path / "good", "good") as opened:
+        assert opened.header.name == "good"
+    with pytest.raises(DatasetError) as error:
+        Dataset(tmp_path / "good", "fgm")
+    assert str(error.value) == "dataset_name must be the folder in the tar, 'good'. Received: dataset_name='fgm'"
+
+
+def test_a_missing_file_is_told_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Dataset(tmp_path / "missing")
+
+
+def test_a_tar_that_other_programs_wrote_is_taken(tmp_path, good):
+    """Somebody may repack a dataset: other formats, times and owners do no harm."""
+    for form in (tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "repacked", "w", format=form) as tar:
+            for member, content in good:
+                member = tarfile.TarInfo(member.name)
+                member.size, member.mtime, member.uname, member.mode = len(content), 1.5e9 + 0.25, "me", 0o755
+                tar.addfile(member, io.BytesIO(content))
+        assert read_all(tmp_path / "repacked")[1] == [0, 0, 1]
