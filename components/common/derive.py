@@ -61,6 +61,11 @@ def generator(seed: int, sample: Sample) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
+def _suffix(parent: Sample, number: int) -> str:
+    """Return what stands behind the name of the further images made of one: `_1` alone may be another's name."""
+    return f"_{number}_{hashlib.sha256(parent.source.encode()).hexdigest()[:8]}" if number else ""
+
+
 def defend(
     *,
     stage: str,
@@ -107,7 +112,7 @@ def defend(
 
         def change(sample: Sample) -> list[Change]:
             results = transform(sample) if applied else [sample.pixels]
-            return [Change(sample, pixels, f"_{number}" if number else "") for number, pixels in enumerate(results)]
+            return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
         def changes() -> Iterator[Change]:
             with (
