@@ -36,7 +36,9 @@ def pack(output: Path, data_dir: str, shape: tuple[int, int, int], split: str, s
     kept = [image for image in folder.images if image not in unreadable]
     counted = Counter(image.class_index for image in kept)
     if not kept:
-        raise ValueError(f"data_dir must hold readable images; none of {len(folder.images)} is. {_names(unreadable)}")
+        raise ValueError(
+            f"data_dir must hold readable images; none of {len(folder.images)} is. {_names(folder, unreadable)}"
+        )
     header = Header(
         name="load_dataset",
         class_names=folder.class_names,
@@ -80,7 +82,7 @@ def _samples(folder: ImageFolder, images: list[SourceImage], shape: tuple[int, i
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(images)} images cannot be read; mend or remove them, or set skip_unreadable. "
-            f"{_names({folder.locate(image): reason for image, reason in failed.items()})}"
+            f"{_names(folder, failed)}"
         )
 
 
@@ -97,7 +99,7 @@ def _unreadable(folder: ImageFolder, shape: tuple[int, int, int]) -> dict[Source
         return {image: why for image, why in found if why}
 
 
-def _names(reasons: dict[str, str] | dict[SourceImage, str]) -> str:
-    lines = [f"{image.path if isinstance(image, SourceImage) else image}: {why}" for image, why in reasons.items()]
+def _names(folder: ImageFolder, reasons: dict[SourceImage, str]) -> str:
+    lines = [f"{folder.locate(image)}: {why}" for image, why in reasons.items()]
     more = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
     return "; ".join(lines[:NAMED]) + more
