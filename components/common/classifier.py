@@ -78,10 +78,19 @@ class Classifier:
         self.forward, self.gradient = forward, gradient
 
     def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
-        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64."""
+        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.
+
+        Raises:
+            ModelError: If the model gives anything but finite numbers.
+        """
         from scipy.special import softmax
 
         outputs = self.forward(x).numpy().astype(np.float64)
+        if not np.isfinite(outputs).all():
+            raise model_artifact.ModelError(
+                "The model's outputs must be finite numbers; some are not, as after a training that diverged. "
+                "Train it again, with a smaller learning_rate."
+            )
         return cast(npt.NDArray[np.float64], softmax(outputs, axis=1) if self.from_logits else outputs)
 
     @functools.cached_property
