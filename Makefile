@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo test test-fast bench lint format lock clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(INSTALLED)  ## Run all tests
 
 test-fast: $(INSTALLED)  ## Run the tests that take seconds
 	$(BIN)/pytest -m "not slow"
+
+bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
+	$(BIN)/python tests/benchmarks/memory.py
 
 # mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
 TYPED := build/typed/evasion

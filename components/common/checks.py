@@ -1,6 +1,7 @@
 """Rules that parameters must keep; every breach is one ValueError: the rule, what was received, what to do."""
 
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +65,12 @@ def required(name: str, value: Any, why: str = "") -> None:
     """Require a text that is not blank."""
     if not str(value).strip():
         raise ValueError(f"{name} must be given{' ' + why if why else ''}. Received: {name}={value!r}")
+
+
+def model_tag(value: str) -> None:
+    """Require what can be part of a registered model's name, which `name/version` and `name@alias` then refer to."""
+    if not re.fullmatch(r"[\w .-]*", value):
+        raise ValueError(f"model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag={value!r}")
 
 
 def existing_folder(name: str, value: str) -> None:

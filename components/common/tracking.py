@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"
 DEFAULT_EXPERIMENT = "evasion"
+_RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
@@ -146,7 +147,16 @@ def parent_stage() -> Stage | None:
 
 
 def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
-    """Return `{experiment}_{model_tag}_{model_architecture}`, without the tag where it is blank."""
+    """Return `{experiment}_{model_tag}_{model_architecture}`, without the tag where it is blank.
+
+    Raises:
+        TrackingError: If the experiment's name cannot be part of a registered model's.
+    """
+    if found := sorted(set(experiment) & set(_RESERVED)):
+        raise TrackingError(
+            f"A model is registered under its experiment's name, which must not hold {' '.join(found)}: set "
+            f"MLFLOW_EXPERIMENT_NAME to another one. Received: experiment={experiment!r}"
+        )
     return "_".join(part for part in (experiment, model_tag.strip(), model_architecture) if part)
 
 

@@ -7,8 +7,11 @@ from evasion.components.common import checks
 from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
 
 
-def check(*, model_architecture: str, weights: str, weights_sha256: str, seed: int, **_: object) -> None:
+def check(
+    *, model_tag: str, model_architecture: str, weights: str, weights_sha256: str, seed: int, **_: object
+) -> None:
     """Hold the parameters to their rules."""
+    checks.model_tag(model_tag)
     checks.one_of("model_architecture", model_architecture, PRETRAINED)
     checks.weights("weights", weights)
     checks.sha256("weights_sha256", weights_sha256)
@@ -23,7 +26,13 @@ def init_model(
     Returns:
         The model's description.
     """
-    check(model_architecture=model_architecture, weights=weights, weights_sha256=weights_sha256, seed=seed)
+    check(
+        model_tag=model_tag,
+        model_architecture=model_architecture,
+        weights=weights,
+        weights_sha256=weights_sha256,
+        seed=seed,
+    )
 
     import dataclasses
 
@@ -38,6 +47,7 @@ def init_model(
         "seed": seeding.resolve(seed),
     }
     with tracking.stage("init_model", used) as run:
+        name = tracking.registered_name(run.experiment, model_tag, model_architecture)
         import keras
 
         keras.utils.set_random_seed(used["seed"])
@@ -49,7 +59,7 @@ def init_model(
             input_shape=ARCHITECTURES[model_architecture].input_shape,
             class_names=architectures.imagenet_classes(),
             weights=weights,
-            name=tracking.registered_name(run.experiment, model_tag, model_architecture),
+            name=name,
         )
         version = run.log_model(model, register_as=card.name)
         card = dataclasses.replace(card, name=card.name if version else "", version=version)

@@ -12,6 +12,7 @@ OPTIMIZERS = ("rmsprop", "adam", "adagrad", "sgd")
 
 def check(
     *,
+    model_tag: str,
     model_architecture: str,
     epochs: float,
     batch_size: int,
@@ -28,6 +29,7 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
+    checks.model_tag(model_tag)
     checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
     checks.in_range("epochs", epochs, 0, include_low=False)
     checks.positive_integer("batch_size", batch_size)
@@ -41,6 +43,8 @@ def check(
     if model_architecture in PRETRAINED:
         checks.weights("weights", weights)
         checks.sha256("weights_sha256", weights_sha256)
+    elif weights not in ("imagenet", "none"):  # these two are defaults of pipelines for every architecture
+        raise ValueError(f"weights are taken by {' and '.join(PRETRAINED)} alone. Received: weights={weights!r}")
     checks.seed(seed)
 
 
@@ -96,6 +100,7 @@ def train(
     seed = seeding.resolve(seed)
     with tracking.stage("train", {**parameters, "seed": seed}) as run, Dataset(dataset) as data:
         _require(data.header, model_architecture, validation_split)
+        name = tracking.registered_name(run.experiment, model_tag, model_architecture) if register_model else ""
 
         import keras
         import tensorflow as tf
@@ -113,6 +118,11 @@ def train(
             metrics=["accuracy"],
         )
         metrics = _fit(network, data, epochs, batch_size, validation_split, seed)
+        if not all(map(math.isfinite, metrics.values())):
+            raise ValueError(
+                f"Training diverged, its loss is no number any more: lower learning_rate. "
+                f"Received: learning_rate={learning_rate}"
+            )
         plain = keras.Model(network.input, network.output, name=model_architecture)
         card = model_artifact.save(
             plain,
@@ -123,7 +133,6 @@ def train(
             weights="trained",
         )
         run.log_metrics(metrics)
-        name = tracking.registered_name(run.experiment, model_tag, model_architecture) if register_model else ""
         if name:
             card = dataclasses.replace(card, name=name)
             card.write(model)
@@ -144,8 +153,9 @@ def _require(header: Any, model_architecture: str, validation_split: float) -> N
             f"{model_architecture} takes images of {shape}, the dataset has {header.image_shape}: "
             f"load it with model_architecture={model_architecture}."
         )
-    if len(header.class_names) < 2:
-        raise ValueError(f"Training needs images of two classes at least. Received: {', '.join(header.class_names)}")
+    present = [name for name, count in zip(header.class_names, header.counts, strict=True) if count]
+    if len(present) < 2:
+        raise ValueError(f"Training needs images of two classes at least. Received: {', '.join(present) or 'none'}")
     if validation_split and not 0 < round(header.images * validation_split) < header.images:
         raise ValueError(
             f"validation_split must leave images on both sides of {header.images}. "

