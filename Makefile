@@ -24,11 +24,14 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 	$(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
 	  --model-architecture le_net --epochs 6 --batch-size 64 --eps 0.2 --seed 1
 
+# Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
+PARALLEL := --numprocesses 2 --dist loadfile
+
 test: $(INSTALLED)  ## Run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-fast: $(INSTALLED)  ## Run the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
 	$(BIN)/python tests/benchmarks/memory.py

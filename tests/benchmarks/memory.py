@@ -79,12 +79,13 @@ STAGES = [
     ),
 ]
 RUN = """
-import importlib, json, resource, sys
+import importlib, json, re, sys
 from pathlib import Path
 stage, artifacts, parameters = json.loads(sys.argv[1])
 paths = {name: [*map(Path, one)] if isinstance(one, list) else Path(one) for name, one in artifacts.items()}
 getattr(importlib.import_module(f"evasion.components.{stage}.task"), stage)(**paths, **parameters)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not getrusage, whose peak includes that of the process which started this one.
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))
 """
 
 
