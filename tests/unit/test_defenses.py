@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -385,7 +386,7 @@ def test_the_run_in_mlflow_holds_parameters_metrics_and_the_tar(
     assert run.data.params == {name: str(value) for name, value in expected.items()}
     assert run.data.metrics == pytest.approx(numbers)
     logged = mlflow_store.download_artifacts(run.info.run_id, f"{stage}.tar")
-    assert open(logged, "rb").read() == path.read_bytes()  # noqa: PTH123, SIM115
+    assert Path(logged).read_bytes() == path.read_bytes()
 
 
 @every_defense
