@@ -146,10 +146,17 @@ def _local(weights: str, sha256: str, folder: Path) -> str:
 def _application(name: str, weights: str, *, include_top: bool) -> Any:
     import keras
 
+    application = getattr(keras.applications, name)
     arguments = {"classifier_activation": None} if include_top else {"input_shape": (224, 224, 3)}
-    return getattr(keras.applications, name)(
-        include_top=include_top, weights=None if weights == "none" else weights, **arguments
-    )
+    try:
+        return application(include_top=include_top, weights=None if weights == "none" else weights, **arguments)
+    except (ValueError, OSError) as error:
+        if weights in ("imagenet", "none"):
+            raise
+        raise ValueError(
+            f"weights must be a .weights.h5 or .h5 file of Keras's {name}, {'with' if include_top else 'without'} its "
+            f"top. Received: {Path(weights).name!r}, of which Keras says: {str(error).partition(chr(10))[0]}"
+        ) from error
 
 
 def _imagenet_preprocessing(x: Any) -> Any:
