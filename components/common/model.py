@@ -114,8 +114,11 @@ def save(model: Any, folder: Path, **card: Any) -> Card:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / FILE) as temporary:
         whole = temporary.with_suffix(".keras")  # Keras takes no other ending
-        model.save(whole)
-        whole.replace(temporary)
+        try:
+            model.save(whole)
+            whole.replace(temporary)
+        finally:
+            whole.unlink(missing_ok=True)
     description = Card(sha256=sha256_of(folder / FILE), **card)
     description.write(folder)
     return description
