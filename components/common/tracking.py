@@ -8,6 +8,7 @@ it has them: if MLflow has gone by then, the artifacts are kept and the stage sa
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -91,7 +92,7 @@ class Stage:
             self.complete = False
             print(
                 f"warning: tracking is incomplete: MLflow failed after the stage's work was done, and what it would "
-                f"have held of run {self.run_id} is in the artifacts alone: {error}",
+                f"have held of run {self.run_id} is in the artifacts alone: {_without_password(str(error))}",
                 file=sys.stderr,
             )
 
@@ -178,6 +179,8 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise  # it did not answer
             raise TrackingError(f"MLflow holds no such run. Received: run_id={run_id!r}") from error
         children = client.search_runs(
             [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", max_results=1000
@@ -219,12 +222,13 @@ def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
         try:
             if "@" in reference:
                 found = client.get_model_version_by_alias(*reference.rsplit("@", 1))
-            elif "/" in reference:
-                found = client.get_model_version(*reference.rsplit("/", 1))
-            elif reference.startswith("m-"):
+            elif re.fullmatch("m-[0-9a-f]{32}", reference):  # MLflow's own id of a model, which may have no name
                 found = None
+            elif "/" in reference and not reference.lower().endswith("/latest"):
+                found = client.get_model_version(*reference.rsplit("/", 1))
             else:
-                versions = client.search_model_versions(f"name = '{_quoted(reference)}'")
+                name = reference.rpartition("/")[0] or reference
+                versions = client.search_model_versions(f"name = '{_quoted(name)}'")
                 if not versions:
                     raise TrackingError(_unknown(client, model))
                 found = max(versions, key=lambda version: int(version.version))
@@ -235,7 +239,9 @@ def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
         with _environment(PATIENT):
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
-        raise TrackingError(f"MLflow holds no such model. Received: model={model!r}: {error}") from error
+        raise TrackingError(
+            f"MLflow holds no such model. Received: model={model!r}: {_without_password(str(error))}"
+        ) from error
     files = list(folder.rglob(model_artifact.FILE))
     if len(files) != 1 or not (folder / model_artifact.CARD).is_file():
         raise TrackingError(
@@ -320,17 +326,27 @@ def _reachable() -> Iterator[None]:
     except (MlflowException, OSError) as error:
         import mlflow
 
-        raise TrackingError(
-            f"MLflow at {_without_password(mlflow.get_tracking_uri())} cannot be used; check MLFLOW_TRACKING_URI and "
-            f"that the server runs: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
+        uri = mlflow.get_tracking_uri()
+        message = (
+            f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server runs: "
+            f"{str(error).splitlines()[0] if str(error) else error!r}"
+        )
+        # Where the address has a password, so have MLflow's own words, which a log would show as the cause.
+        raise TrackingError(_without_password(message)) from (error if _password(uri) is None else None)
 
 
-def _without_password(uri: str) -> str:
+def _password(uri: str) -> str | None:
     from urllib.parse import urlsplit
 
-    parts = urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+    return urlsplit(uri).password
+
+
+def _without_password(text: str) -> str:
+    """Return a text of MLflow's without the password that the tracking URI may hold."""
+    import mlflow
+
+    password = _password(mlflow.get_tracking_uri())
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 @contextmanager
@@ -349,7 +365,8 @@ def _closing(run_id: str) -> Iterator[None]:
             with _environment(PATIENT):
                 _client().set_terminated(run_id, status)
         except (MlflowException, OSError) as error:
-            print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {error}", file=sys.stderr)
+            told = _without_password(str(error))
+            print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
 
 
 def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:
