@@ -60,8 +60,8 @@ def init_model(
 
 @dsl.pipeline(name="train")
 def train(
-    data_dir_train: str = "",
-    data_dir_test: str = "",
+    data_dir_test: str,
+    data_dir_train: str = default(load_dataset, "data_dir"),
     model_tag: str = default(train_step, "model_tag"),
     model_architecture: str = default(train_step, "model_architecture"),
     epochs: float = default(train_step, "epochs"),
@@ -85,9 +85,8 @@ def train(
     """Train a model and evaluate it on a test set.
 
     Args:
-        data_dir_train: Training set, a folder of one folder a class, local or gs://; not with
-            load_dataset_from_mlruns.
-        data_dir_test: Test set, likewise, always needed.
+        data_dir_test: Test set, a folder of one folder a class, local or gs://.
+        data_dir_train: Training set, likewise; needed unless load_dataset_from_mlruns is true.
         model_tag: Part of the registered name {experiment}_{model_tag}_{model_architecture}, or blank.
         model_architecture: shallow_net, le_net, alex_net, resnet50 or vgg16.
         epochs: Passes over the data, a positive float: 2.5 are two and half of a third.

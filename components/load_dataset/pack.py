@@ -81,7 +81,8 @@ def _samples(folder: ImageFolder, images: list[SourceImage], shape: tuple[int, i
                 failed[image] = str(result)
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(images)} images cannot be read; mend or remove them, or set skip_unreadable. "
+            f"{len(failed)} of {len(images)} images cannot be read; mend or remove them, or set skip_unreadable "
+            "(of load_dataset or fgm_evaluation). "
             f"{_names(folder, failed)}"
         )
 

@@ -6,8 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from evasion.components.common import metrics
 from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Treatment
+
+SIGNIFICANCE = 0.05  # a difference that chance makes less often is called one
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,9 @@ class Change:
     may_be_chance: bool
 
     @classmethod
-    def between(cls, before: Share | None, after: Share | None) -> Change | None:
+    def between(cls, before: Share | None, after: Share | None, may_be_chance: bool) -> Change | None:
         """The change from `before` to `after`, where both are known."""
-        if before is None or after is None:
-            return None
-        return cls(after.value - before.value, after.overlaps(before))
+        return cls(after.value - before.value, may_be_chance) if before and after else None
 
     def to_json(self) -> dict[str, float | bool]:
         """The numbers as `report.json` holds them."""
@@ -136,21 +138,45 @@ def rows(evaluations: Evaluations) -> list[Row]:
             )
             if row.clean is None and row.robust is None:
                 continue
-            table.append(_compared(row, base) if base else row)
+            table.append(_compared(row, base, evaluations) if base else row)
             base = base or (row if defense == NONE else None)
     return table
 
 
-def _compared(row: Row, base: Row) -> Row:
+def may_be_chance(before: Evaluation | None, after: Evaluation | None, among: Evaluation | None = None) -> bool:
+    """Whether chance explains how the same images fare before and after.
+
+    McNemar's exact test (1947) looks at the images that one got right and the other wrong: without an effect each of
+    the two outcomes is as likely.
+
+    Args:
+        before: An evaluation without defense.
+        after: One with a defense, of the same original images.
+        among: If given, only images that this evaluation got right count.
+    """
+    if before is None or after is None:
+        return True
+    right = {before.original(row["path"]): row["correct"] for row in before.predictions()}
+    if among is not None:
+        kept = {among.original(row["path"]) for row in among.predictions() if row["correct"] == "1"}
+        right = {path: correct for path, correct in right.items() if path in kept}
+    pairs = [(right.get(after.original(row["path"])), row["correct"]) for row in after.predictions()]
+    gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
+    return not gained + lost or bool(binomtest(gained, gained + lost).pvalue >= SIGNIFICANCE)
+
+
+def _compared(row: Row, base: Row, evaluations: Evaluations) -> Row:
+    plain, defended = (evaluations.get(NONE, one.defense) for one in (base, row))
+    before, after = (evaluations.get(row.attack, one.defense) for one in (base, row))
     return Row(
         row.attack,
         row.defense,
         row.clean,
         row.robust,
         row.success,
-        Change.between(base.clean, row.clean),
-        Change.between(base.robust, row.robust),
-        Change.between(base.success, row.success),
+        Change.between(base.clean, row.clean, may_be_chance(plain, defended)),
+        Change.between(base.robust, row.robust, may_be_chance(before, after)),
+        Change.between(base.success, row.success, may_be_chance(before, after, evaluations.clean)),
     )
 
 
@@ -213,8 +239,9 @@ def _defenses(table: list[Row], worst: Row) -> str:
     ordered = sorted(gains, key=lambda row: -gains[row])
     rest = [row.defense.name for row in tried if not row.helps]
     if not ordered:
-        subject = f"{rest[0]} does not help" if len(rest) == 1 else f"None of the {len(rest)} defenses helps"
-        return f"{subject}: the change is within chance or for the worse."
+        if len(rest) == 1:
+            return f"{rest[0]} shows no gain beyond chance."
+        return f"None of the {len(rest)} defenses shows a gain beyond chance."
     lost = worst.clean.value - worst.robust.value if worst.clean and worst.robust else 0.0
     told: list[str] = []
     for row in ordered:
@@ -224,7 +251,7 @@ def _defenses(table: list[Row], worst: Row) -> str:
         if row.costs and row.clean_change:
             words += f" but costs {points(row.clean_change.value)[1:]} points of clean accuracy"
         told.append(words)
-    tail = f"; {_listed(rest)} {'does' if len(rest) == 1 else 'do'} not help" if rest else ""
+    tail = f"; {_listed(rest)} {'shows' if len(rest) == 1 else 'show'} no gain beyond chance" if rest else ""
     return f"{_listed(told)}{tail}."
 
 

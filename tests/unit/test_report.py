@@ -28,6 +28,8 @@ MEDIAN |= {"parameters": {"window_size": 3}, "applied": True}
 NOISE = {"stage": "gaussian_augmentation", "kind": "defense", "seed": 2, "prefix": "def_"}
 NOISE |= {"parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": False}, "applied": False}
 
+pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
+
 
 class Lab:
     """Writes evaluation directories of one model on one dataset, as `infer` does."""
@@ -183,7 +185,7 @@ def test_headline_answers_the_question(lab: Lab, tmp_path: Path) -> None:
     assert headline == (
         "fgm eps=0.3 norm=inf takes the accuracy of le_net from 98.0 % to 25.0 %. "
         "spatial_smoothing gives back 37.5 points (51 % of what the attack took) "
-        "but costs 13.0 points of clean accuracy; jpeg_compression does not help."
+        "but costs 13.0 points of clean accuracy; jpeg_compression shows no gain beyond chance."
     )
 
 
@@ -626,3 +628,25 @@ def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -
     evaluation = Evaluation.read(lab.evaluate("clean"))
     evaluation.dataset["prefix"] = prefix
     assert evaluation.original(path) == original
+
+
+def test_a_small_gain_on_the_same_images_is_told_from_chance() -> None:
+    """Intervals that overlap hide what the same images show: McNemar's test looks at those that differ."""
+    from evasion.components.report.table import may_be_chance
+
+    class Predicted:
+        def __init__(self, correct: list[int]) -> None:
+            self.correct = correct
+
+        def original(self, path: str) -> str:
+            return path
+
+        def predictions(self) -> list[dict[str, str]]:
+            return [{"path": str(place), "correct": str(value)} for place, value in enumerate(self.correct)]
+
+    before = [1] * 460 + [0] * 540
+    gained = [*before[:458], 0, 0, *[1] * 39, *before[499:]]  # 39 gained, 2 lost: p = 8e-10
+    assert not may_be_chance(Predicted(before), Predicted(gained))  # type: ignore[arg-type]
+    swapped = [*[0] * 5, *before[5:460], *[1] * 9, *before[469:]]  # 9 gained, 5 lost: p = 0.42
+    assert may_be_chance(Predicted(before), Predicted(swapped))  # type: ignore[arg-type]
+    assert may_be_chance(Predicted(before), Predicted(before))  # type: ignore[arg-type]
