@@ -140,7 +140,8 @@ class TestUnreadable:
         with pytest.raises(ValueError, match="cannot be read") as error:
             load(folder)
         assert str(error.value).startswith(
-            f"1 of 6 images cannot be read; mend or remove them, or set skip_unreadable (of load_dataset or fgm_evaluation). {damaged}: {kind}"
+            "1 of 6 images cannot be read; mend or remove them, or set skip_unreadable "
+            f"(of load_dataset or fgm_evaluation). {damaged}: {kind}"
         )
         [run] = runs(mlflow_store)
         assert run.info.status == "FAILED"
