@@ -149,7 +149,8 @@ def run(
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
-        session = _Session({step.task: step for step in planned}, listener, log, Path(log.name))
+        starter = stack.enter_context(process.Starter(os.environ))
+        session = _Session({step.task: step for step in planned}, starter, listener, log, Path(log.name))
         outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
     return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs)
@@ -233,6 +234,7 @@ class _Session:
     """One run: which step is on, what it printed, and what the steps before it gave."""
 
     steps: Mapping[str, Step]
+    starter: process.Starter
     listener: Listener
     log: IO[str]
     log_path: Path
@@ -339,7 +341,7 @@ class _StepProcess:
         result_file = Path(declared["outputFile"])
         step = self._session.start(result_file.parent.name)
         started = time.monotonic()
-        code, last_lines = process.run(command, self._environment, self._session.hear)
+        code, last_lines = self._session.starter.run(command, self._environment, self._session.hear)
         if code != 0:
             raise StepFailedError(step.name, process.error(last_lines, code), self._session.log_path)
         seconds = time.monotonic() - started

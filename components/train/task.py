@@ -116,6 +116,8 @@ def train(
             optimizer=getattr(keras.optimizers, _CLASSES[optimizer])(learning_rate),
             loss=keras.losses.CategoricalCrossentropy(),
             metrics=["accuracy"],
+            # On a CPU, XLA compiles for each batch shape and gains nothing.
+            jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
         )
         metrics = _fit(network, data, epochs, batch_size, validation_split, seed)
         if not all(map(math.isfinite, metrics.values())):
