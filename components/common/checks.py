@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 REMOTE = "gs://"
+NORMS = ("inf", "1", "2")
 
 
 def positive_integer(name: str, value: Any) -> None:
@@ -20,6 +21,12 @@ def integer_in(name: str, value: Any, low: int, high: int) -> None:
     """Require an integer in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name} must be an integer in [{low}, {high}]. Received: {name}={value!r}")
+
+
+def at_least(name: str, value: Any, low: int) -> None:
+    """Require an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}. Received: {name}={value!r}")
 
 
 def in_range(
@@ -48,6 +55,14 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}")
+
+
+def attack_size(norm: str, eps: float, eps_step: float) -> None:
+    """Require a norm that the attacks know, and sizes that suit it."""
+    one_of("norm", norm, NORMS)
+    # A share of the full pixel range bounds one pixel; the norms 1 and 2 add up all of them.
+    in_range("eps", eps, 0, 1 if norm == "inf" else math.inf, include_low=False)
+    in_range("eps_step", eps_step, 0, include_low=False)
 
 
 def seed(value: Any) -> None:

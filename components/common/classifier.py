@@ -77,6 +77,19 @@ class Classifier:
 
         self.forward, self.gradient = forward, gradient
 
+    def outputs(self, x: Floats) -> Floats:
+        """Return the outputs of one batch, shape (images, classes): logits where there are any."""
+        return cast(Floats, self.forward(x).numpy())
+
+    def loss_gradient(self, x: Floats, y: Floats) -> Floats:
+        """Return the gradient of each image's loss by its pixels.
+
+        Args:
+            x: One batch.
+            y: One-hot labels, shape (images, classes).
+        """
+        return cast(Floats, self.gradient(x, y).numpy())
+
     def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
         """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.
 
@@ -85,7 +98,7 @@ class Classifier:
         """
         from scipy.special import softmax
 
-        outputs = self.forward(x).numpy().astype(np.float64)
+        outputs = self.outputs(x).astype(np.float64)
         if not np.isfinite(outputs).all():
             raise model_artifact.ModelError(
                 "The model's outputs must be finite numbers; some are not, as after a training that diverged. "
@@ -104,7 +117,7 @@ class Classifier:
             warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
             from art.estimators.classification import TensorFlowV2Classifier
 
-        forward, gradient = self.forward, self.gradient
+        target = self
 
         class Compiled(TensorFlowV2Classifier):  # type: ignore[misc]
             """ART's class, whose predict forgets batch_size and whose gradient runs uncompiled."""
@@ -112,13 +125,13 @@ class Classifier:
             def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> Any:
                 if training_mode:
                     return super().predict(x, batch_size=batch_size, training_mode=True)
-                parts = [forward(x[start : start + batch_size]).numpy() for start in range(0, len(x), batch_size)]
+                parts = [target.outputs(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
                 return np.concatenate(parts) if parts else np.zeros((0, self.nb_classes), np.float32)
 
             def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
                 if training_mode:
                     return super().loss_gradient(x, y, training_mode=True)
-                return gradient(np.asarray(x, np.float32), np.asarray(y, np.float32)).numpy()
+                return target.loss_gradient(np.asarray(x, np.float32), np.asarray(y, np.float32))
 
         return Compiled(
             model=self.logits,

@@ -2,17 +2,19 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evasion.components.common import dataset, metrics, seeding, tracking, versions
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.dataset import Dataset, Header, Pixels, Sample
 from evasion.components.common.progress import track
+from evasion.components.common.transformations import Transformation, generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +57,14 @@ def write(output: Path, header: Header, prefix: str, changes: Iterable[Change], 
     return metrics.flat(summary.describe())
 
 
-def generator(seed: int, sample: Sample) -> np.random.Generator:
-    """Return the random generator of one image: of the stage's seed and the image's path, whatever the order."""
-    digest = hashlib.sha256(sample.source.encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
-
-
 def _suffix(parent: Sample, number: int) -> str:
     """Return what stands behind the name of the further images made of one: `_1` alone may be another's name."""
     return f"_{number}_{hashlib.sha256(parent.source.encode()).hexdigest()[:8]}" if number else ""
+
+
+def _with_copies(before: Dataset, copied: npt.NDArray[np.bool_]) -> list[int]:
+    added = np.bincount(before.labels[copied], minlength=len(before.header.counts))
+    return [int(count) for count in np.array(before.header.counts) + added]
 
 
 def defend(
@@ -72,8 +73,8 @@ def defend(
     source: Path,
     output: Path,
     parameters: Mapping[str, Any],
-    transform: Callable[[Sample], Sequence[Pixels]],
-    counts: Callable[[Header], Sequence[int]] | None = None,
+    transformation: Transformation,
+    copied: npt.NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """Run a preprocessing defense over a packed dataset: all that a defense's `task.py` does not do itself.
 
@@ -86,8 +87,9 @@ def defend(
         source: The dataset to defend.
         output: Where the defended one goes.
         parameters: The defense's own parameters with `apply_fit`, `apply_predict` and `seed`.
-        transform: Given an image, returns what it becomes: one image, or it and further ones. Called on threads.
-        counts: Images of each class afterwards, where they are not those of before.
+        transformation: What becomes of one image. Called on threads.
+        copied: For data augmentation, shape (images,): every image stays as it is, and of these a changed copy
+            is added.
 
     Returns:
         Summaries of the distances between the defended images and their parents.
@@ -107,11 +109,13 @@ def defend(
                 "versions": versions.recorded(),
                 "parent_sha256": before.sha256,
             },
-            counts=counts(before.header) if counts and applied else None,
+            counts=_with_copies(before, copied) if copied is not None and applied else None,
         )
 
         def change(sample: Sample) -> list[Change]:
-            results = transform(sample) if applied else [sample.pixels]
+            results = [] if applied and copied is None else [sample.pixels]
+            if applied and (copied is None or copied[sample.index]):
+                results.append(transformation.apply(sample.pixels, generator(used["seed"], sample)))
             return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
         def changes() -> Iterator[Change]:

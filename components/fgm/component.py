@@ -11,29 +11,36 @@ def fgm(
     model: Input[Model],
     adversarial: Output[Dataset],
     metrics: Output[Metrics],
+    defense: Input[Dataset] = None,
     batch_size: int = 32,
     eps: float = 0.3,
     eps_step: float = 0.1,
     minimal: bool = False,
     norm: str = "inf",
+    eot_samples: int = 16,
     seed: int = -1,
 ) -> None:
     """Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572).
 
-    The attack knows the model and no defense. It moves each image away from the model's own prediction, not from
-    the true label. The images saved have 8 bits: with norm inf a change under 1/510 is lost.
+    Without `defense` the attacker is oblivious: it knows the model and no defense. With it the attacker is
+    defense-aware and aims at the model behind that defense: by the straight-through gradient (BPDA), averaged over
+    draws if the defense is random (EOT; Athalye et al. 2018, arXiv:1802.00420). It moves each image away from the
+    prediction for it, not from the true label. The images saved have 8 bits: with norm inf a change under 1/510 is
+    lost.
 
     Args:
         dataset: The images to attack.
         model: The model to fool.
         adversarial: The attacked images.
         metrics: Distances between the attacked and the original images.
+        defense: Any dataset that a defense has made: the attacker knows that defense and its settings. Or nothing.
         batch_size: Images attacked at a time.
         eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
         eps_step: With minimal, by how much the size grows from try to try, positive, at most eps.
         minimal: Whether to look for the smallest multiple of eps_step, up to eps, that changes the prediction.
         norm: inf, 1 or 2.
-        seed: Recorded; nothing here is random.
+        eot_samples: With a defense that is random, the draws of it to average over, a positive integer.
+        seed: Of those draws, from 0 to 4294967295; -1 draws one and records it.
     """
     from pathlib import Path
 
@@ -44,11 +51,13 @@ def fgm(
             dataset=Path(dataset.path),
             model=Path(model.path),
             adversarial=Path(adversarial.path),
+            defense=Path(defense.path) if defense else None,
             batch_size=batch_size,
             eps=eps,
             eps_step=eps_step,
             minimal=minimal,
             norm=norm,
+            eot_samples=eot_samples,
             seed=seed,
         )
     )

@@ -1,9 +1,17 @@
 """Gaussian noise on every image, as ART's `GaussianAugmentation`, with a seed and without its surprises."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evasion.components.common import checks
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evasion.components.common.dataset import Pixels
+    from evasion.components.common.transformations import Transformation
 
 
 def check(*, ratio: float, sigma: float, seed: int, **_: object) -> None:
@@ -11,6 +19,20 @@ def check(*, ratio: float, sigma: float, seed: int, **_: object) -> None:
     checks.in_range("ratio", ratio, 0, 1)
     checks.in_range("sigma", sigma, 0, include_low=False)
     checks.seed(seed)
+
+
+def transformation(*, sigma: float, **_: object) -> Transformation:
+    """Return the noise on one image."""
+    import numpy as np
+
+    from evasion.components.common.dataset import to_float, to_pixels
+    from evasion.components.common.transformations import Transformation
+
+    def apply(pixels: Pixels, random: np.random.Generator) -> Pixels:
+        x = to_float(pixels)
+        return to_pixels(x + np.float32(sigma) * random.standard_normal(x.shape, dtype=np.float32))
+
+    return Transformation(apply, random=True)
 
 
 def gaussian_augmentation(
@@ -30,29 +52,16 @@ def gaussian_augmentation(
     import numpy as np
 
     from evasion.components.common import derive, seeding
-    from evasion.components.common.dataset import Dataset, Header, Pixels, Sample, to_float, to_pixels
+    from evasion.components.common.dataset import Dataset
 
     seed = seeding.resolve(seed)
-    with Dataset(dataset) as source:
-        labels = source.labels
-    # Each image at most once, where ART draws with replacement: a ratio of 1 is then the whole dataset, as the
-    # original's documentation says it is.
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(len(labels))[: int(len(labels) * ratio)]] = True
-
-    def noisy(sample: Sample) -> Pixels:
-        x = to_float(sample.pixels)
-        noise = derive.generator(seed, sample).standard_normal(x.shape, dtype=np.float32)
-        return to_pixels(x + np.float32(sigma) * noise)
-
-    def transform(sample: Sample) -> list[Pixels]:
-        if not perform_data_augmentation:
-            return [noisy(sample)]
-        return [sample.pixels, noisy(sample)] if chosen[sample.index] else [sample.pixels]
-
-    def counts(header: Header) -> Sequence[int]:
-        added = np.bincount(labels[chosen], minlength=len(header.counts)) if perform_data_augmentation else 0
-        return [int(count) for count in np.array(header.counts) + added]
+    copied = None
+    if perform_data_augmentation:
+        # Each image at most once, where ART draws with replacement: a ratio of 1 is then the whole dataset, as the
+        # original's documentation says it is.
+        with Dataset(dataset) as source:
+            copied = np.zeros(len(source), dtype=bool)
+        copied[np.random.default_rng(seed).permutation(len(copied))[: int(len(copied) * ratio)]] = True
 
     return derive.defend(
         stage="gaussian_augmentation",
@@ -66,6 +75,6 @@ def gaussian_augmentation(
             "apply_predict": apply_predict,
             "seed": seed,
         },
-        transform=transform,
-        counts=counts,
+        transformation=transformation(sigma=sigma),
+        copied=copied,
     )

@@ -1,15 +1,47 @@
 """JPEG compression of every image, as ART's `JpegCompression`."""
 
+from __future__ import annotations
+
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evasion.components.common import checks
+
+if TYPE_CHECKING:
+    from evasion.components.common.dataset import Pixels
+    from evasion.components.common.transformations import Transformation
 
 
 def check(*, quality: int, seed: int, **_: object) -> None:
     """Hold the parameters to their rules."""
     checks.integer_in("quality", quality, 1, 100)
     checks.seed(seed)
+
+
+def transformation(*, quality: int, channels_first: bool, **_: object) -> Transformation:
+    """Return the way through JPEG and back."""
+    import numpy as np
+    from PIL import Image
+
+    from evasion.components.common.transformations import Transformation
+
+    def compress(pixels: Pixels) -> Pixels:
+        """Compress one image of 3 channels as colour, of any other number channel by channel as gray."""
+        buffer = io.BytesIO()
+        if channels_first:
+            pixels = pixels.transpose(1, 2, 0)
+        # ART truncates its floats to 8 bits before it compresses; these pixels have 8 bits already.
+        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[:, :, 0])
+        image.save(buffer, format="jpeg", quality=quality)
+        result = np.asarray(Image.open(buffer)).reshape(pixels.shape)
+        return result.transpose(2, 0, 1) if channels_first else result
+
+    def apply(pixels: Pixels, _: object) -> Pixels:
+        """Hand the image over in the order of axes asked for; artifacts are always channels last."""
+        return compress(pixels.transpose(2, 0, 1)).transpose(1, 2, 0) if channels_first else compress(pixels)
+
+    return Transformation(apply)
 
 
 def jpeg_compression(
@@ -25,26 +57,7 @@ def jpeg_compression(
     """Compress a dataset and unpack it again; the parameters are those of the step of this name."""
     check(quality=quality, seed=seed)
 
-    import numpy as np
-    from PIL import Image
-
-    from evasion.components.common.dataset import Pixels
     from evasion.components.common.derive import defend
-
-    def compress(pixels: Pixels) -> Pixels:
-        """Compress one image of 3 channels as colour, of any other number channel by channel as gray."""
-        buffer = io.BytesIO()
-        if channels_first:
-            pixels = pixels.transpose(1, 2, 0)
-        # ART truncates its floats to 8 bits before it compresses; these pixels have 8 bits already.
-        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[:, :, 0])
-        image.save(buffer, format="jpeg", quality=quality)
-        result = np.asarray(Image.open(buffer)).reshape(pixels.shape)
-        return result.transpose(2, 0, 1) if channels_first else result
-
-    def transform(pixels: Pixels) -> Pixels:
-        """Hand the image over in the order of axes asked for; artifacts are always channels last."""
-        return compress(pixels.transpose(2, 0, 1)).transpose(1, 2, 0) if channels_first else compress(pixels)
 
     return defend(
         stage="jpeg_compression",
@@ -57,5 +70,5 @@ def jpeg_compression(
             "apply_predict": apply_predict,
             "seed": seed,
         },
-        transform=lambda image: [transform(image.pixels)],
+        transformation=transformation(quality=quality, channels_first=channels_first),
     )

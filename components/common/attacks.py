@@ -1,0 +1,138 @@
+"""An attack on a packed dataset, streamed: all that an attack's `task.py` does not do itself."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evasion.components.common import derive, seeding, tracking, versions
+from evasion.components.common.dataset import Dataset, Floats, to_pixels
+from evasion.components.common.model import Card
+from evasion.components.common.transformations import Defense, defense_of
+
+AWARE, OBLIVIOUS = "defense-aware", "oblivious"
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """What an attack does to one batch.
+
+    Attributes:
+        generate: Given images, float32 in [0, 1], and one-hot labels to move away from, returns attacked images.
+        stays_without_gradient: Whether an image whose gradient is zero everywhere stays as it is.
+        columns: Called after `generate`: further columns of `samples.csv` with a value for each image of the batch.
+    """
+
+    generate: Callable[[Floats, Floats], Floats]
+    stays_without_gradient: bool = True
+    columns: Callable[[], Mapping[str, list[Any]]] = dict
+
+
+def run(
+    *,
+    stage: str,
+    dataset: Path,
+    model: Path,
+    adversarial: Path,
+    defense: Path | None,
+    parameters: Mapping[str, Any],
+    seed: int,
+    make: Callable[[Any, int], Attack],
+) -> dict[str, float]:
+    """Attack a dataset and save the result.
+
+    Args:
+        stage: The attack's name; the dataset's folder and MLflow's artifact `<stage>.tar` are named after it.
+        dataset: The images to attack.
+        model: The model artifact.
+        adversarial: Where the attacked dataset goes.
+        defense: A dataset that a defense has made, to aim at the model behind that defense; or None.
+        parameters: The attack's own parameters, `batch_size` and `eot_samples` among them.
+        seed: The seed asked for.
+        make: Given ART's estimator and the seed used, returns the attack.
+
+    Returns:
+        Summaries of the distances between the saved images and their parents.
+    """
+    used = {**parameters, "seed": seeding.resolve(seed)}
+    known = _known(defense)
+    knowledge = AWARE if known else OBLIVIOUS
+    logged = {**used, "knowledge": knowledge, "defense": known.stage if known else ""}
+    with tracking.stage(stage, logged) as run, Dataset(dataset) as clean:
+        card = Card.read(model)
+        card.indices_of(clean.header.class_names, clean.header.image_shape)  # refused before TensorFlow is loaded
+
+        from evasion.components.common import classifier
+
+        bare = classifier.load(model)
+        target = aimed(bare, known, eot_samples=used["eot_samples"], seed=used["seed"])
+        header = clean.header.derive(
+            name=stage,
+            prefix="adv_",
+            entry={
+                "stage": stage,
+                "kind": "attack",
+                "parameters": dict(parameters),
+                "seed": used["seed"],
+                "versions": versions.recorded(model=True),
+                "parent_sha256": clean.sha256,
+                "model_sha256": card.sha256,
+                "gradient_from_logits": bare.from_logits,
+                "knowledge": knowledge,
+                "defense": known.describe() if known else None,
+            },
+        )
+        attack = make(target.art, used["seed"])
+        changes = _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
+        described = derive.write(adversarial, header, "adv_", changes, "images")
+        run.log_metrics(described)
+        run.log_file(adversarial, f"{stage}.tar")
+    return described
+
+
+def _known(defense: Path | None) -> Defense | None:
+    if defense is None:
+        return None
+    with Dataset(defense) as defended:
+        return defense_of(defended.header)
+
+
+def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) -> Any:
+    """Return what an attacker aims at: the model, or the model behind the defense that the attacker knows."""
+    if defense is None:
+        return bare
+    from evasion.components.common.defended import Defended
+
+    return Defended(bare.model, defense.transformation, eot_samples=eot_samples, seed=seed)
+
+
+def _changes(
+    clean: Dataset, bare: Any, target: Any, attack: Attack, batch_size: int, class_names: tuple[str, ...]
+) -> Iterator[derive.Change]:
+    """Attack batch by batch.
+
+    The labels are the predictions of what is attacked, not the true ones, which would leak them into the image
+    (Kurakin et al. 2017, arXiv:1611.01236): what ART does with `y=None`, in one prediction of which the confidence
+    is kept. What the row of an image says of the time before the attack is the bare model's.
+    """
+    from evasion.components.common.classifier import stack
+
+    identity = np.eye(len(class_names), dtype=np.float32)
+    for batch in clean.batches(batch_size):
+        x = stack(batch)
+        before = bare.probabilities(x)
+        predicted = before.argmax(axis=1)
+        y = identity[predicted if target is bare else target.probabilities(x).argmax(axis=1)]
+        x_adv = attack.generate(x, y)
+        gradient = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
+        columns = attack.columns()
+        for place, sample in enumerate(batch):
+            fields = {
+                "clean_prediction": class_names[predicted[place]],
+                "clean_confidence": f"{before[place, predicted[place]]:.9g}",
+                "zero_gradient": int(not gradient[place].any()),
+                **{name: values[place] for name, values in columns.items()},
+            }
+            yield derive.Change(sample, to_pixels(x_adv[place]), fields=fields)

@@ -1,0 +1,121 @@
+"""Projected Gradient Descent of ART, streamed over a packed dataset (Madry et al. 2018, arXiv:1706.06083)."""
+
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common import checks
+
+
+def check(
+    *,
+    batch_size: int,
+    eps: float,
+    eps_step: float,
+    max_iter: int,
+    num_random_init: int,
+    norm: str,
+    eot_samples: int,
+    seed: int,
+    **_: object,
+) -> None:
+    """Hold the parameters to their rules."""
+    checks.positive_integer("batch_size", batch_size)
+    checks.attack_size(norm, eps, eps_step)
+    if eps_step > eps:
+        raise ValueError(f"eps_step must not exceed eps. Received: eps_step={eps_step}, eps={eps}")
+    checks.positive_integer("max_iter", max_iter)
+    checks.at_least("num_random_init", num_random_init, 0)
+    checks.positive_integer("eot_samples", eot_samples)
+    checks.seed(seed)
+
+
+def pgd(
+    *,
+    dataset: Path,
+    model: Path,
+    adversarial: Path,
+    defense: Path | None,
+    batch_size: int,
+    eps: float,
+    eps_step: float,
+    max_iter: int,
+    num_random_init: int,
+    norm: str,
+    eot_samples: int,
+    seed: int,
+) -> dict[str, float]:
+    """Attack a dataset; the parameters are those of the step of this name.
+
+    Returns:
+        Summaries of the distances between the saved images and their parents.
+    """
+    parameters = {
+        "batch_size": batch_size,
+        "eps": eps,
+        "eps_step": eps_step,
+        "max_iter": max_iter,
+        "num_random_init": num_random_init,
+        "norm": norm,
+        "eot_samples": eot_samples,
+    }
+    check(**parameters, seed=seed)  # type: ignore[arg-type]
+
+    from evasion.components.common import attacks
+
+    def make(estimator: Any, drawn: int) -> attacks.Attack:
+        import numpy as np
+
+        np.random.seed(drawn)  # noqa: NPY002 - ART draws its starting points from NumPy's global state
+        method = projected_gradient_descent(
+            estimator,
+            norm=norm,
+            eps=eps,
+            eps_step=eps_step,
+            max_iter=max_iter,
+            num_random_init=num_random_init,
+            batch_size=batch_size,
+        )
+        return attacks.Attack(
+            lambda x, y: method.generate(x, y=y),
+            stays_without_gradient=not num_random_init,
+        )
+
+    return attacks.run(
+        stage="pgd",
+        dataset=dataset,
+        model=model,
+        adversarial=adversarial,
+        defense=defense,
+        parameters=parameters,
+        seed=seed,
+        make=make,
+    )
+
+
+def projected_gradient_descent(
+    estimator: Any, *, norm: str, eps: float, eps_step: float, max_iter: int, num_random_init: int, batch_size: int
+) -> Any:
+    """Return ART's `ProjectedGradientDescentNumpy`, which asks the estimator alone for gradients.
+
+    (The class `ProjectedGradientDescent` would take TensorFlow's, which goes around a defense and compiles anew.)
+    """
+    import warnings
+
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
+        from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_numpy import (
+            ProjectedGradientDescentNumpy,
+        )
+
+    return ProjectedGradientDescentNumpy(
+        estimator,
+        norm=np.inf if norm == "inf" else int(norm),
+        eps=eps,
+        eps_step=eps_step,
+        max_iter=max_iter,
+        num_random_init=num_random_init,
+        batch_size=batch_size,
+        verbose=False,
+    )
