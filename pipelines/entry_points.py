@@ -1,4 +1,4 @@
-"""The seven entry points of the original demo as pipelines, with its parameter names.
+"""The seven entry points of the original demo as pipelines, with its parameter names, and `pgd` beside its `fgm`.
 
 They are chained through MLflow: a stage logs its dataset as `<stage>.tar`, whose folder is `<stage>`, and the next
 pipeline takes it by `run_id` (of the pipeline or of the stage), `dataset_tar_name` and `dataset_name`; models go by
@@ -21,6 +21,7 @@ from evasion.components.init_model.component import init_model as init_model_ste
 from evasion.components.jpeg_compression.component import jpeg_compression as jpeg_compression_step
 from evasion.components.load_dataset.component import load_dataset
 from evasion.components.load_model.component import load_model
+from evasion.components.pgd.component import pgd as pgd_step
 from evasion.components.spatial_smoothing.component import spatial_smoothing as spatial_smoothing_step
 from evasion.components.train.component import train as train_step
 from evasion.pipelines.defaults import default
@@ -205,6 +206,49 @@ def fgm(
         eps=eps,
         eps_step=eps_step,
         minimal=minimal,
+        norm=norm,
+        seed=seed,
+    )
+    infer_step(dataset=attacked.outputs["adversarial"], model=loaded.outputs["model"], batch_size=batch_size, seed=seed)
+
+
+@dsl.pipeline(name="pgd")
+def pgd(
+    data_dir: str,
+    model: str,
+    model_architecture: str,
+    batch_size: int = default(pgd_step, "batch_size"),
+    eps: float = default(pgd_step, "eps"),
+    eps_step: float = default(pgd_step, "eps_step"),
+    max_iter: int = default(pgd_step, "max_iter"),
+    num_random_init: int = default(pgd_step, "num_random_init"),
+    norm: str = default(pgd_step, "norm"),
+    seed: int = default(pgd_step, "seed"),
+) -> None:
+    """Attack a dataset with Projected Gradient Descent and evaluate the model on the result.
+
+    Args:
+        data_dir: The images, a folder of one folder a class, local or gs://.
+        model: name (its newest version), name/version, name@alias, or a models:/ URI.
+        model_architecture: shallow_net, le_net, alex_net, resnet50 or vgg16: what the model must be.
+        batch_size: Images attacked at a time.
+        eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
+        eps_step: Size of one step, positive, at most eps.
+        max_iter: Number of steps.
+        num_random_init: Random starting points, of which each image keeps the best; 0 starts at the image itself.
+        norm: inf, 1 or 2.
+        seed: Of the starting points, from 0 to 4294967295; -1 draws one and records it.
+    """
+    data = load_dataset(data_dir=data_dir, model_architecture=model_architecture)
+    loaded = load_model(name=model, model_architecture=model_architecture)
+    attacked = pgd_step(
+        dataset=data.outputs["dataset"],
+        model=loaded.outputs["model"],
+        batch_size=batch_size,
+        eps=eps,
+        eps_step=eps_step,
+        max_iter=max_iter,
+        num_random_init=num_random_init,
         norm=norm,
         seed=seed,
     )

@@ -100,6 +100,11 @@ class Header:
         """How many images the dataset holds."""
         return sum(self.counts)
 
+    def original(self, path: str) -> str:
+        """Return the path that an image had before any stage put a prefix before its name."""
+        folder, _, name = path.rpartition("/")
+        return f"{folder}/{name.removeprefix(self.prefix)}"
+
     def derive(
         self, *, name: str, prefix: str, entry: Mapping[str, Any], counts: Sequence[int] | None = None
     ) -> "Header":

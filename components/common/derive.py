@@ -115,7 +115,9 @@ def defend(
         def change(sample: Sample) -> list[Change]:
             results = [] if applied and copied is None else [sample.pixels]
             if applied and (copied is None or copied[sample.index]):
-                results.append(transformation.apply(sample.pixels, generator(used["seed"], sample)))
+                results.append(
+                    transformation.apply(sample.pixels, generator(used["seed"], before.header.original(sample.source)))
+                )
             return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
         def changes() -> Iterator[Change]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evasion.components.common.dataset import Header, Pixels, Sample
+from evasion.components.common.dataset import Header, Pixels
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,11 @@ def defense_of(header: Header) -> Defense:
     return Defense(stage, parameters, int(entry["seed"]), made)
 
 
-def generator(seed: int, sample: Sample) -> np.random.Generator:
-    """Return the random generator of one image: of the stage's seed and the image's path, whatever the order."""
-    digest = hashlib.sha256(sample.source.encode()).digest()
+def generator(seed: int, original: str) -> np.random.Generator:
+    """Return the random generator of one image.
+
+    It depends on the stage's seed and on the path that the image had when it was loaded, so neither on the order of
+    images nor on what was done to it since.
+    """
+    digest = hashlib.sha256(original.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])

@@ -17,7 +17,7 @@ def fgm(
     eps_step: float = 0.1,
     minimal: bool = False,
     norm: str = "inf",
-    eot_samples: int = 16,
+    eot_samples: int = 8,
     seed: int = -1,
 ) -> None:
     """Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572).

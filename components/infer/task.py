@@ -96,7 +96,7 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
                     rows = csv.DictWriter(file, row)
                     rows.writeheader()
                 rows.writerow(row)
-                _keep(shown, sample.source, _original(sample.source, header.prefix), sample.pixels, encode_png)
+                _keep(shown, sample.source, header.original(sample.source), sample.pixels, encode_png)
 
     for _, path, png in shown:
         place = folder / IMAGES / path
@@ -120,12 +120,6 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
             "gradient_from_logits": None if attack is None else attack.get("gradient_from_logits"),
         },
     }
-
-
-def _original(path: str, prefix: str) -> str:
-    """Return the path that an image had before any stage put a prefix before its name."""
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/{name.removeprefix(prefix)}"
 
 
 def _keep(shown: list[tuple[int, str, bytes]], path: str, original: str, pixels: Any, encode: Any) -> None:

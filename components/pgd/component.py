@@ -18,7 +18,7 @@ def pgd(
     max_iter: int = 40,
     num_random_init: int = 1,
     norm: str = "inf",
-    eot_samples: int = 16,
+    eot_samples: int = 8,
     seed: int = -1,
 ) -> None:
     """Attack a packed dataset with Projected Gradient Descent (Madry et al. 2018, arXiv:1706.06083).
@@ -37,7 +37,7 @@ def pgd(
         defense: Any dataset that a defense has made: the attacker knows that defense and its settings. Or nothing.
         batch_size: Images attacked at a time.
         eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
-        eps_step: Size of one step, positive.
+        eps_step: Size of one step, positive, at most eps.
         max_iter: Number of steps.
         num_random_init: Random starting points, of which each image keeps the best; 0 starts at the image itself.
         norm: inf, 1 or 2.

@@ -24,7 +24,7 @@ def security_curve(
     norm: str = "inf",
     eps_values: str = "",
     pgd_max_iter: int = 10,
-    eot_samples: int = 16,
+    eot_samples: int = 8,
     seed: int = -1,
 ) -> None:
     """Measure robust accuracy over the size of FGM, without defense and with each, by two attackers, and controls.

@@ -193,7 +193,10 @@ def _measure(
         pixels = to_pixels(x)
         if defense:
             apply = defense.transformation.apply
-            made = [apply(image, generator(defense.seed, sample)) for image, sample in zip(pixels, batch, strict=True)]
+            made = [
+                apply(image, generator(defense.seed, sample.source))
+                for image, sample in zip(pixels, batch, strict=True)
+            ]
             pixels = np.stack(made)
         return to_float(pixels)
 
@@ -207,7 +210,9 @@ def _measure(
             for each in lines:
                 key = id(each.target)
                 if each.perturbation == "noise":
-                    direction = np.stack([_noise(generator(seed, sample), x.shape[1:], norm) for sample in batch])
+                    direction = np.stack(
+                        [_noise(generator(seed, sample.source), x.shape[1:], norm) for sample in batch]
+                    )
                 elif key in directions:  # the same attacker meets several defenses
                     direction = directions[key]
                 else:

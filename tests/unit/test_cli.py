@@ -27,6 +27,7 @@ PIPELINES = [
     "infer",
     "train",
     "fgm",
+    "pgd",
     "spatial_smoothing",
     "jpeg_compression",
     "gaussian_augmentation",
@@ -140,7 +141,7 @@ def test_help_comes_at_once():
 def test_all_pipelines_are_listed():
     result = evasion("list")
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
-        *("init_model", "train", "infer", "fgm"),
+        *("init_model", "train", "infer", "fgm", "pgd"),
         *("spatial_smoothing", "jpeg_compression", "gaussian_augmentation", "fgm_evaluation"),
     ]
     assert "Attack a dataset with the Fast Gradient Method" in result.stdout

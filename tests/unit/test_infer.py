@@ -25,7 +25,16 @@ from evasion.components.jpeg_compression import task as jpeg_task
 
 SETTINGS = {"batch_size": 32, "seed": 0}
 # Strong enough to fool the small LeNet often, weak enough not to fool it always.
-ATTACK = {"batch_size": 32, "eps": 0.05, "eps_step": 0.1, "minimal": False, "norm": "inf", "seed": 0}
+ATTACK = {
+    "defense": None,
+    "eot_samples": 4,
+    "batch_size": 32,
+    "eps": 0.05,
+    "eps_step": 0.1,
+    "minimal": False,
+    "norm": "inf",
+    "seed": 0,
+}
 
 
 def refuse(constant):
