@@ -19,12 +19,8 @@ from evasion.pipelines.preflight import Step
 
 INTERVAL = 10.0  # seconds between two lines of progress outside a terminal
 
-# The columns of the report's table that hold a share of images.
-SHARES = {
-    "clean accuracy": "clean_accuracy",
-    "robust accuracy": "robust_accuracy",
-    "attack success rate": "attack_success_rate",
-}
+# What an attacker may know, as report.json names it.
+AWARE, OBLIVIOUS = "defense-aware", "oblivious"
 
 
 def duration(seconds: float) -> str:
@@ -152,22 +148,39 @@ def show_result(console: Console, result: Result) -> None:
 
 def _show_report(console: Console, summary: Mapping[str, Any]) -> None:
     """Print a table for each attack, the sentence they amount to, and what the checks objected to."""
+    two = any(AWARE in row.get("attackers", {}) for row in summary["table"])
     tables: dict[str, Table] = {}
     for row in summary["table"]:
         attack = f"{row['attack']} {row['attack_settings']}".strip() if row["robust_accuracy"] else ""
         if attack not in tables:
-            shares = (Column(f"{title}, %", justify="right") for title in SHARES)
-            tables[attack] = Table("defense", *shares, title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
+            tables[attack] = Table("defense", *_columns(two), title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
         defense = "no defense" if row["defense"] == "none" else row["defense"]
-        tables[attack].add_row(escape(defense), *(_share(row[key]) for key in SHARES.values()))
+        tables[attack].add_row(escape(defense), *(_share(share) for share in _shares(row, two)))
     for table in tables.values():
         console.print(table)
-    console.print("In brackets: 95 % Wilson intervals.", style="dim", highlight=False)
+    told = "In brackets: 95 % Wilson intervals."
+    if two:
+        told += " An oblivious attacker does not know the defense: an upper bound. Success rate: of the worse attacker."
+    console.print(told, style="dim", highlight=False)
     console.print(escape(summary["headline"]), highlight=False)
     for finding in summary["checks"]:
         if finding["status"] != "pass":
             said = f"{finding['name']} ({finding['subject']}): {finding['found'].rstrip('.')}. {finding['advice']}"
             console.print(f"[yellow]{finding['status']}[/] {escape(said.strip())}", highlight=False)
+
+
+def _columns(two: bool) -> list[Column]:
+    """The columns of shares; with two attackers, two of robust accuracy."""
+    robust = [f"robust accuracy, %\n{knowledge}" for knowledge in (AWARE, OBLIVIOUS)] if two else ["robust accuracy, %"]
+    titles = ["clean accuracy, %", *robust, "attack success rate, %"]
+    return [Column(title, justify="right") for title in titles]
+
+
+def _shares(row: Mapping[str, Any], two: bool) -> list[Mapping[str, float] | None]:
+    """The shares of a row; without a defense both attackers are one."""
+    attackers = row.get("attackers") or {AWARE: row, OBLIVIOUS: row}
+    robust = [attackers.get(knowledge, {}).get("robust_accuracy") for knowledge in (AWARE, OBLIVIOUS)]
+    return [row["clean_accuracy"], *(robust if two else [row["robust_accuracy"]]), row["attack_success_rate"]]
 
 
 def _share(share: Mapping[str, float] | None) -> str:

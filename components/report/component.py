@@ -26,6 +26,23 @@ def report(
     evaluation_14: Input[Artifact] = None,
     evaluation_15: Input[Artifact] = None,
     evaluation_16: Input[Artifact] = None,
+    evaluation_17: Input[Artifact] = None,
+    evaluation_18: Input[Artifact] = None,
+    evaluation_19: Input[Artifact] = None,
+    evaluation_20: Input[Artifact] = None,
+    evaluation_21: Input[Artifact] = None,
+    evaluation_22: Input[Artifact] = None,
+    evaluation_23: Input[Artifact] = None,
+    evaluation_24: Input[Artifact] = None,
+    evaluation_25: Input[Artifact] = None,
+    evaluation_26: Input[Artifact] = None,
+    evaluation_27: Input[Artifact] = None,
+    evaluation_28: Input[Artifact] = None,
+    evaluation_29: Input[Artifact] = None,
+    evaluation_30: Input[Artifact] = None,
+    evaluation_31: Input[Artifact] = None,
+    evaluation_32: Input[Artifact] = None,
+    curve: Input[Artifact] = None,
     clean_accuracy_floor: float = 0.5,
 ) -> None:
     """Draw evaluations of a model, clean, attacked and defended, as one page and one JSON file.
@@ -53,6 +70,23 @@ def report(
         evaluation_14: An evaluation by `infer`, or nothing.
         evaluation_15: An evaluation by `infer`, or nothing.
         evaluation_16: An evaluation by `infer`, or nothing.
+        evaluation_17: An evaluation by `infer`, or nothing.
+        evaluation_18: An evaluation by `infer`, or nothing.
+        evaluation_19: An evaluation by `infer`, or nothing.
+        evaluation_20: An evaluation by `infer`, or nothing.
+        evaluation_21: An evaluation by `infer`, or nothing.
+        evaluation_22: An evaluation by `infer`, or nothing.
+        evaluation_23: An evaluation by `infer`, or nothing.
+        evaluation_24: An evaluation by `infer`, or nothing.
+        evaluation_25: An evaluation by `infer`, or nothing.
+        evaluation_26: An evaluation by `infer`, or nothing.
+        evaluation_27: An evaluation by `infer`, or nothing.
+        evaluation_28: An evaluation by `infer`, or nothing.
+        evaluation_29: An evaluation by `infer`, or nothing.
+        evaluation_30: An evaluation by `infer`, or nothing.
+        evaluation_31: An evaluation by `infer`, or nothing.
+        evaluation_32: An evaluation by `infer`, or nothing.
+        curve: What `security_curve` drew of the same model and images, or nothing.
         clean_accuracy_floor: The report warns if the model is right less often than this on clean images, in [0, 1].
     """
     from pathlib import Path
@@ -76,10 +110,27 @@ def report(
         evaluation_14,
         evaluation_15,
         evaluation_16,
+        evaluation_17,
+        evaluation_18,
+        evaluation_19,
+        evaluation_20,
+        evaluation_21,
+        evaluation_22,
+        evaluation_23,
+        evaluation_24,
+        evaluation_25,
+        evaluation_26,
+        evaluation_27,
+        evaluation_28,
+        evaluation_29,
+        evaluation_30,
+        evaluation_31,
+        evaluation_32,
     ]
     metrics.metadata.update(
         task.report(
             evaluations=[Path(evaluation.path) for evaluation in given if evaluation],
+            curve=Path(curve.path) if curve else None,
             html=Path(html.path),
             summary=Path(summary.path),
             clean_accuracy_floor=clean_accuracy_floor,

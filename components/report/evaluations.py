@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evasion.components.report.outcomes import Outcomes
 
 # Where data and models come from and how they are fed, not what an attack or a defense does with them.
 _PLUMBING = {
@@ -29,6 +32,12 @@ _PLUMBING = {
 _COLUMNS = ("path", "label", "predicted", "confidence", "correct")
 # A setting that a switch makes effective is not shown while the switch is off.
 _SWITCHES = {"eps_step": "minimal", "ratio": "perform_data_augmentation"}
+# How an attacker goes about a defense is no setting of the attack: it is the same attack by another attacker.
+_ATTACKER = {"eot_samples"}
+
+OBLIVIOUS, AWARE = "oblivious", "defense-aware"
+KNOWLEDGE = (AWARE, OBLIVIOUS)
+"""The two attackers, in the order in which the report shows them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +52,9 @@ class Stage:
     parent_sha256: str | None
     model_sha256: str | None
     applied: bool
+    knowledge: str = OBLIVIOUS
+    aim: Aim | None = None
+    skipped: int | None = None
 
     @classmethod
     def read(cls, entry: dict[str, Any]) -> Stage:
@@ -56,24 +68,55 @@ class Stage:
             parent_sha256=entry.get("parent_sha256"),
             model_sha256=entry.get("model_sha256"),
             applied=bool(entry.get("applied", True)),
+            knowledge=str(entry.get("knowledge") or OBLIVIOUS),
+            aim=Aim.read(entry["defense"]) if entry.get("defense") else None,
+            skipped=len(entry["skipped"]) if entry.get("skipped") is not None else None,
         )
 
     @cached_property
     def settings(self) -> str:
         """The stage's own settings in short: `eps=0.3 norm=inf`, a switch by its name alone."""
-        words = []
-        for name, value in self.parameters.items():
-            switch = _SWITCHES.get(name)
-            if name in _PLUMBING or value in (None, "", False) or (switch and self.parameters.get(switch) is False):
-                continue
-            words.append(name if value is True else f"{name}={_short(value)}")
-        return " ".join(words)
+        return _settings(self.parameters)
 
     @cached_property
     def identity(self) -> str:
         """Text that is the same for the same work, whatever data it was done on."""
-        own = {name: value for name, value in self.parameters.items() if name not in _PLUMBING}
+        own = {name: value for name, value in self.parameters.items() if name not in _PLUMBING | _ATTACKER}
         return json.dumps([self.name, own, self.applied], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The defense that a defense-aware attack was aimed at, as its entry says it."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    @classmethod
+    def read(cls, entry: dict[str, Any]) -> Aim:
+        """Take it from `{"stage": ..., "parameters": {...}}`."""
+        return cls(str(entry["stage"]), dict(entry.get("parameters") or {}))
+
+    @property
+    def label(self) -> str:
+        """Name and settings in one text."""
+        return f"{self.name} {_settings(self.parameters)}".strip()
+
+    def is_of(self, stage: Stage) -> bool:
+        """Whether it is this defense: all settings that both name are the same."""
+        common = (self.parameters.keys() & stage.parameters.keys()) - _PLUMBING
+        return self.name == stage.name and all(self.parameters[name] == stage.parameters[name] for name in common)
+
+
+def _settings(parameters: dict[str, Any]) -> str:
+    words = []
+    for name, value in parameters.items():
+        switch = _SWITCHES.get(name)
+        off = switch is not None and parameters.get(switch) is False
+        if name in _PLUMBING | _ATTACKER or value in (None, "", False) or off:
+            continue
+        words.append(name if value is True else f"{name}={_short(value)}")
+    return " ".join(words)
 
 
 def _short(value: object) -> str:
@@ -176,9 +219,29 @@ class Evaluation:
     def attack(self) -> Treatment:
         """The attack that made this data, or NONE."""
         stages = [stage for stage in self.stages if stage.kind == "attack"]
+        # An attack on a defense that these images did not meet is another attack than one on the model alone.
+        aims = [stage.aim.label if stage.aim and self.knowledge != AWARE else "" for stage in stages]
         # Another seed or another model attacked makes another attack, though its settings be the same.
-        key = json.dumps([[stage.identity, stage.seed, stage.model_sha256] for stage in stages])
-        return _treatment(stages, key, [stage.name for stage in stages])
+        key = json.dumps([[s.identity, s.seed, s.model_sha256, aim] for s, aim in zip(stages, aims, strict=True)])
+        names = [f"{s.name} (aimed at {aim})" if aim else s.name for s, aim in zip(stages, aims, strict=True)]
+        return _treatment(stages, key, names)
+
+    @cached_property
+    def knowledge(self) -> str | None:
+        """Which attacker made this data, one that knew the defense or not; None without an attack or a defense."""
+        kinds = [stage.kind for stage in self.stages if stage.kind in ("attack", "defense")]
+        if len(set(kinds)) < 2:
+            return None
+        if kinds != ["attack", "defense"]:
+            return OBLIVIOUS
+        attack, defense = (stage for stage in self.stages if stage.kind in ("attack", "defense"))
+        aimed = attack.knowledge == AWARE and attack.aim is not None and attack.aim.is_of(defense)
+        return AWARE if aimed else OBLIVIOUS
+
+    @property
+    def unseeded(self) -> tuple[Any, ...]:
+        """What two attackers' attack has in common even where each stage drew a seed of its own."""
+        return tuple((stage.identity, stage.model_sha256) for stage in self.stages if stage.kind == "attack")
 
     @cached_property
     def defense(self) -> Treatment:
@@ -192,8 +255,7 @@ class Evaluation:
     @property
     def title(self) -> str:
         """What was evaluated, in words."""
-        parts = [treatment.label for treatment in (self.attack, self.defense) if treatment != NONE]
-        return " + ".join(parts) or "clean"
+        return _title(self.attack, self.defense, self.knowledge)
 
     def original(self, path: str) -> str:
         """The path that an image had before attacks and defenses put prefixes before its name."""
@@ -216,6 +278,11 @@ class Evaluation:
         return {self.original(path.relative_to(folder).as_posix()): path for path in found}
 
 
+def _title(attack: Treatment, defense: Treatment, knowledge: str | None) -> str:
+    parts = [treatment.label for treatment in (attack, defense) if treatment != NONE]
+    return (" + ".join(parts) or "clean") + (f" ({AWARE})" if knowledge == AWARE else "")
+
+
 def _treatment(stages: list[Stage], key: str, names: list[str]) -> Treatment:
     if not stages:
         return NONE
@@ -227,7 +294,7 @@ def _treatment(stages: list[Stage], key: str, names: list[str]) -> Treatment:
 class Evaluations:
     """All evaluations of one report: the same model, the same original images, each cell filled once."""
 
-    cells: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
+    cells: dict[tuple[str, str, str | None], Evaluation] = field(default_factory=dict)
     attacks: list[Treatment] = field(default_factory=list)
     defenses: list[Treatment] = field(default_factory=lambda: [NONE])
     repeated: list[str] = field(default_factory=list)
@@ -235,9 +302,35 @@ class Evaluations:
     def __iter__(self) -> Iterator[Evaluation]:
         return iter(self.cells.values())
 
-    def get(self, attack: Treatment = NONE, defense: Treatment = NONE) -> Evaluation | None:
-        """The evaluation of this attack with this defense, if there is one."""
-        return self.cells.get((attack.key, defense.key))
+    def get(
+        self, attack: Treatment = NONE, defense: Treatment = NONE, knowledge: str | None = OBLIVIOUS
+    ) -> Evaluation | None:
+        """The evaluation of this attack with this defense, if there is one; `knowledge` counts where both are."""
+        return self.cells.get((attack.key, defense.key, None if NONE in (attack, defense) else knowledge))
+
+    def attackers(self, attack: Treatment, defense: Treatment) -> dict[str, Evaluation]:
+        """The evaluations of this attack with this defense by what the attacker knew, the defense-aware one first."""
+        if NONE in (attack, defense):
+            return {}
+        found = {knowledge: self.get(attack, defense, knowledge) for knowledge in KNOWLEDGE}
+        return {knowledge: evaluation for knowledge, evaluation in found.items() if evaluation}
+
+    def of(self, attack: Treatment) -> list[Evaluation]:
+        """All evaluations of this attack, whatever the defense."""
+        return [evaluation for (key, _, _), evaluation in self.cells.items() if key == attack.key]
+
+    @property
+    def knowledge(self) -> list[str]:
+        """Which attackers there are, the defense-aware one first."""
+        there = {evaluation.knowledge for evaluation in self}
+        return [knowledge for knowledge in KNOWLEDGE if knowledge in there]
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """Which images each evaluation got right."""
+        from evasion.components.report.outcomes import Outcomes
+
+        return Outcomes(self.clean or self.first)
 
     @property
     def first(self) -> Evaluation:
@@ -249,16 +342,20 @@ class Evaluations:
         """The evaluation of the original images."""
         return self.get()
 
-    def titles(self) -> list[tuple[str, Evaluation]]:
-        """Every evaluation with its name as the report shows it, in the order of the table."""
+    def placed(self) -> list[tuple[str, Treatment, Treatment, Evaluation]]:
+        """Every evaluation with its name as the report shows it, attack and defense, in the order of the table."""
         found = []
         for attack in [NONE, *self.attacks]:
             for defense in self.defenses:
-                evaluation = self.get(attack, defense)
-                if evaluation:
-                    parts = [treatment.label for treatment in (attack, defense) if treatment != NONE]
-                    found.append((" + ".join(parts) or "clean", evaluation))
+                for knowledge in (None,) if NONE in (attack, defense) else KNOWLEDGE:
+                    evaluation = self.get(attack, defense, knowledge)
+                    if evaluation:
+                        found.append((_title(attack, defense, knowledge), attack, defense, evaluation))
         return found
+
+    def titles(self) -> list[tuple[str, Evaluation]]:
+        """Every evaluation with its name, in the same order."""
+        return [(title, evaluation) for title, _, _, evaluation in self.placed()]
 
 
 def collect(directories: list[Path]) -> Evaluations:
@@ -281,11 +378,12 @@ def collect(directories: list[Path]) -> Evaluations:
 
     together = Evaluations()
     for evaluation in read:
-        attack, defense = _place(together, evaluation)
+        attack = _attack(evaluation, read)
+        defense = _place(together, attack, evaluation)
         if defense is None:
             together.repeated.append(evaluation.title)
             continue
-        together.cells[attack.key, defense.key] = evaluation
+        together.cells[attack.key, defense.key, evaluation.knowledge] = evaluation
         if attack != NONE and attack not in together.attacks:
             together.attacks.append(attack)
         if defense not in together.defenses:
@@ -300,16 +398,24 @@ def _same(what: str, advice: str, values: dict[Evaluation, str]) -> None:
         raise ValueError(f"evaluations must be of one {what}. Received: {listed}. {advice}")
 
 
-def _place(together: Evaluations, evaluation: Evaluation) -> tuple[Treatment, Treatment | None]:
+def _attack(evaluation: Evaluation, read: list[Evaluation]) -> Treatment:
+    """The attack; of a defense-aware one the oblivious counterpart, even where each drew a seed of its own."""
+    if evaluation.knowledge != AWARE:
+        return evaluation.attack
+    alike = [e.attack for e in read if e.knowledge != AWARE and e.unseeded == evaluation.unseeded]
+    return evaluation.attack if evaluation.attack in alike or not alike else alike[0]
+
+
+def _place(together: Evaluations, attack: Treatment, evaluation: Evaluation) -> Treatment | None:
     """Find a free cell; no defense means that the very same data is there already."""
-    attack, defense, run = evaluation.attack, evaluation.defense, 1
-    while there := together.get(attack, defense):
+    defense, run = evaluation.defense, 1
+    while there := together.get(attack, defense, evaluation.knowledge):
         if there.dataset["sha256"] == evaluation.dataset["sha256"]:
-            return attack, None
+            return None
         run += 1
         plain = evaluation.defense
         defense = Treatment(f"{plain.key}#{run}", f"{plain.name} (run {run})", plain.settings, plain.applied)
-    return attack, defense
+    return defense
 
 
 def _distinct(attacks: list[Treatment], evaluations: list[Evaluation]) -> list[Treatment]:

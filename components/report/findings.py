@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal
 
-from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Stage, Treatment
+from evasion.components.report import curve_findings
+from evasion.components.report.curve import Curve
+from evasion.components.report.evaluations import AWARE, NONE, OBLIVIOUS, Evaluation, Evaluations, Stage, Treatment
+from evasion.components.report.finding import Finding, Status
 from evasion.components.report.table import Share, accuracy, percent
-
-Status = Literal["pass", "warn", "fail"]
 
 LEVEL = 1 / 255
 """One step of an 8-bit pixel."""
@@ -17,34 +17,16 @@ ZERO_GRADIENTS = 0.05
 """Share of images without a gradient above which robust accuracy says more about the attack than the model."""
 HALF_WIDTHS = (0.05, 0.2)
 """Half-widths of an accuracy's interval: from here on a warning, from here on a failure."""
+ZERO_CAUSE = "The attack never moved them, for their gradients are zero: see “gradients not zero”."
+NORMAL = 1.96
+"""So many standard deviations hold 95 % of a normal distribution."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check.
-
-    Attributes:
-        name: What was checked.
-        subject: Of which evaluation, attack or defense.
-        status: How it came out.
-        found: What was found.
-        advice: What to do; empty if nothing.
-    """
-
-    name: str
-    subject: str
-    status: Status
-    found: str
-    advice: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """The check as `report.json` holds it."""
-        return asdict(self)
-
-
-def findings(evaluations: Evaluations, clean_accuracy_floor: float) -> list[Finding]:
+def findings(evaluations: Evaluations, curve: Curve | None, clean_accuracy_floor: float) -> list[Finding]:
     """Make every check that applies, the failed ones first."""
     made = [*_of_all(evaluations, clean_accuracy_floor)]
+    if curve:
+        made += curve_findings.findings(evaluations, curve)
     for attack in evaluations.attacks:
         made += _of_attack(evaluations, attack)
     for defense in evaluations.defenses:
@@ -69,6 +51,7 @@ def _of_all(evaluations: Evaluations, floor: float) -> Iterator[Finding]:
             "each evaluation once", listed, "warn", "given more than once; shown once", "Connect each output once."
         )
     yield _clean_accuracy(evaluations, floor)
+    yield from _unreadable(evaluations)
     yield from _saturation(evaluations)
     yield from _precision(evaluations)
     yield from _counts(evaluations)
@@ -87,6 +70,19 @@ def _clean_accuracy(evaluations: Evaluations, floor: float) -> Finding:
         advice = "The interval reaches below the floor: evaluate more images."
         return Finding(name, "clean", "warn", f"{text}, interval from {percent(found.low)}", advice)
     return Finding(name, "clean", "pass", text)
+
+
+def _unreadable(evaluations: Evaluations) -> Iterator[Finding]:
+    skipped = evaluations.first.stages[0].skipped if evaluations.first.stages else None
+    if skipped is None:
+        return
+    name, subject = "every image read", "original images"
+    if skipped:
+        text = f"{skipped:,} image{'s were' if skipped > 1 else ' was'} left out as unreadable"
+        advice = "Mend or remove what the log of load_dataset names: no number here speaks of these images."
+        yield Finding(name, subject, "warn", text, advice)
+    else:
+        yield Finding(name, subject, "pass", "none was left out as unreadable")
 
 
 def _saturation(evaluations: Evaluations) -> Iterator[Finding]:
@@ -116,10 +112,19 @@ def _precision(evaluations: Evaluations) -> Iterator[Finding]:
         yield Finding("enough images", "all", "fail", "no images were evaluated", "Give the pipeline images.")
         return
     half, title, found = max(shares, key=lambda each: each[0])
-    text = f"{found.n:,} images: accuracies are known to about \N{PLUS-MINUS SIGN}{half * 100:.1f} points or better"
+    text = (
+        f"{found.n:,} images: accuracies are known to about \N{PLUS-MINUS SIGN}{half * 100:.1f} points or better; "
+        f"{_needed()}, at worst"
+    )
     status: Status = "fail" if half > HALF_WIDTHS[1] else "warn" if half > HALF_WIDTHS[0] else "pass"
     advice = "Evaluate more images; four times as many halve the interval." if status != "pass" else ""
     yield Finding("enough images", title, status, text, advice)
+
+
+def _needed() -> str:
+    """How many images an interval of a given half-width takes at an accuracy of 50 %, where it takes most."""
+    needed = ((points, math.ceil(round((NORMAL / (2 * points / 100)) ** 2, 6))) for points in (5, 2, 1))
+    return ", ".join(f"\N{PLUS-MINUS SIGN}{points} take {images:,}" for points, images in needed)
 
 
 def _counts(evaluations: Evaluations) -> Iterator[Finding]:
@@ -140,7 +145,7 @@ def _counts(evaluations: Evaluations) -> Iterator[Finding]:
 
 
 def _of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Finding]:
-    of_attack = [evaluation for evaluation in evaluations if evaluation.attack.key == attack.key]
+    of_attack = evaluations.of(attack)
     stages = [stage for stage in of_attack[0].stages if stage.kind == "attack"]
     yield from _zero_gradients(of_attack, attack)
     yield from _logits(of_attack, attack)
@@ -149,6 +154,31 @@ def _of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Finding]
     if evaluations.get(attack) is None:
         advice = "Evaluate the attacked images without a defense too: else nobody knows what a defense gives back."
         yield Finding("attack without a defense", attack.label, "warn", "it was not evaluated", advice)
+    yield from _knowledge(evaluations, attack)
+
+
+def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Finding]:
+    """Hold the two attackers to each other: who knows more must not do worse."""
+    missing = []
+    for defense in evaluations.defenses:
+        attackers = evaluations.attackers(attack, defense)
+        if attackers and AWARE not in attackers and defense.applied:
+            missing.append(defense.name)
+        paired = evaluations.outcomes.paired(attackers.get(OBLIVIOUS), attackers.get(AWARE))
+        told = [accuracy(attackers.get(knowledge)) for knowledge in (AWARE, OBLIVIOUS)]
+        if paired is None or None in told:
+            continue
+        aware, oblivious = (percent(share.value) for share in told if share)
+        name, subject = "defense-aware attack hurts no less", f"{attack.label} + {defense.label}"
+        text = f"{aware} are left by the defense-aware attack, {oblivious} by the oblivious one"
+        if paired.rises:
+            advice = "The defense-aware attack is weak: give it more draws (eot_samples), or PGD's steps."
+            yield Finding(name, subject, "warn", f"{text}, p = {paired.p:.2g}", advice)
+        else:
+            yield Finding(name, subject, "pass", text)
+    if missing:
+        advice = "With them robust accuracy is an upper bound: attack model and defense together."
+        yield Finding("defense-aware attack", attack.label, "warn", f"not run: {', '.join(missing)}", advice)
 
 
 def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Finding]:
@@ -158,15 +188,29 @@ def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[
         advice = "A gradient of exactly zero looks like robustness: check that the attack reached the model."
         yield Finding(name, attack.label, "warn", "the attack did not record it", advice)
         return
-    worst = max(known, key=lambda evaluation: evaluation.checks["zero_gradient_images"])
-    zero, images = worst.checks["zero_gradient_images"], worst.metrics["images"]
-    share = zero / images if images else 0.0
+    worst = max(known, key=_zero)
+    zero, images, share = worst.checks["zero_gradient_images"], worst.metrics["images"], _zero(worst)
     text = f"{zero:,} of {images:,} images ({percent(share)}) had a gradient of exactly zero"
-    advice = "The attack could not move them, so robust accuracy looks too good: take the loss from the logits."
+    advice = "The attack could not move them, so robust accuracy looks too good: "
+    if worst.checks.get("gradient_from_logits") is True:
+        advice += (
+            "the loss was taken from the logits, so the network itself lets none through. Check that its weights are "
+            "trained and its inputs are those it was made for; else use an attack that needs no gradient."
+        )
+    else:
+        advice += "take the loss from the logits."
     if zero:
-        yield Finding(name, attack.label, "fail" if share > ZERO_GRADIENTS else "warn", text, advice)
+        subject = worst.title if worst.knowledge == AWARE else attack.label
+        yield Finding(name, subject, "fail" if share > ZERO_GRADIENTS else "warn", text, advice)
     else:
         yield Finding(name, attack.label, "pass", "every image had a gradient")
+
+
+def _zero(evaluation: Evaluation | None) -> float:
+    """The share of images whose gradient was zero, as far as it is known."""
+    if evaluation is None or not evaluation.metrics["images"]:
+        return 0.0
+    return float((evaluation.checks.get("zero_gradient_images") or 0) / evaluation.metrics["images"])
 
 
 def _logits(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Finding]:
@@ -206,6 +250,8 @@ def _perturbation(attacked: Evaluation | None, stages: list[Stage], attack: Trea
             yield Finding(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
     elif saved["max"] == 0:
         advice = "Nothing is left of the attack after rounding: take a larger eps."
+        if _zero(attacked) == 1:
+            advice = ZERO_CAUSE
         yield Finding(name, attack.label, "fail", "no saved image differs from its original", advice)
     elif eps is not None and saved["max"] > eps + LEVEL / 2 + 1e-6:
         text = f"a saved pixel differs by {saved['max']:.4g}, more than eps={eps:g} and rounding allow"
@@ -215,6 +261,8 @@ def _perturbation(attacked: Evaluation | None, stages: list[Stage], attack: Trea
             f"at least half of the saved images do not differ from their originals (largest change {saved['max']:.4g})"
         )
         advice = "Rounding undoes the attack on these images: take a larger eps."
+        if _zero(attacked) >= 0.5:
+            advice = ZERO_CAUSE
         yield Finding(name, attack.label, "warn", text, advice)
     else:
         text = (
@@ -226,8 +274,9 @@ def _perturbation(attacked: Evaluation | None, stages: list[Stage], attack: Trea
 
 def _of_defense(evaluations: Evaluations, defense: Treatment) -> Iterator[Finding]:
     name = "defense applied"
-    over = [evaluations.get(attack, defense) for attack in (NONE, *evaluations.attacks)]
-    changed = [each.distances["l_infinity_norm"]["max"] for each in over if each and each.distances]
+    over = [e for attack in evaluations.attacks for e in evaluations.attackers(attack, defense).values()]
+    over += [e for e in [evaluations.get(NONE, defense)] if e]
+    changed = [each.distances["l_infinity_norm"]["max"] for each in over if each.distances]
     if not defense.applied:
         split = evaluations.first.dataset.get("split")
         switch = "apply_fit" if split == "training" else "apply_predict"
@@ -241,6 +290,6 @@ def _of_defense(evaluations: Evaluations, defense: Treatment) -> Iterator[Findin
         advice = "Evaluate it on clean images too, to know what it costs."
         yield Finding("cost of the defense", defense.label, "warn", "not evaluated on clean images", advice)
     for attack in evaluations.attacks:
-        if evaluations.get(attack, defense) is None:
+        if not evaluations.attackers(attack, defense):
             text, advice = f"not evaluated under {attack.label}", "Evaluate it on the attacked images too."
             yield Finding("gain of the defense", defense.label, "warn", text, advice)

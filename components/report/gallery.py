@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Treatment
+from evasion.components.report.evaluations import AWARE, NONE, Evaluation, Evaluations, Treatment
 
 PAGE_BYTES = 8_000_000
 """Pictures of one page; beyond it a browser inside a dashboard gets slow."""
@@ -114,11 +114,7 @@ def galleries(evaluations: Evaluations) -> list[Gallery]:
 def _gallery(evaluations: Evaluations, attack: Treatment, budget: int) -> Gallery:
     clean = _Version.of(evaluations.clean, "clean")
     attacked = _Version.of(evaluations.get(attack) if attack != NONE else None, "attacked")
-    defended = [
-        _Version.of(evaluations.get(attack, defense), defense.label)
-        for defense in evaluations.defenses
-        if defense != NONE
-    ]
+    defended = [_defended(evaluations, attack, defense) for defense in evaluations.defenses if defense != NONE]
     versions = [clean, attacked, *defended]
     # Images that augmentation added have no original to stand beside.
     known = [version for version in (clean, attacked) if version.predictions] or defended
@@ -139,6 +135,15 @@ def _gallery(evaluations: Evaluations, attack: Treatment, budget: int) -> Galler
             items.append(Item(original, label, story, flipped, shown))
     ordered = _ordered(items, attack)
     return Gallery(attack, list(_within(ordered, budget)), len(items), factor, clipped, _small(versions))
+
+
+def _defended(evaluations: Evaluations, attack: Treatment, defense: Treatment) -> _Version:
+    """The defended images; under attack those of the attacker who knows the defense, where there are any."""
+    if attack == NONE:
+        return _Version.of(evaluations.get(NONE, defense), defense.label)
+    attackers = evaluations.attackers(attack, defense)
+    knowledge, evaluation = next(iter(attackers.items()), ("", None))
+    return _Version.of(evaluation, defense.label + (f" ({AWARE})" if knowledge == AWARE else ""))
 
 
 def _ordered(items: list[Item], attack: Treatment) -> list[Item]:

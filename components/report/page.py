@@ -9,8 +9,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from evasion.components.report import confusion, gallery, table
-from evasion.components.report.evaluations import NONE, Evaluations, Stage
-from evasion.components.report.findings import Finding
+from evasion.components.report.curve import Curve, Series
+from evasion.components.report.evaluations import AWARE, NONE, OBLIVIOUS, Evaluations, Stage
+from evasion.components.report.finding import Finding
+from evasion.components.report.minimal import Distribution
+from evasion.components.report.plot import Line, Plot, plot
 
 DISTANCES = {
     "l_1_norm": "L1 norm",
@@ -19,10 +22,41 @@ DISTANCES = {
     "cosine_similarity": "cosine similarity",
     "wasserstein_distance": "Wasserstein distance",
 }
+CONTROLS = {
+    "computed": "ATTACK, as computed",
+    "saved": "ATTACK, as saved in 8 bits",
+    "noise": "uniform noise of the same size",
+    "pgd": "a few steps of PGD",
+}
 STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 
 
-def render(evaluations: Evaluations, rows: list[table.Row], findings: list[Finding], headline: tuple[str, str]) -> str:
+def environment(*folders: Path) -> Environment:
+    """Return what renders the templates of these folders and of this one.
+
+    Class names and settings come from data that others made: every text is escaped.
+    """
+    made = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        breakable=_breakable, interval=_interval, number=_number, percent=table.percent, points=table.points
+    )
+    return made
+
+
+def render(
+    evaluations: Evaluations,
+    rows: list[table.Row],
+    findings: list[Finding],
+    headline: tuple[str, str],
+    curve: Curve | None,
+    smallest: list[Distribution],
+) -> str:
     """Return the page; it needs no network and no script.
 
     Args:
@@ -30,46 +64,84 @@ def render(evaluations: Evaluations, rows: list[table.Row], findings: list[Findi
         rows: The table.
         findings: The checks that were made.
         headline: The sentence about the attack and the one about the defenses.
+        curve: The security curve, if there is one.
+        smallest: How small an attack each image withstands, where that was looked for.
     """
-    # Class names and settings come from data that others made: every text is escaped.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(breakable=_breakable, number=_number, percent=table.percent, points=table.points)
     worst = table.strongest(rows)
-    return environment.get_template("report.html.j2").render(
-        headline=headline,
-        model=evaluations.first.model,
-        dataset=evaluations.first.dataset,
-        root_sha256=evaluations.first.root_sha256,
-        attacks=evaluations.attacks,
-        blocks=[(attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]],
-        worst=worst,
-        best=table.best(rows, worst.attack) if worst else None,
-        clean=table.accuracy(evaluations.clean),
-        findings=findings,
-        failed=[finding for finding in findings if finding.status == "fail"],
-        counts={status: sum(f.status == status for f in findings) for status in ("fail", "warn", "pass")},
-        galleries=gallery.galleries(evaluations),
-        at_once=gallery.AT_ONCE,
-        confusions=_confusions(evaluations),
-        distances=[(title, evaluation.distances) for title, evaluation in evaluations.titles() if evaluation.distances],
-        distance_names=DISTANCES,
-        statistics=STATISTICS,
-        lineage=evaluations.titles(),
-        stages=_stages(evaluations),
-        versions=_versions(evaluations),
-        untreated=NONE,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            headline=headline,
+            model=evaluations.first.model,
+            dataset=evaluations.first.dataset,
+            root_sha256=evaluations.first.root_sha256,
+            attacks=evaluations.attacks,
+            knowledge=evaluations.knowledge,
+            two=AWARE in evaluations.knowledge,
+            draws=_draws(evaluations),
+            blocks=[
+                (attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]
+            ],
+            worst=worst,
+            best=table.best(rows, worst.attack) if worst else None,
+            clean=table.accuracy(evaluations.clean),
+            curve=curve,
+            plot=_plot(curve) if curve else None,
+            two_curves=curve is not None and any(series.knowledge == AWARE for series in curve.series),
+            control_names=CONTROLS,
+            smallest=smallest,
+            findings=findings,
+            failed=[finding for finding in findings if finding.status == "fail"],
+            counts={status: sum(f.status == status for f in findings) for status in ("fail", "warn", "pass")},
+            galleries=gallery.galleries(evaluations),
+            at_once=gallery.AT_ONCE,
+            confusions=_confusions(evaluations),
+            distances=[
+                (title, evaluation.distances) for title, evaluation in evaluations.titles() if evaluation.distances
+            ],
+            distance_names=DISTANCES,
+            statistics=STATISTICS,
+            lineage=evaluations.titles(),
+            stages=_stages(evaluations),
+            versions=_versions(evaluations),
+            untreated=NONE,
+        )
     )
+
+
+def _plot(curve: Curve) -> Plot:
+    """The curve as a plot: a color a defense, the oblivious attacker dashed and hidden where there is the other."""
+    defenses = list(dict.fromkeys(series.defense.label for series in curve.series if series.defense))
+    aware = {series.defense.label for series in curve.series if series.defense and series.knowledge == AWARE}
+
+    def line(series: Series) -> Line:
+        label = series.defense.label if series.defense else ""
+        color = None if series.control else defenses.index(label) + 1 if label else 0
+        known = series.knowledge == OBLIVIOUS and label in aware
+        return Line(series.name, series.points, color, dashed=series.knowledge == OBLIVIOUS, shown=not known)
+
+    def order(series: Series) -> tuple[int, bool]:
+        return (defenses.index(series.defense.label) if series.defense else -1, series.knowledge == OBLIVIOUS)
+
+    lines = [line(series) for series in sorted(curve.series, key=order)]
+    return plot("curve", lines, chance=curve.chance, floor=curve.floor, mark=curve.eps)
+
+
+def _draws(evaluations: Evaluations) -> int | None:
+    """How many draws the defense-aware attacks took the mean over, if they say."""
+    told = {stage.parameters.get("eot_samples") for e in evaluations for stage in e.stages if stage.aim}
+    return told.pop() if len(told) == 1 else None
 
 
 def _breakable(text: str) -> Markup:
     """Let a long name break after an underscore, where a narrow column needs it."""
     return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
+
+
+def _interval(share: table.Share) -> str:
+    """The interval in percent: 31.4–37.3 %."""
+    return f"{share.low * 100:.1f}–{share.high * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _number(value: float) -> str:
@@ -98,7 +170,8 @@ def _stages(evaluations: Evaluations) -> list[tuple[Stage, str]]:
                 f"{name}={value if isinstance(value, str) else json.dumps(value)}"
                 for name, value in stage.parameters.items()
             ]
-            key = json.dumps([stage.identity, stage.seed, stage.parent_sha256])
+            aim = stage.aim.label if stage.aim else ""
+            key = json.dumps([stage.identity, stage.seed, stage.parent_sha256, aim])
             found[key] = (stage, "\n".join(words))
     return list(found.values())
 

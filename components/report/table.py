@@ -1,17 +1,15 @@
-"""The table of the report: accuracies with and without attack and defense, and the sentence they amount to."""
+"""The table of the report: accuracies with and without attack and defense."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scipy.stats import binomtest
-
 from evasion.components.common import metrics
-from evasion.components.report.evaluations import NONE, Evaluation, Evaluations, Treatment
-
-SIGNIFICANCE = 0.05  # a difference that chance makes less often is called one
+from evasion.components.report.evaluations import AWARE, NONE, Evaluation, Evaluations, Treatment
+from evasion.components.report.outcomes import Outcomes, Paired
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,11 @@ class Share:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def counted(cls, count: int, n: int) -> Share | None:
+        """The share of `count` in `n`, if there is anything to share."""
+        return cls(count, n, count / n, *metrics.interval(count, n)) if n else None
 
     def overlaps(self, other: Share) -> bool:
         """Whether the two intervals have a value in common, so that the difference may be chance."""
@@ -41,9 +44,11 @@ class Change:
     may_be_chance: bool
 
     @classmethod
-    def between(cls, before: Share | None, after: Share | None, may_be_chance: bool) -> Change | None:
+    def between(cls, before: Share | None, after: Share | None, paired: Paired | None) -> Change | None:
         """The change from `before` to `after`, where both are known."""
-        return cls(after.value - before.value, may_be_chance) if before and after else None
+        if before is None or after is None:
+            return None
+        return cls(after.value - before.value, paired is None or paired.may_be_chance)
 
     def to_json(self) -> dict[str, float | bool]:
         """The numbers as `report.json` holds them."""
@@ -51,23 +56,83 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """How a model fares under one attacker."""
+
+    robust: Share | None = None
+    success: Share | None = None
+    robust_change: Change | None = None
+    success_change: Change | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as `report.json` holds them; null where there was no evaluation."""
+        found = {
+            "robust_accuracy": self.robust,
+            "attack_success_rate": self.success,
+            "robust_accuracy_change": self.robust_change,
+            "attack_success_rate_change": self.success_change,
+        }
+        return {name: each.to_json() if each else None for name, each in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
-    """One attack with one defense, or without."""
+    """One attack with one defense, or without.
+
+    Attributes:
+        attack: The attack.
+        defense: The defense.
+        clean: Accuracy without attack.
+        clean_change: Against no defense.
+        attackers: With a defense, how it fares by what the attacker knew of it, the defense-aware one first.
+        attacker: Which of them the row is judged by: the one that leaves less accuracy.
+        judged: How it fares under that one.
+    """
 
     attack: Treatment
     defense: Treatment
     clean: Share | None
-    robust: Share | None
-    success: Share | None
     clean_change: Change | None = None
-    robust_change: Change | None = None
-    success_change: Change | None = None
+    attackers: dict[str, Attacked] = field(default_factory=dict)
+    attacker: str | None = None
+    judged: Attacked = Attacked()
+
+    @property
+    def robust(self) -> Share | None:
+        """Accuracy under the attack, the worst case over the attackers."""
+        return self.judged.robust
+
+    @property
+    def success(self) -> Share | None:
+        """Success rate of the attacker that leaves less accuracy."""
+        return self.judged.success
+
+    @property
+    def robust_change(self) -> Change | None:
+        """Against no defense."""
+        return self.judged.robust_change
+
+    @property
+    def success_change(self) -> Change | None:
+        """Against no defense."""
+        return self.judged.success_change
+
+    @property
+    def aware(self) -> bool:
+        """Whether an attacker that knows the defense was let at it."""
+        return AWARE in self.attackers
 
     @property
     def helps(self) -> bool:
         """Whether the defense raises robust accuracy by more than chance explains."""
         change = self.robust_change
         return self.defense.applied and change is not None and change.value > 0 and not change.may_be_chance
+
+    @property
+    def harms(self) -> bool:
+        """Whether the defense lowers robust accuracy by more than chance explains."""
+        change = self.robust_change
+        return self.defense.applied and change is not None and change.value < 0 and not change.may_be_chance
 
     @property
     def costs(self) -> bool:
@@ -77,19 +142,17 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as `report.json` holds it; null where there was no evaluation."""
-        shares = {"clean_accuracy": self.clean, "robust_accuracy": self.robust, "attack_success_rate": self.success}
-        changes = {
-            "clean_accuracy_change": self.clean_change,
-            "robust_accuracy_change": self.robust_change,
-            "attack_success_rate_change": self.success_change,
-        }
+        clean = {"clean_accuracy": self.clean, "clean_accuracy_change": self.clean_change}
         return {
             "defense": self.defense.name,
             "settings": self.defense.settings,
             "applied": self.defense.applied,
             "attack": self.attack.name,
             "attack_settings": self.attack.settings,
-            **{name: found.to_json() if found else None for name, found in {**shares, **changes}.items()},
+            **{name: found.to_json() if found else None for name, found in clean.items()},
+            **self.judged.to_json(),
+            "attacker": self.attacker,
+            "attackers": {knowledge: attacked.to_json() for knowledge, attacked in self.attackers.items()},
         }
 
 
@@ -103,20 +166,19 @@ def accuracy(evaluation: Evaluation | None) -> Share | None:
     )
 
 
-def success(attacked: Evaluation | None, clean: Evaluation | None) -> Share | None:
-    """The share of images that were right before the attack and are wrong now."""
+def success(attacked: Evaluation | None, clean: Evaluation | None, outcomes: Outcomes) -> Share | None:
+    """The share of images that were right before the attack (clean, no defense) and are wrong now."""
     if attacked is None:
         return None
     found = attacked.metrics
-    if found.get("right_before") and found.get("attack_success_rate") is not None:
-        count, n = int(found["attack_successes"]), int(found["right_before"])
-    elif clean is not None:
-        right = {clean.original(row["path"]) for row in clean.predictions() if row["correct"] == "1"}
-        now = [row["correct"] for row in attacked.predictions() if attacked.original(row["path"]) in right]
-        count, n = now.count("0"), len(now)
-    else:
+    # What a defense-aware attack recorded as its clean prediction may be that of the defended model.
+    counted = attacked.knowledge != AWARE or clean is None
+    if counted and found.get("right_before") and found.get("attack_success_rate") is not None:
+        return Share.counted(int(found["attack_successes"]), int(found["right_before"]))
+    if clean is None:
         return None
-    return Share(count, n, count / n, *metrics.interval(count, n)) if n else None
+    now = outcomes.of(attacked)[outcomes.of(clean) == 1]
+    return Share.counted(int((now == 0).sum()), int((now >= 0).sum()))
 
 
 def rows(evaluations: Evaluations) -> list[Row]:
@@ -124,59 +186,50 @@ def rows(evaluations: Evaluations) -> list[Row]:
 
     Without any attack there is one block of rows that knows clean accuracy only.
     """
-    table: list[Row] = []
-    for attack in evaluations.attacks or [NONE]:
-        base: Row | None = None
-        for defense in evaluations.defenses:
-            attacked = evaluations.get(attack, defense) if attack != NONE else None
-            row = Row(
+    return [row for attack in evaluations.attacks or [NONE] for row in _rows(evaluations, attack)]
+
+
+def _rows(evaluations: Evaluations, attack: Treatment) -> Iterator[Row]:
+    paired, clean = evaluations.outcomes.paired, evaluations.clean
+    base = Row(attack, NONE, accuracy(clean))
+    if attack != NONE:
+        base = replace(base, judged=_attacked(evaluations, evaluations.get(attack), None, Attacked()))
+    if base.clean or base.robust:
+        yield base
+    for defense in evaluations.defenses:
+        if defense == NONE:
+            continue
+        defended = evaluations.get(NONE, defense)
+        share = accuracy(defended)
+        attackers = {
+            knowledge: _attacked(evaluations, evaluation, evaluations.get(attack), base.judged)
+            for knowledge, evaluation in evaluations.attackers(attack, defense).items()
+        }
+        known = {knowledge: each.robust.value for knowledge, each in attackers.items() if each.robust}
+        # Of equals it is the first, the defense-aware one.
+        worst = min(known, key=known.__getitem__, default=None)
+        if share or worst:
+            yield Row(
                 attack,
                 defense,
-                clean=accuracy(evaluations.get(NONE, defense)),
-                robust=accuracy(attacked),
-                success=success(attacked, evaluations.clean),
+                share,
+                Change.between(base.clean, share, paired(clean, defended)),
+                attackers,
+                worst,
+                attackers[worst] if worst else Attacked(),
             )
-            if row.clean is None and row.robust is None:
-                continue
-            table.append(_compared(row, base, evaluations) if base else row)
-            base = base or (row if defense == NONE else None)
-    return table
 
 
-def may_be_chance(before: Evaluation | None, after: Evaluation | None, among: Evaluation | None = None) -> bool:
-    """Whether chance explains how the same images fare before and after.
-
-    McNemar's exact test (1947) looks at the images that one got right and the other wrong: without an effect each of
-    the two outcomes is as likely.
-
-    Args:
-        before: An evaluation without defense.
-        after: One with a defense, of the same original images.
-        among: If given, only images that this evaluation got right count.
-    """
-    if before is None or after is None:
-        return True
-    right = {before.original(row["path"]): row["correct"] for row in before.predictions()}
-    if among is not None:
-        kept = {among.original(row["path"]) for row in among.predictions() if row["correct"] == "1"}
-        right = {path: correct for path, correct in right.items() if path in kept}
-    pairs = [(right.get(after.original(row["path"])), row["correct"]) for row in after.predictions()]
-    gained, lost = pairs.count(("0", "1")), pairs.count(("1", "0"))
-    return not gained + lost or bool(binomtest(gained, gained + lost).pvalue >= SIGNIFICANCE)
-
-
-def _compared(row: Row, base: Row, evaluations: Evaluations) -> Row:
-    plain, defended = (evaluations.get(NONE, one.defense) for one in (base, row))
-    before, after = (evaluations.get(row.attack, one.defense) for one in (base, row))
-    return Row(
-        row.attack,
-        row.defense,
-        row.clean,
-        row.robust,
-        row.success,
-        Change.between(base.clean, row.clean, may_be_chance(plain, defended)),
-        Change.between(base.robust, row.robust, may_be_chance(before, after)),
-        Change.between(base.success, row.success, may_be_chance(before, after, evaluations.clean)),
+def _attacked(
+    evaluations: Evaluations, evaluation: Evaluation | None, undefended: Evaluation | None, base: Attacked
+) -> Attacked:
+    outcomes, clean = evaluations.outcomes, evaluations.clean
+    robust, fooled = accuracy(evaluation), success(evaluation, clean, outcomes)
+    return Attacked(
+        robust,
+        fooled,
+        Change.between(base.robust, robust, outcomes.paired(undefended, evaluation)),
+        Change.between(base.success, fooled, outcomes.paired(undefended, evaluation, clean)),
     )
 
 
@@ -192,73 +245,6 @@ def best(table: list[Row], attack: Treatment) -> Row | None:
     return max(helping, key=lambda row: row.robust.value if row.robust else 0.0, default=None)
 
 
-def headline(table: list[Row], model: str) -> tuple[str, str]:
-    """Answer "how far does the attack fool the model, and which defense really helps?".
-
-    Args:
-        table: The rows of the report.
-        model: The model's name.
-
-    Returns:
-        A sentence about the attack and one about the defenses; the second may be empty.
-    """
-    worst = strongest(table)
-    if worst is None or worst.robust is None:
-        return _without_baseline(table, model), ""
-    attack = worst.attack.label
-    if worst.clean is None:
-        first = f"Under {attack}, {model} is right on {percent(worst.robust.value)} of the images."
-    elif worst.robust.value < worst.clean.value and not worst.robust.overlaps(worst.clean):
-        first = (
-            f"{attack} takes the accuracy of {model} from {percent(worst.clean.value)} "
-            f"to {percent(worst.robust.value)}."
-        )
-    else:
-        first = (
-            f"{attack} hardly fools {model}: accuracy goes from {percent(worst.clean.value)} "
-            f"to {percent(worst.robust.value)}, which may be chance."
-        )
-    return first, _defenses([row for row in table if row.attack == worst.attack], worst)
-
-
-def _without_baseline(table: list[Row], model: str) -> str:
-    attacked = [row for row in table if row.robust]
-    if attacked:
-        each = ", ".join(f"{percent(row.robust.value)} with {row.defense.name}" for row in attacked if row.robust)
-        return f"Under attack {model} is right on {each}; the attack without a defense was not evaluated."
-    clean = next((row.clean for row in table if row.clean), None)
-    right = f"{model} is right on {percent(clean.value)} of {clean.n:,} images. " if clean else ""
-    return f"{right}No attack was evaluated, so this says nothing about robustness."
-
-
-def _defenses(table: list[Row], worst: Row) -> str:
-    tried = [row for row in table if row.defense.applied and row.robust_change]
-    if not tried:
-        return "No defense was evaluated against it."
-    gains = {row: row.robust_change.value for row in tried if row.robust_change and row.helps}
-    ordered = sorted(gains, key=lambda row: -gains[row])
-    rest = [row.defense.name for row in tried if not row.helps]
-    if not ordered:
-        if len(rest) == 1:
-            return f"{rest[0]} shows no gain beyond chance."
-        return f"None of the {len(rest)} defenses shows a gain beyond chance."
-    lost = worst.clean.value - worst.robust.value if worst.clean and worst.robust else 0.0
-    told: list[str] = []
-    for row in ordered:
-        words = f"{row.defense.name} {'' if told else 'gives back '}{points(gains[row])[1:]} points"
-        if lost > 0 and not told:
-            words += f" ({gains[row] / lost:.0%} of what the attack took)".replace("%", "\N{NO-BREAK SPACE}%")
-        if row.costs and row.clean_change:
-            words += f" but costs {points(row.clean_change.value)[1:]} points of clean accuracy"
-        told.append(words)
-    tail = f"; {_listed(rest)} {'shows' if len(rest) == 1 else 'show'} no gain beyond chance" if rest else ""
-    return f"{_listed(told)}{tail}."
-
-
-def _listed(words: list[str]) -> str:
-    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
-
-
 def percent(value: float) -> str:
     """A share as people read it: 96.1 %."""
     return f"{value * 100:.1f}\N{NO-BREAK SPACE}%"
@@ -272,25 +258,27 @@ def points(value: float) -> str:
 def flat(table: list[Row]) -> dict[str, float]:
     """The table as flat metrics for trackers and gates.
 
-    Plain names (`robust_accuracy`, `robust_accuracy_<defense>`, ...) are of the worst case over all attacks;
-    with several attacks each also has its own, `robust_accuracy_against_<attack>`.
+    Plain names (`robust_accuracy`, `robust_accuracy_<defense>`, ...) are of the worst case over all attacks and
+    attackers. With a defense there are also those of each attacker, `robust_accuracy_<defense>_defense_aware` and
+    `..._oblivious`; with several attacks each also has its own, `robust_accuracy_against_<attack>...`.
     """
     defenses = _unique([row.defense for row in table])
     attacks = _unique([row.attack for row in table])
     found: dict[str, float] = {}
+
+    def note(name: str, share: Share | None, worse: Callable[[float, float], float]) -> None:
+        if share:
+            found[name] = worse(found.get(name, share.value), share.value)
+
     for row in table:
         defense = "" if row.defense == NONE else f"_{defenses[row.defense]}"
-        against = f"_against_{attacks[row.attack]}" if len(attacks) > 1 else ""
-        for name, share, worse in (
-            ("clean_accuracy", row.clean, min),
-            ("robust_accuracy", row.robust, min),
-            ("attack_success_rate", row.success, max),
-        ):
-            if share is None:
-                continue
-            found[name + defense] = worse(found.get(name + defense, share.value), share.value)
-            if against and name != "clean_accuracy":
-                found[name + against + defense] = share.value
+        against = [""] if len(attacks) == 1 else ["", f"_against_{attacks[row.attack]}"]
+        note(f"clean_accuracy{defense}", row.clean, min)
+        attackers = {"": row.judged} | {f"_{name.replace('-', '_')}": each for name, each in row.attackers.items()}
+        for middle in against:
+            for knowledge, attacked in attackers.items():
+                note(f"robust_accuracy{middle}{defense}{knowledge}", attacked.robust, min)
+                note(f"attack_success_rate{middle}{defense}{knowledge}", attacked.success, max)
     return found
 
 

@@ -9,14 +9,18 @@ from typing import Any
 
 from evasion.components.common import checks
 
-SCHEMA_VERSION = 1
-ATTACKER = {
-    "knowledge": "oblivious",
-    "labels": "predicted by the model",
-    "note": (
-        "The attack knew the model but not the defenses, so robust accuracy with a defense is an upper bound: an "
-        "attacker who adapts to the defense will do better (Athalye et al. 2018, Carlini et al. 2019). It aimed away "
-        "from the model's own predictions, not from the true labels, so no label leaked into the images."
+SCHEMA_VERSION = 2
+LABELS = "It aimed away from the model's own predictions, not from the true labels, so no label leaked into the images."
+ATTACKERS = {
+    "defense-aware": (
+        "The defense-aware attacker knew the model and the defense: it took its gradient through both, that of the "
+        "identity where the defense has none (BPDA), the mean over several draws where it draws at random (EOT). Rows "
+        "are judged by the attacker that leaves less accuracy."
+    ),
+    "oblivious": (
+        "The oblivious attacker knew the model but not the defenses, so robust accuracy with a defense is an upper "
+        "bound under it: an attacker who adapts to the defense will do better (Athalye et al. 2018, Carlini et al. "
+        "2019)."
     ),
 }
 
@@ -30,19 +34,22 @@ def check(*, clean_accuracy_floor: float, **_: object) -> None:
     checks.in_range("clean_accuracy_floor", clean_accuracy_floor, 0, 1)
 
 
-def report(*, evaluations: list[Path], html: Path, summary: Path, clean_accuracy_floor: float) -> dict[str, float]:
+def report(
+    *, evaluations: list[Path], curve: Path | None, html: Path, summary: Path, clean_accuracy_floor: float
+) -> dict[str, float]:
     """Compare evaluations of one model on one dataset: clean, attacked and defended.
 
     Args:
         evaluations: Directories that `infer` wrote, in any order; any of them may be missing, but not all.
+        curve: Directory that `security_curve` wrote, of the same model and original images, or None.
         html: Where to write the page, self-contained.
         summary: Where to write the same numbers as JSON.
         clean_accuracy_floor: Clean accuracy in [0, 1] below which the report says not to trust the rest.
 
     Returns:
         Flat finite metrics: clean_accuracy, robust_accuracy and attack_success_rate, each also with
-        `_<defense>`, of the worst attack; with several attacks the last two also with `_against_<attack>`;
-        checks_failed and checks_warned.
+        `_<defense>`, of the worst attack and attacker; the last two with a defense also with `_defense_aware` and
+        `_oblivious`, and with several attacks with `_against_<attack>`; checks_failed and checks_warned.
 
     Raises:
         ValueError: If there is no evaluation, one is damaged, or models or original images are mixed.
@@ -52,7 +59,7 @@ def report(*, evaluations: list[Path], html: Path, summary: Path, clean_accuracy
     from evasion.components.common import tracking
 
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
-        metrics = _write(evaluations, html, summary, clean_accuracy_floor)
+        metrics = _write(evaluations, curve, html, summary, clean_accuracy_floor)
         # The pipeline's own run holds the report as well: it speaks of the whole.
         for holder in (run, tracking.parent_stage()):
             if holder:
@@ -62,32 +69,47 @@ def report(*, evaluations: list[Path], html: Path, summary: Path, clean_accuracy
     return metrics
 
 
-def _write(evaluations: list[Path], html: Path, summary: Path, clean_accuracy_floor: float) -> dict[str, float]:
+def _write(
+    evaluations: list[Path], curve: Path | None, html: Path, summary: Path, clean_accuracy_floor: float
+) -> dict[str, float]:
     from evasion.components.common.files import replacing
-    from evasion.components.report import page, table
-    from evasion.components.report.evaluations import collect
+    from evasion.components.report import minimal, page, table
+    from evasion.components.report.curve import Curve
+    from evasion.components.report.evaluations import NONE, collect
     from evasion.components.report.findings import findings
+    from evasion.components.report.headline import headline
 
     together = collect(evaluations)
+    drawn = Curve.read(curve, together) if curve else None
     rows = table.rows(together)
-    made = findings(together, clean_accuracy_floor)
-    headline = table.headline(rows, together.first.model["architecture"])
+    made = findings(together, drawn, clean_accuracy_floor)
+    said = headline(rows, together.first.model["architecture"])
+    smallest = minimal.distributions(together)
     metrics = {name: value for name, value in table.flat(rows).items() if math.isfinite(value)}
     metrics["checks_failed"] = float(sum(finding.status == "fail" for finding in made))
     metrics["checks_warned"] = float(sum(finding.status == "warn" for finding in made))
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "headline": " ".join(headline).strip(),
-        "attacker": ATTACKER if together.attacks else None,
+        "headline": " ".join(said).strip(),
+        "attacker": _attacker(together.knowledge) if together.attacks else None,
         "clean_accuracy_floor": clean_accuracy_floor,
         "metrics": metrics,
         "table": [row.to_json() for row in rows],
+        "curve": drawn.to_json() if drawn else None,
+        "minimal": [each.to_json() for each in smallest],
         "checks": [finding.to_json() for finding in made],
         "models": [together.first.model],
+        # Of each evaluation `right` holds a bit an image, the first one highest, packed into bytes, as base64: 1 where
+        # the model was right, images sorted by original path. Equal hashes (of `path<tab>label<newline>` in that
+        # order) mean equal images and order, so that evaluations pair across reports.
+        "originals": {"images": len(together.outcomes), "sha256": together.outcomes.sha256},
         "datasets": [{"title": title, **evaluation.dataset} for title, evaluation in together.titles()],
         "evaluations": [
             {
                 "title": title,
+                "attack": attack.label if attack != NONE else None,
+                "defense": defense.label if defense != NONE else None,
+                "attacker": evaluation.knowledge,
                 "dataset_sha256": evaluation.dataset["sha256"],
                 "model_sha256": evaluation.model["sha256"],
                 "seed": evaluation.seed,
@@ -96,13 +118,19 @@ def _write(evaluations: list[Path], html: Path, summary: Path, clean_accuracy_fl
                 "metrics": evaluation.metrics,
                 "distances": evaluation.distances,
                 "checks": evaluation.checks,
+                "right": together.outcomes.packed(evaluation),
             }
-            for title, evaluation in together.titles()
+            for title, attack, defense, evaluation in together.placed()
         ],
     }
-    text = page.render(together, rows, made, headline)
+    text = page.render(together, rows, made, said, drawn, smallest)
     # Both are made before either appears, so that a failure leaves no half report.
     with replacing(html) as page_file, replacing(summary) as summary_file:
         page_file.write_text(text, encoding="utf-8")
         summary_file.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     return metrics
+
+
+def _attacker(knowledge: list[str]) -> dict[str, Any]:
+    notes = [ATTACKERS[each] for each in knowledge]
+    return {"knowledge": knowledge, "labels": "predicted by the model", "note": " ".join([*notes, LABELS])}

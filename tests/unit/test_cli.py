@@ -284,6 +284,21 @@ def test_a_report_is_shown_as_a_table_and_kept(small_pipelines, output):
     assert json.loads(report_path.with_suffix(".json").read_text()) == SUMMARY
 
 
+def test_two_attackers_are_two_columns(small_pipelines, output):
+    none, defended = SUMMARY["table"]
+    attackers = {
+        "defense-aware": {"robust_accuracy": {**SHARE, "value": 0.21}},
+        "oblivious": {"robust_accuracy": SHARE},
+    }
+    summary = {**SUMMARY, "table": [{**none, "attackers": {}}, {**defended, "attackers": attackers}]}
+    result = evasion("run", "reporting", "--text", json.dumps(summary), "--output", output)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"defense-aware +oblivious", result.stdout)
+    assert re.search(r"no defense +90\.0 \S+ \S+ +20\.0 \S+ \S+ +20\.0 \S+ \S+ +90\.0", result.stdout)
+    assert re.search(r"jpeg_compression \[x\] +90\.0 \S+ \S+ +21\.0 \S+ \S+ +90\.0 \S+ \S+ +–", result.stdout)
+    assert "an upper bound" in result.stdout
+
+
 def test_a_tracking_server_that_does_not_answer_is_one_line(small_pipelines, tmp_path):
     result = evasion(
         "run", "measuring", "--accuracy", "1", "--output", tmp_path, "--tracking-uri", "http://127.0.0.1:9"

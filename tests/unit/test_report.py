@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import html.parser
 import io
 import json
@@ -17,6 +18,7 @@ from PIL import Image
 from evasion.components.common.metrics import interval, share
 from evasion.components.report import task
 from evasion.components.report.evaluations import Evaluation
+from evasion.components.report.outcomes import Paired, unpacked
 
 LOAD = {"stage": "load_dataset", "kind": "load", "parameters": {"data_dir": "digits"}, "seed": 0}
 FGM = {"stage": "fgm", "kind": "attack", "seed": 1, "prefix": "adv_", "parameters": {"eps": 0.3, "norm": "inf"}}
@@ -27,6 +29,13 @@ MEDIAN = {"stage": "spatial_smoothing", "kind": "defense", "seed": 2, "prefix": 
 MEDIAN |= {"parameters": {"window_size": 3}, "applied": True}
 NOISE = {"stage": "gaussian_augmentation", "kind": "defense", "seed": 2, "prefix": "def_"}
 NOISE |= {"parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": False}, "applied": False}
+
+
+def aware(attack: dict[str, Any], defense: dict[str, Any]) -> dict[str, Any]:
+    """The attack by one who knows the defense."""
+    aim = {"stage": defense["stage"], "parameters": defense["parameters"]}
+    return {**attack, "knowledge": "defense-aware", "defense": aim}
+
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
 
@@ -55,6 +64,7 @@ class Lab:
         rate: bool = True,
         wrong_before: int = 0,
         distance: float = 0.3,
+        minimal: list[str] | None = None,
     ) -> Path:
         """Evaluate: of the images the first `wrong` ones are taken for the next class."""
         folder = self.root / name
@@ -73,6 +83,7 @@ class Lab:
             confusion[label, predicted] += 1
             row = {"label": self.classes[label], "source": "", "predicted": self.classes[predicted]}
             row |= {"confidence": 0.75, "correct": int(predicted == label)}
+            row |= {"minimal_eps": minimal[number]} if minimal else {}
             stem = f"{number:04}.png"
             rows += [{"path": f"{self.classes[label]}/{prefix}{stem}", **row}]
             if doubled:
@@ -131,13 +142,72 @@ class Lab:
             self.evaluate("def_adv_median", FGM, MEDIAN, wrong=150, shift=10, wrong_before=8),
         ]
 
+    def two_attackers(self) -> list[Path]:
+        """The same, and an attacker who knows each defense: smoothing helps less, JPEG not at all."""
+        return [
+            *self.everything(),
+            self.evaluate("aware_jpeg", aware(FGM, JPEG), JPEG, wrong=301, shift=22, wrong_before=8),
+            self.evaluate("aware_median", aware(FGM, MEDIAN), MEDIAN, wrong=250, shift=12, wrong_before=8),
+        ]
+
+    def curve(self, name: str = "curve", **changed: Any) -> Path:
+        """Draw a security curve: of the images the first ones are wrong, the more the larger eps is."""
+        folder = self.root / name
+        folder.mkdir()
+        n = len(self.labels)
+        wrong = {"computed": 300, "saved": 300, "noise": 9, "pgd": 350} | changed.pop("wrong", {})
+        eps = (0.0, 1 / 255, 0.1, 0.3, 1.0)
+
+        def line(perturbation: str, knowledge: str | None, defense: dict[str, Any] | None, *right: int) -> Any:
+            points = [{"eps": size, "correct": count} for size, count in zip(eps, right, strict=True)]
+            aim = {key: defense[key] for key in ("stage", "parameters")} if defense else None
+            return {"perturbation": perturbation, "knowledge": knowledge, "defense": aim, "points": points}
+
+        content = {
+            "schema_version": 1,
+            "attack": "fgm",
+            "norm": "inf",
+            "eps": 0.3,
+            "chance": 0.1,
+            "images": n,
+            "seed": 1,
+            "batch_size": 32,
+            "eot_samples": 8,
+            "dataset": {"sha256": self.data},
+            "model": self.model,
+            "versions": {},
+            "curves": [
+                line("fgm", None, None, *changed.pop("right", (392, 390, 250, 100, 30))),
+                line("noise", None, None, 392, 392, 391, 391, 200),
+                line("fgm", "oblivious", MEDIAN, 340, 340, 310, 250, 40),
+                line("fgm", "defense-aware", MEDIAN, 340, 339, 290, 150, 30),
+            ],
+            "controls": {
+                name: {"correct": n - count, **({"max_iter": 10, "eps_step": 0.05} if name == "pgd" else {})}
+                for name, count in wrong.items()
+            },
+        }
+        (folder / "curve.json").write_text(json.dumps(content | changed))
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["path", "label", *wrong])
+            writer.writeheader()
+            for number, label in enumerate(self.labels):
+                told = {
+                    name: self.classes[(label + (number < count)) % len(self.classes)] for name, count in wrong.items()
+                }
+                writer.writerow(
+                    {"path": f"{self.classes[label]}/{number:04}.png", "label": self.classes[label], **told}
+                )
+        return folder
+
 
 class Report:
     """A report that was made, read back."""
 
-    def __init__(self, folder: Path, evaluations: list[Path], floor: float = 0.9):
+    def __init__(self, folder: Path, evaluations: list[Path], floor: float = 0.9, curve: Path | None = None):
         self.metrics = task.report(
             evaluations=evaluations,
+            curve=curve,
             html=folder / "out" / "report.html",
             summary=folder / "out" / "report.json",
             clean_accuracy_floor=floor,
@@ -202,11 +272,11 @@ def test_metrics_are_flat_and_finite(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_everything_passes_where_nothing_is_wrong(lab: Lab, tmp_path: Path) -> None:
-    made = Report(tmp_path, lab.everything())
-    assert {check["status"] for check in made.json["checks"]} == {"pass"}
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
+    assert [check for check in made.json["checks"] if check["status"] != "pass"] == []
     assert "Do not trust" not in made.page
-    assert made.json["schema_version"] == 1
-    assert made.json["attacker"]["knowledge"] == "oblivious"
+    assert made.json["schema_version"] == 2
+    assert made.json["attacker"]["knowledge"] == ["defense-aware", "oblivious"]
     assert "upper bound" in made.page
     assert "predicts, not from the true label" in made.page
 
@@ -229,11 +299,11 @@ class Page(html.parser.HTMLParser):
         assert not [name for name in found if name.startswith("on")]
         self.tables += tag == "table"
         if tag == "th":
-            assert found.get("scope") in ("row", "col", "rowgroup")
+            assert found.get("scope") in ("row", "col", "rowgroup", "colgroup")
         if tag == "img":
             self.images.append(found)
         self.links += [str(found[name]) for name in ("src", "href") if name in found]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -630,23 +700,218 @@ def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -
     assert evaluation.original(path) == original
 
 
-def test_a_small_gain_on_the_same_images_is_told_from_chance() -> None:
-    """Intervals that overlap hide what the same images show: McNemar's test looks at those that differ."""
-    from evasion.components.report.table import may_be_chance
+@pytest.mark.parametrize(
+    ("gained", "lost", "chance"),
+    # Intervals of such shares of 1,000 images overlap: the test looks at the images that differ alone.
+    [(39, 2, False), (9, 5, True), (0, 0, True), (2, 39, False)],
+)
+def test_a_small_gain_on_the_same_images_is_told_from_chance(gained: int, lost: int, chance: bool) -> None:
+    before = np.array([1] * 460 + [0] * 540, dtype=np.int8)
+    after = before.copy()
+    after[:lost], after[999 - gained : 999] = 0, 1
+    paired = Paired.between(before, after)
+    assert (paired.gained, paired.lost, paired.may_be_chance) == (gained, lost, chance)
 
-    class Predicted:
-        def __init__(self, correct: list[int]) -> None:
-            self.correct = correct
 
-        def original(self, path: str) -> str:
-            return path
+def test_two_attackers_stand_side_by_side_and_the_worse_one_judges(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers())
+    median = made.row("spatial_smoothing")
+    assert list(median["attackers"]) == ["defense-aware", "oblivious"]
+    assert median["attackers"]["oblivious"]["robust_accuracy"]["value"] == 0.625
+    assert median["attackers"]["defense-aware"]["robust_accuracy"] == median["robust_accuracy"]
+    assert (median["attacker"], median["robust_accuracy"]["value"]) == ("defense-aware", 0.375)
+    assert median["robust_accuracy_change"] == {"value": pytest.approx(0.125), "may_be_chance": False}
+    assert median["attack_success_rate"]["count"] == 242
+    none = made.row("none")
+    assert (none["attacker"], none["attackers"]) == (None, {})
+    assert made.metrics["robust_accuracy_spatial_smoothing"] == 0.375
+    assert made.metrics["robust_accuracy_spatial_smoothing_defense_aware"] == 0.375
+    assert made.metrics["robust_accuracy_spatial_smoothing_oblivious"] == 0.625
+    headline = made.json["headline"].replace("\N{NO-BREAK SPACE}", " ")
+    assert headline.endswith(
+        "Once the attacker knows the defense, spatial_smoothing gives back 12.5 points (17 % of what the attack took) "
+        "but costs 13.0 points of clean accuracy; jpeg_compression shows no gain beyond chance."
+    )
+    assert "9/0009.png, spatial_smoothing window_size=3 (defense-aware)" in made.page
 
-        def predictions(self) -> list[dict[str, str]]:
-            return [{"path": str(place), "correct": str(value)} for place, value in enumerate(self.correct)]
 
-    before = [1] * 460 + [0] * 540
-    gained = [*before[:458], 0, 0, *[1] * 39, *before[499:]]  # 39 gained, 2 lost: p = 8e-10
-    assert not may_be_chance(Predicted(before), Predicted(gained))  # type: ignore[arg-type]
-    swapped = [*[0] * 5, *before[5:460], *[1] * 9, *before[469:]]  # 9 gained, 5 lost: p = 0.42
-    assert may_be_chance(Predicted(before), Predicted(swapped))  # type: ignore[arg-type]
-    assert may_be_chance(Predicted(before), Predicted(before))  # type: ignore[arg-type]
+def test_a_weak_defense_aware_attack_does_not_flatter(lab: Lab, tmp_path: Path) -> None:
+    weak = lab.evaluate("aware_median", aware(FGM, MEDIAN), MEDIAN, wrong=100, wrong_before=8)
+    made = Report(tmp_path, [*lab.everything(), weak])
+    row = made.row("spatial_smoothing")
+    assert (row["attacker"], row["robust_accuracy"]["value"]) == ("oblivious", 0.625)
+    ((status, found),) = made.checks("defense-aware attack hurts no less")
+    assert status == "warn"
+    assert "75.0" in found
+    assert made.checks("defense-aware attack") == [("warn", "not run: jpeg_compression")]
+
+
+def test_without_a_defense_aware_attack_the_report_says_so(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+    assert made.checks("defense-aware attack") == [("warn", "not run: jpeg_compression, spatial_smoothing")]
+    assert made.json["attacker"]["knowledge"] == ["oblivious"]
+    assert "Once the attacker knows" not in made.page
+
+
+def test_a_defense_that_harms_is_told(lab: Lab, tmp_path: Path) -> None:
+    worse = lab.evaluate("aware", aware(FGM, JPEG), JPEG, wrong=340, wrong_before=8)
+    made = Report(tmp_path, [lab.evaluate("clean", wrong=8), lab.evaluate("adv", FGM, wrong=300), worse])
+    assert made.json["headline"].endswith(
+        "Once the attacker knows the defense, jpeg_compression takes 10.0 points more."
+    )
+
+
+def test_two_attackers_that_drew_seeds_of_their_own_are_one_attack(lab: Lab, tmp_path: Path) -> None:
+    drawn = {**aware(FGM, JPEG), "seed": 77, "parameters": {**FGM["parameters"], "eot_samples": 8}}
+    made = Report(tmp_path, [*lab.everything(), lab.evaluate("aware", drawn, JPEG, wrong=301, wrong_before=8)])
+    assert len(made.json["table"]) == 3
+    assert made.row("jpeg_compression")["attacker"] == "defense-aware"
+    assert {row["attack_settings"] for row in made.json["table"]} == {"eps=0.3 norm=inf"}
+
+
+def test_an_attack_aimed_at_another_defense_is_another_attack(lab: Lab, tmp_path: Path) -> None:
+    crossed = lab.evaluate("crossed", aware(FGM, JPEG), MEDIAN, wrong=200, wrong_before=8)
+    made = Report(tmp_path, [*lab.everything(), crossed])
+    row = made.row("spatial_smoothing", "fgm (aimed at jpeg_compression quality=75)")
+    assert row["attacker"] == "oblivious"
+
+
+def test_outcomes_of_each_image_are_kept_and_pair_across_reports(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.everything())
+    assert made.json["originals"]["images"] == 400
+    lines = sorted(f"{label}/{number:04}.png\t{label}\n" for number, label in enumerate(lab.labels))
+    assert made.json["originals"]["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+    (attacked,) = [e for e in made.json["evaluations"] if e["title"] == "fgm eps=0.3 norm=inf"]
+    right = unpacked(attacked["right"], 400)
+    assert dict(zip(lines, right, strict=True)) == {
+        f"{label}/{number:04}.png\t{label}\n": number >= 300 for number, label in enumerate(lab.labels)
+    }
+    with pytest.raises(ValueError, match="400"):
+        unpacked(attacked["right"], 500)
+
+
+def test_outcomes_of_augmented_data_are_not_kept(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("double", JPEG, doubled=True)])
+    assert [evaluation["right"] is None for evaluation in made.json["evaluations"]] == [False, True]
+
+
+def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
+    Page(made.page)
+    curve = made.json["curve"]
+    assert (curve["attack"], curve["eps"], curve["chance"], curve["floor"]) == ("fgm", 0.3, 0.1, pytest.approx(1 / 510))
+    low, high = interval(100, 400)
+    point = {"eps": 0.3, "value": 0.25, "low": low, "high": high, "n": 400, "count": 100}
+    assert curve["curves"][0]["points"][3] == point
+    assert curve["controls"]["pgd"]["value"] == 0.125
+    assert made.page.count("<polygon") == 4
+    section = made.page.split('<section id="curve"')[1].split("</section>")[0]
+    known = {
+        f"{100 * point[key]:.1f}"
+        for line in curve["curves"]
+        for point in line["points"]
+        for key in ("value", "low", "high")
+    }
+    known |= {f"{100 * share[key]:.1f}" for share in curve["controls"].values() for key in ("value", "low", "high")}
+    known |= {f"{100 * curve['chance']:.1f}"}
+    assert set(re.findall(r"(\d+\.\d)(?=\N{NO-BREAK SPACE}%|–)", section)) == known
+
+
+def test_the_oblivious_curve_is_hidden_at_first(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
+    legend = re.findall(r'<input type="checkbox"[^>]*?( checked)?>.*?<label.*?<span>(.*?)</span>', made.page, re.S)
+    assert [(name, bool(checked)) for checked, name in legend] == [
+        ("no defense", True),
+        ("uniform noise (control)", True),
+        ("spatial_smoothing window_size=3 (defense-aware)", True),
+        ("spatial_smoothing window_size=3 (oblivious)", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"architecture": "le_net", "sha256": "n" * 64}}, r"evaluations' model. Received: .*n{64}"),
+        ({"dataset": {"sha256": "e" * 64}}, r"evaluations' original dataset. Received: .*e{64}"),
+        ({"schema_version": 2}, r"schema_version 1\. Received: 2"),
+        ({"curves": [{"perturbation": "fgm"}]}, "lacks 'points'"),
+        ({"images": 10}, "392 of 10 images cannot be right"),
+    ],
+)
+def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Report(tmp_path, lab.everything(), curve=lab.curve(**change))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "change"),
+    [
+        ("accuracy falls as eps grows", "fail", {"right": (392, 390, 100, 250, 30)}),
+        ("accuracy falls as eps grows", "fail", {"right": (392, 392, 391, 390, 390)}),
+        ("accuracy falls as eps grows", "pass", {"right": (392, 390, 100, 20, 40)}),  # under chance
+        ("at or under chance at eps = 1", "fail", {"right": (392, 390, 250, 200, 100)}),
+        ("at or under chance at eps = 1", "warn", {"right": (392, 390, 250, 100, 70)}),
+        ("noise hurts less than the attack", "warn", {"wrong": {"noise": 300}}),
+        ("noise hurts less than the attack", "fail", {"wrong": {"noise": 320}}),
+        ("PGD hurts no less", "pass", {"wrong": {"pgd": 299}}),
+        ("PGD hurts no less", "fail", {"wrong": {"pgd": 250}}),
+        ("saved images as computed", "warn", {"wrong": {"computed": 310}}),
+        ("saved images as computed", "fail", {"wrong": {"computed": 350}}),
+        ("attack repeated", "warn", {"wrong": {"saved": 301}}),
+        ("attack repeated", "fail", {"wrong": {"saved": 310}}),
+    ],
+)
+def test_checks_of_a_curve(lab: Lab, tmp_path: Path, name: str, expected: str, change: dict[str, Any]) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(**change))
+    assert made.checks(name)[0][0] == expected
+
+
+def test_a_curve_of_another_seed_says_nothing_of_repetition(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(seed=5))
+    assert made.checks("attack repeated") == []
+
+
+def test_smallest_eps_of_each_image(lab: Lab, tmp_path: Path) -> None:
+    attack = {**FGM, "parameters": {"eps": 0.3, "eps_step": 0.1, "minimal": True, "norm": "inf"}}
+    smallest = ["0.1"] * 100 + ["0.2"] * 150 + ["0.3"] * 50 + [""] * 100
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", attack, wrong=300, minimal=smallest)])
+    (found,) = made.json["minimal"]
+    assert (found["median"], found["never"]["value"]) == (0.2, 0.25)
+    assert [(bar["from"], bar["to"], bar["count"]) for bar in found["bars"]] == [
+        (0.1, 0.1, 100),
+        (0.2, 0.2, 150),
+        (0.3, 0.3, 50),
+    ]
+    assert "Half of the images are changed by eps 0.2 or less." in made.page
+
+
+def test_most_images_withstand_every_tried_eps(lab: Lab, tmp_path: Path) -> None:
+    attack = {**FGM, "parameters": {"eps": 0.3, "eps_step": 0.005, "minimal": True, "norm": "inf"}}
+    smallest = [f"{0.005 * (1 + place % 60):.3f}" if place < 180 else "" for place in range(400)]
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", attack, wrong=180, minimal=smallest)])
+    (found,) = made.json["minimal"]
+    assert (found["median"], found["never"]["value"]) == (None, 0.55)
+    assert len(found["bars"]) == 20
+    assert sum(bar["count"] for bar in found["bars"]) == 180
+
+
+def test_vanished_gradients_of_logits_are_not_blamed_on_the_softmax_nor_on_rounding(lab: Lab, tmp_path: Path) -> None:
+    flat = lab.evaluate("adv", FGM, checks={"zero_gradient_images": 400}, distance=0.0)
+    made = Report(tmp_path, [lab.evaluate("clean"), flat])
+    advice = {check["name"]: check["advice"] for check in made.json["checks"]}
+    assert "take the loss from the logits" not in advice["gradients not zero"]
+    assert "needs no gradient" in advice["gradients not zero"]
+    assert "larger eps" not in advice["attack survives 8 bits"]
+
+
+def test_unreadable_images_are_a_check(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Report(tmp_path / "1", [lab.evaluate("clean")]).checks("every image read") == []
+    monkeypatch.setitem(LOAD, "skipped", {"3/broken.png": "cut off"})
+    made = Report(tmp_path / "2", [lab.evaluate("again")])
+    assert made.checks("every image read") == [("warn", "1 image was left out as unreadable")]
+
+
+def test_precision_says_how_many_images_it_takes(lab: Lab, tmp_path: Path) -> None:
+    ((_, found),) = Report(tmp_path, [lab.evaluate("clean")]).checks("enough images")
+    assert "±5 take 385, ±2 take 2,401, ±1 take 9,604" in found
