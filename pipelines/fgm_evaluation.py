@@ -210,7 +210,7 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
                 aware = attacked(f"{attack} aware of {name}", defense=made)
                 for images, title in ((oblivious, attack), (aware, f"{attack} aware")):
                     evaluations.append(evaluate(defended(name, images, title), f"{name} {title}"))
-        security_curve(
+        curve = security_curve(
             dataset=clean,
             model=target,
             **{f"defended_{number}": made for number, made in enumerate(clean_defended.values(), 1)},
@@ -220,9 +220,10 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
             eps_values=eps_values,
             eot_samples=eot_samples,
             seed=seed,
-        )
+        ).outputs["curve"]
         report(
             **{f"evaluation_{number}": evaluation for number, evaluation in enumerate(evaluations, 1)},
+            curve=curve,
             clean_accuracy_floor=clean_accuracy_floor,
         )
 
