@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench lint format lock clean
+.PHONY: help setup demo test test-fast bench bench-art lint format lock clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-fast: $(INSTALLED)  ## Run the tests that take seconds
 
 bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
 	$(BIN)/python tests/benchmarks/memory.py
+
+bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the security curve
+	$(BIN)/python tests/benchmarks/against_art.py
 
 # mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
 TYPED := build/typed/evasion

@@ -44,18 +44,25 @@ TRAIN = {
     "weights_sha256": "",
     **COMMON,
 }
-FGM = {"eps": 0.1, "eps_step": 0.05, "norm": "inf", **COMMON}
+FGM = {"eps": 0.1, "eps_step": 0.05, "norm": "inf", "eot_samples": 2, **COMMON}
+PLAIN = {**FGM, "defense": None, "minimal": False}
 # stage, a note, its artifacts by name ("{n}" becomes the number of images), its other parameters
 STAGES = [
     ("load_dataset", "", {"dataset": "{n}/dataset"}, {**LOAD, "data_dir": "{n}/images", "split": "testing"}),
     ("train", "", {"dataset": "{n}/dataset", "model": "{n}/model"}, {**TRAIN, "apply_defense": False}),
     ("train", "apply_defense", {"dataset": "{n}/dataset", "model": "{n}/pgd"}, {**TRAIN, "apply_defense": True}),
-    ("fgm", "", {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/adv"}, {**FGM, "minimal": False}),
+    ("fgm", "", {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/adv"}, PLAIN),
     (
         "fgm",
         "minimal",
         {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/minimal"},
-        {**FGM, "minimal": True},
+        {**PLAIN, "minimal": True},
+    ),
+    (
+        "pgd",
+        "",
+        {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/pgd-adv"},
+        {**FGM, "defense": None, "max_iter": 2, "num_random_init": 1},
     ),
     ("spatial_smoothing", "", {"dataset": "{n}/adv", "defended": "{n}/smooth"}, {"window_size": 3, **DEFENSE}),
     (
@@ -70,11 +77,33 @@ STAGES = [
         {"dataset": "{n}/adv", "defended": "{n}/noise"},
         {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1, **DEFENSE},
     ),
+    (
+        "fgm",
+        "defense-aware",
+        {
+            "dataset": "{n}/dataset",
+            "model": "{n}/model",
+            "adversarial": "{n}/aware",
+            "defense": "{n}/noise",
+        },
+        {**FGM, "minimal": False},
+    ),
+    (
+        "security_curve",
+        "",
+        {"dataset": "{n}/dataset", "model": "{n}/model", "defended": ["{n}/noise"], "curve": "{n}/curve"},
+        {"eps": 0.1, "norm": "inf", "eps_values": "0.3", "pgd_max_iter": 2, "eot_samples": 2, **COMMON},
+    ),
     ("infer", "", {"dataset": "{n}/adv", "model": "{n}/model", "evaluation": "{n}/evaluation"}, COMMON),
     (
         "report",
         "",
-        {"evaluations": ["{n}/evaluation"], "html": "{n}/report.html", "summary": "{n}/report.json"},
+        {
+            "evaluations": ["{n}/evaluation"],
+            "curve": "{n}/curve",
+            "html": "{n}/report.html",
+            "summary": "{n}/report.json",
+        },
         {"clean_accuracy_floor": 0.5},
     ),
 ]
