@@ -1,5 +1,6 @@
 """The command line `evasion`: runs pipelines on this machine and compiles them for Kubeflow."""
 
+import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help
       evasion list                       which pipelines there are
       evasion run fgm_evaluation --help  what one does and takes
       evasion compile all                the YAMLs to upload to Kubeflow
+      evasion compare RUN RUN            models side by side
     """,
 )
 @click.version_option(package_name="evasion-pipelines", prog_name="evasion")
@@ -118,6 +120,38 @@ def compile_pipelines(names: tuple[str, ...], output: Path) -> None:
             click.echo(_compile(pipelines()[name], output / f"{name}.yaml"))
     except OSError as error:
         _fail(1, str(error))
+
+
+@main.command("compare", epilog="Example: evasion compare runs/plain runs/hardened --name plain --name hardened")
+@click.argument("reports", nargs=-1, required=True, metavar="REPORT REPORT...", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("comparison"),
+    show_default=True,
+    help="The folder for compare.html and compare.json.",
+)
+@click.option("--name", "names", multiple=True, help="What to call a model, once for each report in their order.")
+def compare_reports(reports: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None:
+    """Compare models that were evaluated on the same images.
+
+    A REPORT is a report.json, or the folder of a run that holds one.
+    """
+    from rich.console import Console
+
+    from evasion.components.compare import comparison
+    from evasion.pipelines import display
+
+    found = [path / "report.json" if path.is_dir() else path for path in reports]
+    page, summary = output / "compare.html", output / "compare.json"
+    try:
+        comparison.write(found, list(names), page, summary)
+    except ValueError as error:
+        _fail(BAD_INPUT, str(error))
+    except OSError as error:
+        _fail(1, str(error))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    display.show_comparison(console, json.loads(summary.read_text(encoding="utf-8")), page)
 
 
 def _compile(pipeline: Any, path: Path) -> Path:

@@ -169,6 +169,44 @@ def _show_report(console: Console, summary: Mapping[str, Any]) -> None:
             console.print(f"[yellow]{finding['status']}[/] {escape(said.strip())}", highlight=False)
 
 
+def show_comparison(console: Console, content: Mapping[str, Any], page: Path) -> None:
+    """Print models side by side, which pairs differ, and where the page is.
+
+    Args:
+        console: Where to print.
+        content: What `compare.json` holds.
+        page: The page.
+    """
+    for block in content["attacks"]:
+        titles = ["clean accuracy, %"]
+        if block["attack"]:
+            titles += ["robust accuracy, %", "best defense, %"]
+        columns = (Column(title, justify="right") for title in titles)
+        table = Table("model", *columns, title=escape(block["attack"] or ""), box=box.SIMPLE_HEAD, pad_edge=False)
+        for model in block["models"]:
+            best = model["best_defense"]
+            shares = (
+                [model["clean_accuracy"], model["robust_accuracy"]] if block["attack"] else [model["clean_accuracy"]]
+            )
+            told = [_share(share) for share in shares]
+            if block["attack"]:
+                told.append(f"{escape(best['defense'])}: {_share(best['robust_accuracy'])}" if best else "none helps")
+            table.add_row(escape(model["model"]), *told)
+        console.print(table)
+    console.print("In brackets: 95 % Wilson intervals.", style="dim", highlight=False)
+    for pair in content["pairs"]:
+        one, other = escape(pair["one"]), escape(pair["other"])
+        more = pair["only_one_right"] > pair["only_other_right"]
+        said = "may be chance" if pair["may_be_chance"] else f"{one if more else other} is better"
+        console.print(
+            f"{escape(pair['images'])}: {one} / {other}: {said}, p = {pair['p_adjusted']:.2g}", highlight=False
+        )
+    console.print(escape(content["headline"]), highlight=False)
+    for note in content["notes"]:
+        console.print(f"[yellow]![/] {escape(note)}", highlight=False)
+    console.out(f"Comparison: {page}", highlight=False)
+
+
 def _columns(two: bool) -> list[Column]:
     """The columns of shares; with two attackers, two of robust accuracy."""
     robust = [f"robust accuracy, %\n{knowledge}" for knowledge in (AWARE, OBLIVIOUS)] if two else ["robust accuracy, %"]

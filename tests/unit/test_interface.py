@@ -109,7 +109,7 @@ def test_a_step_and_its_task_have_the_same_parameters(name):
     # These are Kubeflow's: results that the step fills in from what the task returns.
     declared -= {"metrics", "confusion_matrix", "uri"}
     # Kubeflow has no list of artifacts from several steps: it numbers what the task takes as one.
-    for numbered, several in (("evaluation", "evaluations"), ("defended", "defended")):
+    for numbered, several in (("evaluation", "evaluations"), ("report", "reports"), ("defended", "defended")):
         if numbers := {one for one in declared if re.fullmatch(rf"{numbered}_\d+", one)}:
             declared = declared - numbers | {several}
     assert set(parameters) == declared

@@ -1,0 +1,294 @@
+"""Models side by side: one table, one plot, and paired tests on the same images."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common.files import replacing
+from evasion.components.compare.models import Case, Model, read
+from evasion.components.report.headline import listed
+from evasion.components.report.outcomes import SIGNIFICANCE, Paired, holm
+from evasion.components.report.page import environment
+from evasion.components.report.plot import Line, Plot, plot
+from evasion.components.report.table import Share, percent
+
+SCHEMA_VERSION = 1
+CLEAN = "clean images"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model under one attack, or under none."""
+
+    model: Model
+    undefended: Case | None
+    best: Case | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as `compare.json` holds it."""
+        best = self.best
+        return {
+            "model": self.model.name,
+            "clean_accuracy": _json(self.model.clean),
+            "robust_accuracy": _json(self.undefended.robust if self.undefended else None),
+            "attack_success_rate": _json(self.undefended.success if self.undefended else None),
+            "best_defense": {
+                "defense": best.defense,
+                "attacker": best.attacker,
+                "clean_accuracy": _json(best.clean),
+                "robust_accuracy": _json(best.robust),
+            }
+            if best
+            else None,
+        }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the same images, without a defense.
+
+    Attributes:
+        images: Clean or attacked, and how.
+        one: A model.
+        other: Another one.
+        paired: `lost` counts images that only `one` got right, `gained` those that only `other` did.
+        p: McNemar's, adjusted for the number of pairs (Holm).
+    """
+
+    images: str
+    one: str
+    other: str
+    paired: Paired
+    p: float
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether chance explains the difference."""
+        return self.p >= SIGNIFICANCE
+
+    @property
+    def better(self) -> str | None:
+        """The model that is right more often, by more than chance."""
+        if self.may_be_chance:
+            return None
+        return self.other if self.paired.gained > self.paired.lost else self.one
+
+    def to_json(self) -> dict[str, Any]:
+        """The pair as `compare.json` holds it."""
+        return {
+            "images": self.images,
+            "one": self.one,
+            "other": self.other,
+            "only_one_right": self.paired.lost,
+            "only_other_right": self.paired.gained,
+            "p": self.paired.p,
+            "p_adjusted": self.p,
+            "may_be_chance": self.may_be_chance,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is drawn."""
+
+    models: list[Model]
+    blocks: list[tuple[str, list[Entry]]]
+    pairs: list[Pair]
+    plots: list[tuple[str, Plot]]
+    notes: list[str]
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """Which model withstands most, and whether its lead is more than chance."""
+        common = [
+            (attack, found)
+            for attack, entries in self.blocks
+            if len(found := [(e.model.name, share) for e in entries if (share := _robust(e))]) == len(self.models)
+        ]
+        if not common:
+            clean = [(model.name, model.clean) for model in self.models if model.clean]
+            told = _ranked("Without attack", clean) if len(clean) > 1 else "The models have nothing in common."
+            return told, "No attack was run on all of them."
+        attack, found = min(common, key=lambda each: sum(share.value for _, share in each[1]))
+        first = _ranked(f"Under {attack}", found)
+        ordered = sorted(found, key=lambda each: -each[1].value)
+        leading, second = ordered[0][0], ordered[1][0]
+        pair = next((p for p in self.pairs if p.images == attack and {p.one, p.other} == {leading, second}), None)
+        if pair is None:
+            return first, ""
+        chance = "may be chance" if pair.may_be_chance else "is more than chance explains"
+        return first, f"The lead of {leading} over {second} {chance} (McNemar's test on the same images)."
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as `compare.json` holds it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "headline": " ".join(self.headline).strip(),
+            "originals": self.models[0].report["originals"],
+            "models": [
+                {
+                    "name": model.name,
+                    **{key: model.card.get(key) for key in ("architecture", "sha256", "weights")},
+                    "registered": model.card.get("name"),
+                    "version": model.card.get("version"),
+                    "checks_failed": _failed(model),
+                }
+                for model in self.models
+            ],
+            "attacks": [
+                {"attack": attack or None, "models": [entry.to_json() for entry in entries]}
+                for attack, entries in self.blocks
+            ],
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "curves": [
+                {
+                    "title": title,
+                    "chance": drawn.chance[1],
+                    "lines": [
+                        {
+                            "name": each.line.name,
+                            "points": [{"eps": eps, **share.to_json()} for eps, share in each.line.points],
+                        }
+                        for each in drawn.lines
+                    ],
+                }
+                for title, drawn in self.plots
+            ],
+            "notes": self.notes,
+            "metrics": self.metrics,
+        }
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The main numbers, flat."""
+        found: dict[str, float] = {}
+        for model in self.models:
+            name = re.sub(r"[^A-Za-z0-9.-]+", "_", model.name).strip("_")
+            if model.clean:
+                found[f"clean_accuracy_{name}"] = model.clean.value
+            entries = [entry for _, block in self.blocks for entry in block if entry.model is model and _robust(entry)]
+            worst = min(entries, key=lambda entry: _value(_robust(entry)), default=None)
+            if worst:
+                found[f"robust_accuracy_{name}"] = _value(_robust(worst))
+            if worst and worst.best:
+                found[f"robust_accuracy_{name}_defended"] = _value(worst.best.robust)
+        return found
+
+
+def write(reports: list[Path], names: list[str], html: Path, summary: Path) -> dict[str, float]:
+    """Compare reports and write the page and the JSON file; return flat metrics.
+
+    Args:
+        reports: The report.json of each model.
+        names: What to call them, in this order, or nothing.
+        html: Where the page goes.
+        summary: Where the JSON goes.
+
+    Raises:
+        ValueError: If a report cannot be read, or they do not compare.
+    """
+    made = compare(read(reports, names))
+    content = json.dumps(made.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    text = (
+        environment(Path(__file__).parent)
+        .get_template("compare.html.j2")
+        .render(made=made, headline=made.headline, failed={model.name: _failed(model) for model in made.models})
+    )
+    with replacing(html) as page_file, replacing(summary) as summary_file:
+        page_file.write_text(text, encoding="utf-8")
+        summary_file.write_text(content, encoding="utf-8")
+    return made.metrics
+
+
+def compare(models: list[Model]) -> Comparison:
+    """Put models side by side: attacks with other settings are other attacks."""
+    attacks = list(dict.fromkeys(attack for model in models for attack in model.attacks))
+    blocks = [
+        (attack, [Entry(model, model.undefended(attack), model.best(attack)) for model in models])
+        for attack in attacks or [""]
+    ]
+    return Comparison(
+        models, blocks, list(_pairs(models, attacks)), list(_plots(models)), list(_notes(models, attacks))
+    )
+
+
+def _pairs(models: list[Model], attacks: list[str]) -> Iterator[Pair]:
+    """McNemar's test of each pair on clean images and under each attack; one family of tests each."""
+    for attack in (None, *attacks):
+        outcomes = [(model.name, outcome) for model in models if (outcome := model.outcome(attack)) is not None]
+        pairs = [(one, other, Paired.between(a, b)) for (one, a), (other, b) in combinations(outcomes, 2)]
+        adjusted = holm([paired.p for _, _, paired in pairs])
+        for (one, other, paired), p in zip(pairs, adjusted, strict=True):
+            yield Pair(attack or CLEAN, one, other, paired, p)
+
+
+def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
+    """One plot for each attack and norm that security curves were drawn of."""
+    drawn = [(place, model, model.report["curve"]) for place, model in enumerate(models) if model.report["curve"]]
+    for attack, norm in dict.fromkeys((curve["attack"], curve["norm"]) for _, _, curve in drawn):
+        alike = [each for each in drawn if (each[2]["attack"], each[2]["norm"]) == (attack, norm)]
+        lines = [line for place, model, curve in alike for line in _lines(place, model, curve)]
+        marks = {curve["eps"] for _, _, curve in alike}
+        made = plot(
+            re.sub(r"\W+", "-", f"{attack}-{norm}"),
+            lines,
+            chance=max(curve["chance"] for _, _, curve in alike),
+            floor=alike[0][2]["floor"],
+            mark=marks.pop() if len(marks) == 1 else None,
+        )
+        yield f"{attack} norm={norm}", made
+
+
+def _lines(place: int, model: Model, curve: dict[str, Any]) -> Iterator[Line]:
+    """The model without a defense, and with the one that helps most at the curve's own eps."""
+    at_eps = [a for a in model.attacks if a.split()[0] == curve["attack"] and f"norm={curve['norm']}" in a.split()]
+    best = next((found for attack in at_eps if (found := model.best(attack))), None)
+    for found in curve["curves"]:
+        points = [
+            (point["eps"], Share(point["count"], point["n"], point["value"], point["low"], point["high"]))
+            for point in found["points"]
+        ]
+        if found["defense"] is None and found["perturbation"] == curve["attack"]:
+            yield Line(model.name, points, place)
+        elif best and (found["defense"], found["attacker"]) == (best.defense, best.attacker):
+            yield Line(f"{model.name} + {best.defense} ({best.attacker})", points, place, dashed=True)
+
+
+def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:
+    """What the reader must know before comparing."""
+    for attack in attacks:
+        if missing := [model.name for model in models if attack not in model.attacks]:
+            yield f"{listed(missing)}: not attacked with {attack}."
+    if without := [model.name for model in models if not model.report["curve"]]:
+        yield f"{listed(without)}: the report holds no security curve."
+    for model in models:
+        if failed := _failed(model):
+            yield f"{model.name}: do not trust its numbers yet, for checks failed: {', '.join(failed)}."
+
+
+def _failed(model: Model) -> list[str]:
+    return [check["name"] for check in model.report["checks"] if check["status"] == "fail"]
+
+
+def _ranked(under: str, found: list[tuple[str, Share]]) -> str:
+    ordered = sorted(found, key=lambda each: -each[1].value)
+    rest = listed([f"{name} on {percent(share.value)}" for name, share in ordered[1:]])
+    return f"{under}, {ordered[0][0]} is right on {percent(ordered[0][1].value)} of the images, {rest}."
+
+
+def _robust(entry: Entry) -> Share | None:
+    return entry.undefended.robust if entry.undefended else None
+
+
+def _value(share: Share | None) -> float:
+    return share.value if share else 1.0
+
+
+def _json(share: Share | None) -> dict[str, float] | None:
+    return share.to_json() if share else None
