@@ -138,6 +138,7 @@ class Comparison:
                     "registered": model.card.get("name"),
                     "version": model.card.get("version"),
                     "checks_failed": _failed(model),
+                    "report": model.report["headline"],
                 }
                 for model in self.models
             ],

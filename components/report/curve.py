@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -130,22 +130,20 @@ class Curve:
         """Attack and norm in one text."""
         return f"{self.attack} norm={self.norm}"
 
-    @cached_property
-    def predictions(self) -> list[dict[str, str]]:
-        """Rows of `predictions.csv`: path, label, and the class that each control was taken for."""
+    def predictions(self) -> Iterator[dict[str, str]]:
+        """Rows of `predictions.csv`, one after the other: path, label, and what each control was taken for."""
         path = self.directory / "predictions.csv"
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        needed = ("path", "label", *self.controls)
-        if rows and (missing := [name for name in needed if rows[0].get(name) is None]):
-            raise ValueError(f"{path} lacks {', '.join(missing)}")
-        return rows
+            for row in csv.DictReader(file):
+                if missing := [name for name in ("path", "label", *self.controls) if row.get(name) is None]:
+                    raise ValueError(f"{path} lacks {', '.join(missing)}")
+                yield row
 
     def outcome(self, control: str, outcomes: Outcomes) -> Outcome | None:
         """Which images the model got right under one of the controls, if it was made."""
         if control not in self.controls:
             return None
-        return outcomes.placed((row["path"], row[control] == row["label"]) for row in self.predictions)
+        return outcomes.placed((row["path"], row[control] == row["label"]) for row in self.predictions())
 
     def to_json(self) -> dict[str, Any]:
         """The curve as `report.json` holds it."""

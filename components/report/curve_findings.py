@@ -120,7 +120,7 @@ def _repeated(evaluations: Evaluations, curve: Curve) -> Iterator[Finding]:
     evaluation = next((e for e in evaluations if _is_same_attack(e, curve)), None)
     if evaluation is None or "saved" not in curve.controls:
         return
-    again = {row["path"]: row["saved"] for row in curve.predictions}
+    again = {row["path"]: row["saved"] for row in curve.predictions()}
     both = [
         (row["predicted"], again[original])
         for row in evaluation.predictions()

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,31 @@ class Gallery:
     factor: int
     clipped: bool
     pixelated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """What is told of the pictures, as `report.json` holds it."""
+        return {
+            "attack": self.attack.label if self.attack != NONE else None,
+            "saved": self.saved,
+            "magnified": self.factor,
+            "images": [
+                {
+                    "path": item.original,
+                    "label": item.label,
+                    "shown": [
+                        {
+                            "title": shot.title,
+                            "predicted": shot.predicted,
+                            "confidence": shot.confidence,
+                            "right": shot.right,
+                        }
+                        for shot in item.shots
+                        if shot.right is not None
+                    ],
+                }
+                for item in self.items
+            ],
+        }
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def render(
     headline: tuple[str, str],
     curve: Curve | None,
     smallest: list[Distribution],
+    pictures: list[gallery.Gallery],
 ) -> str:
     """Return the page; it needs no network and no script.
 
@@ -66,6 +67,7 @@ def render(
         headline: The sentence about the attack and the one about the defenses.
         curve: The security curve, if there is one.
         smallest: How small an attack each image withstands, where that was looked for.
+        pictures: The galleries.
     """
     worst = table.strongest(rows)
     return (
@@ -94,7 +96,7 @@ def render(
             findings=findings,
             failed=[finding for finding in findings if finding.status == "fail"],
             counts={status: sum(f.status == status for f in findings) for status in ("fail", "warn", "pass")},
-            galleries=gallery.galleries(evaluations),
+            galleries=pictures,
             at_once=gallery.AT_ONCE,
             confusions=_confusions(evaluations),
             distances=[

@@ -73,7 +73,7 @@ def _write(
     evaluations: list[Path], curve: Path | None, html: Path, summary: Path, clean_accuracy_floor: float
 ) -> dict[str, float]:
     from evasion.components.common.files import replacing
-    from evasion.components.report import minimal, page, table
+    from evasion.components.report import gallery, minimal, page, table
     from evasion.components.report.curve import Curve
     from evasion.components.report.evaluations import NONE, collect
     from evasion.components.report.findings import findings
@@ -85,6 +85,7 @@ def _write(
     made = findings(together, drawn, clean_accuracy_floor)
     said = headline(rows, together.first.model["architecture"])
     smallest = minimal.distributions(together)
+    pictures = gallery.galleries(together)
     metrics = {name: value for name, value in table.flat(rows).items() if math.isfinite(value)}
     metrics["checks_failed"] = float(sum(finding.status == "fail" for finding in made))
     metrics["checks_warned"] = float(sum(finding.status == "warn" for finding in made))
@@ -97,6 +98,7 @@ def _write(
         "table": [row.to_json() for row in rows],
         "curve": drawn.to_json() if drawn else None,
         "minimal": [each.to_json() for each in smallest],
+        "pictures": [each.to_json() for each in pictures],
         "checks": [finding.to_json() for finding in made],
         "models": [together.first.model],
         # Of each evaluation `right` holds a bit an image, the first one highest, packed into bytes, as base64: 1 where
@@ -117,13 +119,14 @@ def _write(
                 "versions": evaluation.versions,
                 "metrics": evaluation.metrics,
                 "distances": evaluation.distances,
+                "confusion": evaluation.confusion,
                 "checks": evaluation.checks,
                 "right": together.outcomes.packed(evaluation),
             }
             for title, attack, defense, evaluation in together.placed()
         ],
     }
-    text = page.render(together, rows, made, said, drawn, smallest)
+    text = page.render(together, rows, made, said, drawn, smallest, pictures)
     # Both are made before either appears, so that a failure leaves no half report.
     with replacing(html) as page_file, replacing(summary) as summary_file:
         page_file.write_text(text, encoding="utf-8")

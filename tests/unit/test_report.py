@@ -600,16 +600,27 @@ def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> Non
     assert curve["curves"][0]["points"][3] == point
     assert curve["controls"]["pgd"]["value"] == 0.125
     assert made.page.count("<polygon") == 4
-    section = made.page.split('<section id="curve"')[1].split("</section>")[0]
-    known = {
-        f"{100 * point[key]:.1f}"
-        for line in curve["curves"]
-        for point in line["points"]
-        for key in ("value", "low", "high")
-    }
-    known |= {f"{100 * share[key]:.1f}" for share in curve["controls"].values() for key in ("value", "low", "high")}
-    known |= {f"{100 * curve['chance']:.1f}"}
-    assert set(re.findall(r"(\d+\.\d)(?=\N{NO-BREAK SPACE}%|–)", section)) == known
+
+
+def test_every_share_of_the_page_is_in_the_summary(lab: Lab, tmp_path: Path) -> None:
+    attack = {**FGM, "parameters": {**FGM["parameters"], "eps_step": 0.1, "minimal": True}}
+    smallest = ["0.1"] * 111 + ["0.2"] * 189 + [""] * 100
+    evaluations = [*lab.two_attackers(), lab.evaluate("minimal", attack, wrong=300, wrong_before=8, minimal=smallest)]
+    made = Report(tmp_path, evaluations, curve=lab.curve())
+    known: set[str] = set()
+
+    def collect(found: Any) -> None:
+        if isinstance(found, float):
+            known.add(f"{100 * abs(found):.1f}")
+        elif isinstance(found, str):
+            known.update(re.findall(r"\d+\.\d", found))
+        for each in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+            collect(each)
+
+    collect(made.json)
+    shown = set(re.findall(r"(\d+\.\d)(?=\N{NO-BREAK SPACE}%|–| points)", made.page.split("</style>")[1]))
+    assert len(shown) > 60
+    assert shown <= known
 
 
 def test_the_oblivious_curve_is_hidden_at_first(lab: Lab, tmp_path: Path) -> None:
