@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from evasion.components.report.evaluations import Evaluation, Evaluations, Treatment
@@ -11,6 +12,8 @@ from evasion.components.report.table import Share
 
 BARS = 25
 """More tried sizes than this are drawn several to a bar."""
+MOST = 100_000
+"""More sizes than this are not listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,23 @@ def _distribution(attack: Treatment, evaluation: Evaluation) -> Distribution | N
     never = Share.counted(len(told) - counts.total(), len(told))
     if never is None or not counts:
         return None
-    sizes = sorted(counts)
+    sizes = _tried(evaluation, counts)
     at_once = -(-len(sizes) // BARS)
     groups = [sizes[start : start + at_once] for start in range(0, len(sizes), at_once)]
     shares = [Share.counted(sum(counts[eps] for eps in group), len(told)) for group in groups]
     bars = [Bar(group[0], group[-1], share) for group, share in zip(groups, shares, strict=True) if share]
-    fooled, median = 0, None
-    for eps in sizes:
-        fooled += counts[eps]
-        if 2 * fooled >= len(told):
-            median = eps
-            break
+    cumulated = zip(sizes, accumulate(counts[eps] for eps in sizes), strict=True)
+    median = next((eps for eps, fooled in cumulated if 2 * fooled >= len(told)), None)
     return Distribution(attack, bars, never, median)
+
+
+def _tried(evaluation: Evaluation, counts: Counter[float]) -> list[float]:
+    """Every size that was tried, also those that fooled no further image."""
+    stage = next(stage for stage in evaluation.stages if stage.kind == "attack")
+    step, largest = stage.parameters.get("eps_step"), stage.parameters.get("eps")
+    if not step or not largest or largest / step > MOST:
+        return sorted(counts)
+    tried = {number: number * step for number in range(1, int(largest / step + 1e-9) + 1)}
+    # A size may have been rounded when it was written.
+    by_number = {round(eps / step): eps for eps in counts}
+    return sorted((tried | by_number).values())
