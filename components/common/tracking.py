@@ -1,9 +1,11 @@
 """MLflow: one run a stage below one run a pipeline; the only module that imports it.
 
 Where runs go is MLflow's own business (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of
-the pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; without it a stage's run
-stands alone. A stage opens its run before it works, so that a wrong address fails at once, and logs results when
-it has them: if MLflow has gone by then, the artifacts are kept and the stage says that tracking is incomplete.
+the pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; where they do not, it is the one
+that bears the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` opens and ends. Without either a
+stage's run stands alone. A stage opens its run before it works, so that a wrong address fails at once, and logs
+results when it has them: if MLflow has gone by then, the artifacts are kept and the stage says that tracking is
+incomplete.
 """
 
 import dataclasses
@@ -22,6 +24,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"
+KUBEFLOW_RUN = "KFP_RUN_ID"  # set by pipelines/placement.py
+KUBEFLOW_TAG = "kfp.pipeline_run_id"  # as Kubeflow's backend tags the runs that it opens itself
 DEFAULT_EXPERIMENT = "evasion"
 _RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
@@ -40,11 +44,13 @@ class Stage:
     Attributes:
         run_id: MLflow's id of the run.
         experiment: The experiment's name, the first part of the models' names.
+        whole: The pipeline's run, where there is one: for a report, which speaks of the whole.
         complete: False once something could not be logged.
     """
 
     run_id: str
     experiment: str
+    whole: "Stage | None" = None
     complete: bool = True
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
@@ -110,12 +116,13 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
     """
     with _reachable():
         client = _client()
-        parent = os.environ.get(PARENT)
-        experiment = client.get_experiment(client.get_run(parent).info.experiment_id) if parent else _experiment(client)
-        tags = {"mlflow.parentRunId": parent} if parent else {}
+        parent = _parent(client)
+        experiment = client.get_experiment(parent.info.experiment_id) if parent else _experiment(client)
+        tags = {"mlflow.parentRunId": parent.info.run_id} if parent else {}
         run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, "stage": name})
         _log_parameters(client, run.info.run_id, parameters)
-    opened = Stage(run.info.run_id, experiment.name)
+    whole = Stage(parent.info.run_id, experiment.name) if parent else None
+    opened = Stage(run.info.run_id, experiment.name, whole)
     with _closing(opened.run_id):
         yield opened
 
@@ -141,10 +148,36 @@ def pipeline_run(name: str, parameters: Mapping[str, Any]) -> Iterator[str]:
         yield str(run.info.run_id)
 
 
-def parent_stage() -> Stage | None:
-    """Return the pipeline's run for a stage to log to, if there is one: the report belongs to the whole."""
-    parent = os.environ.get(PARENT)
-    return Stage(parent, "") if parent else None
+def mark_pipeline_run(name: str, status: str) -> str:
+    """Open, finish or fail the run of a pipeline in Kubeflow, which stages find by the id of Kubeflow's run.
+
+    Where Kubeflow's backend keeps a run in MLflow itself, it is left to it. A run is failed only while it is under
+    way: the step that fails it comes after all others, whether they went well or not.
+
+    Args:
+        name: The pipeline's name.
+        status: RUNNING, FINISHED or FAILED.
+
+    Returns:
+        The run's id, or `""` where there is none to mark.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
+    kubeflow_run = os.environ.get(KUBEFLOW_RUN)
+    with _reachable():
+        client = _client()
+        run = _parent(client)
+        if os.environ.get(PARENT) or not kubeflow_run:
+            return ""
+        if run is None and status == "RUNNING":
+            tags = {"stage": "pipeline", "pipeline": name, KUBEFLOW_TAG: kubeflow_run}
+            run = client.create_run(_experiment(client).experiment_id, run_name=name, tags=tags)
+        elif run is not None and status == "RUNNING":
+            client.update_run(run.info.run_id, status)
+        elif run is not None and (status == "FINISHED" or run.info.status == "RUNNING"):
+            client.set_terminated(run.info.run_id, status)
+        return str(run.info.run_id) if run else ""
 
 
 def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
@@ -279,6 +312,16 @@ def _client() -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient()
+
+
+def _parent(client: Any) -> Any | None:
+    """Return the pipeline's run, if there is one."""
+    if identifier := os.environ.get(PARENT):
+        return client.get_run(identifier)
+    if kubeflow_run := os.environ.get(KUBEFLOW_RUN):
+        tagged = f"tags.`{KUBEFLOW_TAG}` = '{kubeflow_run}'"
+        return next(iter(client.search_runs([_experiment(client).experiment_id], tagged, max_results=1)), None)
+    return None
 
 
 def _experiment(client: Any) -> Any:

@@ -61,7 +61,7 @@ def report(
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
         metrics = _write(evaluations, curve, html, summary, clean_accuracy_floor)
         # The pipeline's own run holds the report as well: it speaks of the whole.
-        for holder in (run, tracking.parent_stage()):
+        for holder in (run, run.whole):
             if holder:
                 holder.log_metrics(metrics)
                 holder.log_file(html, "report/report.html")

@@ -11,6 +11,7 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,15 @@ import pytest
 from evasion.components.common import tracking
 from evasion.components.common.tracking import TrackingError
 from evasion.components.infer import task as infer_task
+from evasion.components.track_run import task as track_run
 
-VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "EVASION_ARTIFACT_ROOT")
+VARIABLES = (
+    "MLFLOW_RUN_ID",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "KFP_RUN_ID",
+    "EVASION_ARTIFACT_ROOT",
+)
 
 
 @contextlib.contextmanager
@@ -107,11 +115,11 @@ def test_a_stage_is_a_run_with_its_parameters_and_metrics(client):
     assert found.data.tags["stage"] == "fgm"
     assert "mlflow.parentRunId" not in found.data.tags
     assert run.experiment == os.environ["MLFLOW_EXPERIMENT_NAME"]
+    assert run.whole is None
     assert run.complete
 
 
 def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
-    assert tracking.parent_stage() is None
     with tracking.pipeline_run("fgm_evaluation", {"eps": 0.3}) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", parent)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another one, which must not count")
@@ -119,7 +127,8 @@ def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
             with tracking.stage(name, {"a": 1}) as run:
                 run.log_metrics({"accuracy": 1})
                 assert run.experiment != "another one, which must not count"
-        tracking.parent_stage().log_metrics({"report": 1})
+                assert run.whole.run_id == parent
+        run.whole.log_metrics({"report": 1})
     experiment = client.get_experiment(client.get_run(parent).info.experiment_id)
     found = {run.data.tags["stage"]: run for run in runs_of(client, experiment.name)}
     assert set(found) == {"pipeline", "train", "infer"}
@@ -130,6 +139,77 @@ def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
     assert {found[name].data.tags["mlflow.parentRunId"] for name in ("train", "infer")} == {parent}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert client.get_experiment_by_name("another one, which must not count") is None
+
+
+@pytest.fixture
+def in_kubeflow(client, monkeypatch):
+    """A pod of a Kubeflow run: `KFP_RUN_ID` is all that placement tells its steps; returns a new run's id."""
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
+    return os.environ["KFP_RUN_ID"]
+
+
+def mark(status):
+    track_run.track_run(pipeline="fgm", status=status)
+
+
+def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, in_kubeflow):
+    mark("RUNNING")
+    mark("RUNNING")  # the step was tried again
+    with tracking.stage("fgm", {"eps": 0.3}) as run:
+        run.whole.log_metrics({"report": 1})
+        assert run.experiment == os.environ["MLFLOW_EXPERIMENT_NAME"]
+    pipeline, stage = runs_of(client)
+    assert stage.data.tags["mlflow.parentRunId"] == run.whole.run_id == pipeline.info.run_id
+    assert pipeline.info.status == "RUNNING"
+    assert pipeline.info.run_name == pipeline.data.tags["pipeline"] == "fgm"
+    assert pipeline.data.tags["kfp.pipeline_run_id"] == in_kubeflow
+    assert pipeline.data.metrics == {"report": 1}
+
+    mark("FINISHED")
+    mark("FAILED")  # the exit handler comes after a run that went well, too
+    assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FINISHED"]
+
+
+def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, monkeypatch):
+    mark("RUNNING")
+    with pytest.raises(ValueError, match="eps"), tracking.stage("fgm", {}):
+        raise ValueError("eps")
+    mark("FAILED")
+    assert [one.info.status for one in runs_of(client)] == ["FAILED", "FAILED"]
+
+    mark("RUNNING")  # retried in the dashboard: the same run goes on
+    mark("FINISHED")
+    assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FAILED"]
+
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))  # another run of the same pipeline
+    mark("RUNNING")
+    assert sorted(one.info.status for one in runs_of(client)) == ["FAILED", "FINISHED", "RUNNING"]
+
+
+def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflow, capsys):
+    mark("FAILED")
+    with tracking.stage("fgm", {}) as run:
+        assert run.whole is None
+    (found,) = runs_of(client)
+    assert "mlflow.parentRunId" not in found.data.tags
+    assert "no MLflow run to mark" in capsys.readouterr().out
+
+
+def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, monkeypatch):
+    with tracking.pipeline_run("kept by the backend", {}) as parent:
+        monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+        for status in ("RUNNING", "FAILED"):
+            mark(status)
+            assert client.get_run(parent).info.status == "RUNNING"
+        with tracking.stage("fgm", {}) as run:
+            assert run.whole.run_id == parent
+    assert len(runs_of(client)) == 2
+
+
+@pytest.mark.parametrize(("pipeline", "status"), [("", "RUNNING"), ("fgm", "KILLED")])
+def test_track_run_refuses_what_it_cannot_mark(pipeline, status):
+    with pytest.raises(ValueError, match="must be"):
+        track_run.track_run(pipeline=pipeline, status=status)
 
 
 @pytest.mark.parametrize(
