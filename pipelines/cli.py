@@ -1,14 +1,17 @@
 """The command line `evasion`: runs pipelines on this machine and compiles them for Kubeflow."""
 
 import json
+import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+
+from evasion.pipelines import placement
 
 # kfp, MLflow and Rich are imported by the commands that need them, so that help comes at once.
 
@@ -69,7 +72,7 @@ class PipelineCommands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the pipeline, or say which there are."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            _unknown(args[0])
+            _unknown(args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
 
@@ -97,7 +100,29 @@ def list_pipelines() -> None:
         click.echo(f"{name:{width}}  {_first_paragraph(pipeline)}")
 
 
-@main.command("compile", epilog="Example: evasion compile fgm_evaluation train --output compiled")
+def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of `Placement`."""
+    for name, default, text in reversed(list(placement.options())):
+        several = isinstance(default, tuple)
+        command = click.option(
+            f"--{_dashed(name)}",
+            type=str if several else type(default),
+            default=default,
+            show_default=default != "",
+            multiple=several,
+            help=text,
+        )(command)
+    return command
+
+
+@main.command(
+    "compile",
+    epilog="""\b
+    Examples:
+      evasion compile fgm_evaluation train --image registry.example/evasion-pipelines:1.0
+      evasion compile all --device gpu --node-selector cloud.google.com/gke-accelerator=nvidia-l4
+    """,
+)
 @click.argument("names", nargs=-1, metavar="[PIPELINE...|all]")
 @click.option(
     "--output",
@@ -106,18 +131,34 @@ def list_pipelines() -> None:
     show_default=True,
     help="The folder for the YAMLs, one a pipeline.",
 )
-def compile_pipelines(names: tuple[str, ...], output: Path) -> None:
-    """Compile pipelines to YAML for Kubeflow: those named, or all."""
-    from evasion.pipelines.catalog import pipelines
+@click.option(
+    "--steps",
+    is_flag=True,
+    help="Compile steps instead, for pipelines of your own: OUTPUT/STEP/component.yaml. The rest does not count.",
+)
+@_placement_options
+def compile_pipelines(names: tuple[str, ...], output: Path, steps: bool, **placed: Any) -> None:
+    """Compile pipelines to YAML for Kubeflow: those named, or all.
 
+    The options say what the cluster gives to the steps. The YAMLs of the defaults are in pipelines/compiled.
+    """
+    from evasion.pipelines import catalog
+
+    try:
+        given = placement.Placement(**placed)
+    except ValueError as error:
+        _fail(BAD_INPUT, _told(str(error), tuple(name for name in placed if re.search(rf"\b{name}=", str(error)))))
+    known = catalog.steps() if steps else catalog.pipelines()
     chosen = [name.replace("-", "_") for name in names if name != "all"]
     for name in chosen:
-        if name not in pipelines():
-            _unknown(name)
+        if name not in known:
+            _unknown(name, known, "step" if steps else "pipeline")
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in chosen if chosen and "all" not in names else pipelines():
-            click.echo(_compile(pipelines()[name], output / f"{name}.yaml"))
+        for name in chosen if chosen and "all" not in names else known:
+            if steps:
+                click.echo(_compile(known[name], output / name / "component.yaml"))
+            else:
+                click.echo(_compile(placement.place(known[name], given), output / f"{name}.yaml"))
     except OSError as error:
         _fail(1, str(error))
 
@@ -154,24 +195,23 @@ def compare_reports(reports: tuple[Path, ...], output: Path, names: tuple[str, .
     display.show_comparison(console, json.loads(summary.read_text(encoding="utf-8")), page)
 
 
-def _compile(pipeline: Any, path: Path) -> Path:
-    """Write the YAML of a pipeline; a file that is there is whole at any time."""
+def _compile(compiled: Any, path: Path) -> Path:
+    """Write the YAML of a pipeline or a step; a file that is there is whole at any time."""
     from kfp import compiler
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.unfinished.yaml")
     try:
-        compiler.Compiler().compile(pipeline, str(unfinished))
+        compiler.Compiler().compile(compiled, str(unfinished))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
 
 
-def _unknown(name: str) -> NoReturn:
-    """Refuse a pipeline that does not exist."""
-    from evasion.pipelines.catalog import pipelines
-
-    raise click.UsageError(f"No such pipeline: {name}. Choose from {', '.join(pipelines())}.")
+def _unknown(name: str, known: Iterable[str], kind: str = "pipeline") -> NoReturn:
+    """Refuse a pipeline or a step that does not exist."""
+    raise click.UsageError(f"No such {kind}: {name}. Choose from {', '.join(known)}.")
 
 
 def _common_options() -> list[click.Option]:

@@ -17,7 +17,7 @@ from kfp.dsl import HTML, Artifact, Metrics, Output
 from rich.console import Console
 
 from evasion.components.step import step
-from evasion.pipelines import catalog, cli, display, local
+from evasion.pipelines import catalog, cli, display, local, placement
 from evasion.pipelines.preflight import Step
 
 EVASION = [sys.executable, "-c", "from evasion.pipelines.cli import main; main(prog_name='evasion')"]
@@ -351,8 +351,60 @@ def test_compile_writes_whole_yamls(tmp_path, names):
     assert written == sorted(tmp_path / "compiled" / f"{name}.yaml" for name in expected)
     assert sorted(result.stdout.split()) == [str(path) for path in written]
     for path in written:
-        (spec,) = yaml.safe_load_all(path.read_text())
-        assert spec["pipelineInfo"]["name"] == path.stem.replace("_", "-")
+        spec, platform = yaml.safe_load_all(path.read_text())
+        assert spec["pipelineInfo"]["name"] == f"evasion-{path.stem.replace('_', '-')}"
+        assert platform["platforms"]["kubernetes"]
+
+
+def test_compile_writes_whole_steps(tmp_path):
+    result = evasion("compile", "load-model", "fgm", "--steps", "--output", tmp_path)
+    assert result.exit_code == 0
+    assert result.stdout.split() == [str(tmp_path / name / "component.yaml") for name in ("load_model", "fgm")]
+    for path in result.stdout.split():
+        (spec,) = yaml.safe_load_all(Path(path).read_text())
+        assert spec["pipelineInfo"]["name"] == Path(path).parent.name.replace("_", "-")
+    result = evasion("compile", "fgn", "--steps", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "No such step: fgn. Choose from fgm, gaussian_augmentation, infer," in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (("--device", "tpu"), "device must be one of cpu, gpu. Received: device='tpu'. Set --device."),
+        (("--gpus", 0), "gpus must be a positive integer. Received: gpus=0. Set --gpus."),
+        (("--gpu-type", "a b"), "gpu_type must be a Kubernetes resource such as nvidia.com/gpu"),
+        (("--gpu-taint", "a=b"), "gpu_taint must be a taint's key, or blank"),
+        (("--node-selector", "fast"), "node_selector must be label=value. Received: node_selector='fast'"),
+        (("--cpus", 0), "cpus must be at least 0.1 and finite. Received: cpus=0.0. Set --cpus."),
+        (("--memory", "nan"), "memory must be at least 0.5 and finite. Received: memory=nan. Set --memory."),
+        (("--image", "a b"), "image must be an image's name, or blank. Received: image='a b'. Set --image."),
+        (("--device", "gpu", "--image", "a@sha256:0"), "gpu_image must be given where image is a digest."),
+        (("--dataset-pvc", "My_Data"), "dataset_pvc must be a Kubernetes name"),
+        (("--dataset-path", "data"), "dataset_path must be an absolute path, not /. Received: dataset_path='data'"),
+        (("--mlflow-uri", "mlflow:5000"), "mlflow_uri must be http:// or https:// and a host"),
+        (("--mlflow-uri", "http://me:secret@mlflow"), "mlflow_uri must hold no password, which is the Secret's"),
+        (("--mlflow-secret", "A"), "mlflow_secret must be a Kubernetes name"),
+        (("--experiment", " "), "experiment must be given. Received: experiment=' '. Set --experiment."),
+        (("--timeout", -1), "timeout must be an integer in [0, 35791394]. Received: timeout=-1. Set --timeout."),
+        (("--retries", 101), "retries must be an integer in [0, 100]. Received: retries=101. Set --retries."),
+        (("--retries", "many"), "Invalid value for '--retries'"),
+    ],
+)
+def test_compile_refuses_bad_values_before_it_writes(tmp_path, options, rule):
+    result = evasion("compile", "fgm", *options, "--output", tmp_path / "compiled")
+    assert result.exit_code == 2
+    assert rule in " ".join(result.stderr.split())
+    assert "secret" not in result.stderr.replace("mlflow_secret", "").replace("mlflow-secret", "")
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_compiles_help_explains_every_option():
+    result = evasion("compile", "--help")
+    for name, default, text in placement.options():
+        assert f"--{name.replace('_', '-')} " in result.stdout
+        assert text
+        assert default is not None
 
 
 def test_compile_leaves_a_good_file_alone_when_it_fails(tmp_path, monkeypatch):

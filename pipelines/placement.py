@@ -1,0 +1,200 @@
+"""Where the steps of a pipeline run in a cluster: devices, memory, volumes, MLflow, retries; what compiled YAMLs add.
+
+The only module that knows Kubernetes. What runs a model goes to a node with a GPU, the rest never does. Two steps
+that the pipelines do not have, both `track_run`, open and finish the pipeline's run in MLflow, and an exit handler
+fails it if it has not finished.
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from evasion.components.common import checks
+from evasion.components.common.tracking import DEFAULT_EXPERIMENT, KUBEFLOW_RUN
+from evasion.pipelines.catalog import Pipeline
+
+DEVICES = ("cpu", "gpu")
+
+# It takes a model from MLflow, and runs none.
+LOOKUP = "load-model"
+# Of things that may change behind their names: a folder, a model's newest version, a run's status.
+NEVER_CACHED = ("load-dataset", LOOKUP, "track-run")
+MODEL = "system.Model@0.0.1"
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+# Parameters that may be paths of files or folders.
+PATHS = {"data_dir", "weights"}
+
+# Of steps that run no model: cores and GiB. None took 300 MiB in `make bench`.
+PLAIN_CPUS = 2.0
+PLAIN_MEMORY = 2.0
+
+_NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?"
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a cluster gives to the steps. Every field is an option of `evasion compile`.
+
+    Raises:
+        ValueError: A field breaks its rule.
+    """
+
+    device: str = _option("cpu", "cpu, or gpu: steps that run a model ask for GPUs and run on nodes that have some.")
+    image: str = _option(
+        "", "The steps' image, in a registry that the cluster reaches; blank for its local name, of this version."
+    )
+    gpu_image: str = _option("", "With gpu, the image of steps that run a model; blank for IMAGE-gpu.")
+    gpus: int = _option(1, "With gpu, how many a step gets. The steps use one.")
+    gpu_type: str = _option("nvidia.com/gpu", "With gpu, how the cluster names the resource.")
+    gpu_taint: str = _option("nvidia.com/gpu", "With gpu, the taint of its nodes that steps tolerate; blank for none.")
+    node_selector: tuple[str, ...] = _option(
+        ("nvidia.com/gpu.present=true",), "With gpu, a label=value that its nodes have; may be repeated."
+    )
+    cpus: float = _option(4.0, "Cores that a step that runs a model may use; a quarter of them is reserved for it.")
+    memory: float = _option(16.0, "GiB of memory that such a step may use; half of them is reserved for it.")
+    dataset_pvc: str = _option(
+        "evasion-data", "The volume claim with images and weights, which no step writes to; blank for none."
+    )
+    dataset_path: str = _option("/data", "Where steps find it: data_dir is below.")
+    mlflow_uri: str = _option("http://mlflow:5000", "MLflow's address in the cluster.")
+    mlflow_secret: str = _option(
+        "evasion-mlflow",
+        "The Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; it need not exist. Blank for none.",
+    )
+    experiment: str = _option(DEFAULT_EXPERIMENT, "The MLflow experiment; models' names begin with it.")
+    timeout: int = _option(360, "Minutes that a try of a step may take; 0 for any.")
+    retries: int = _option(2, "How often a failed step is tried again; Kubeflow does not ask why it failed.")
+
+    def __post_init__(self) -> None:
+        checks.one_of("device", self.device, DEVICES)
+        checks.positive_integer("gpus", self.gpus)
+        for name, value in (("image", self.image), ("gpu_image", self.gpu_image)):
+            _require(name, value, r"\S*", "an image's name, or blank")
+        if "@" in self.image and self.device == "gpu" and not self.gpu_image:
+            raise ValueError(f"gpu_image must be given where image is a digest. Received: image={self.image!r}")
+        _require("gpu_type", self.gpu_type, _LABEL, "a Kubernetes resource such as nvidia.com/gpu")
+        _require("gpu_taint", self.gpu_taint, f"({_LABEL})?", "a taint's key, or blank")
+        for label in self.node_selector:
+            _require("node_selector", label, rf"{_LABEL}=({_LABEL})?", "label=value")
+        checks.in_range("cpus", self.cpus, 0.1)
+        checks.in_range("memory", self.memory, 0.5)
+        for name, value in (("dataset_pvc", self.dataset_pvc), ("mlflow_secret", self.mlflow_secret)):
+            _require(name, value, rf"({_NAME})?", "a Kubernetes name of lower-case letters, digits, - and ., or blank")
+        _require("dataset_path", self.dataset_path, r"/[^:\s]+", "an absolute path, not /")
+        _require("mlflow_uri", self.mlflow_uri, r"https?://[^\s/]+\S*", "http:// or https:// and a host")
+        if urlsplit(self.mlflow_uri).password is not None:
+            raise ValueError("mlflow_uri must hold no password, which is the Secret's. Received: mlflow_uri=…")
+        checks.required("experiment", self.experiment)
+        checks.integer_in("timeout", self.timeout, 0, 2**31 // 60)
+        checks.integer_in("retries", self.retries, 0, 100)
+
+
+def _require(name: str, value: str, pattern: str, rule: str) -> None:
+    if not re.fullmatch(pattern, value):
+        raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}")
+
+
+def options() -> Iterator[tuple[str, Any, str]]:
+    """Yield the name, default and description of every field of a placement."""
+    for one in fields(Placement):
+        yield one.name, one.default, one.metadata["help"]
+
+
+def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
+    """Return a pipeline of the same parameters and steps, named `evasion-…`, that says where they run.
+
+    Args:
+        pipeline: The pipeline, a function under `dsl.pipeline`.
+        placement: What its steps get.
+    """
+    from kfp import dsl
+    from kfp.dsl import pipeline_context
+
+    from evasion.components.track_run.component import track_run
+
+    name = pipeline.component_spec.name
+
+    @functools.wraps(pipeline.pipeline_func)
+    def placed(*arguments: Any) -> Any:
+        tasks = pipeline_context.Pipeline.get_default_pipeline().tasks
+        failed = track_run(pipeline=name, status="FAILED").set_display_name("fail the MLflow run")
+        with dsl.ExitHandler(failed, "tracked") as tracked:
+            opened = track_run(pipeline=name, status="RUNNING").set_display_name("open the MLflow run")
+            result = pipeline.pipeline_func(*arguments)
+            own = [task for task in tasks.values() if task not in (failed, opened)]
+            awaited = set[str]().union(*map(_awaited, own))
+            last = [task for task in tracked.tasks if task in own and task.name not in awaited]
+            for task in own:
+                if not _awaited(task):
+                    task.after(opened)
+            finished = track_run(pipeline=name, status="FINISHED").set_display_name("finish the MLflow run")
+            finished.after(*last)
+        for task in tasks.values():
+            if task.container_spec is not None:  # an importer has none
+                _place(task, placement)
+        return result
+
+    # Some pipelines bear the name of a step, which kfp takes them for when it loads such a YAML as a component.
+    return dsl.pipeline(name=f"evasion-{name}", description=pipeline.description)(placed)
+
+
+def _awaited(task: Any) -> set[str]:
+    """Name the tasks, and the groups of tasks, that a task waits for."""
+    return {channel.task_name for channel in task.channel_inputs if channel.task_name} | set(task.dependent_tasks)
+
+
+def _runs_model(task: Any) -> bool:
+    """Tell whether a step runs a model: it takes or gives one, and does more than look it up."""
+    spec = task.component_spec
+    types = {one.type for one in [*(spec.inputs or {}).values(), *(spec.outputs or {}).values()]}
+    return MODEL in types and spec.name != LOOKUP
+
+
+def _place(task: Any, placement: Placement) -> None:
+    """Write all that a placement says of one step into it."""
+    from kfp import kubernetes
+
+    from evasion.components.step import IMAGE
+
+    model = _runs_model(task)
+    gpu = model and placement.device == "gpu"
+    image = placement.image or IMAGE
+    task.set_container_image((placement.gpu_image or f"{image}-gpu") if gpu else image)
+
+    cpus, memory = (placement.cpus, placement.memory) if model else (PLAIN_CPUS, PLAIN_MEMORY)
+    task.set_cpu_request(f"{cpus / 4:g}").set_cpu_limit(f"{cpus:g}")
+    task.set_memory_request(_mebibytes(memory / 2)).set_memory_limit(_mebibytes(memory))
+    if gpu:
+        # Constants: older backends ignore a limit that is a parameter of the pipeline.
+        task.set_accelerator_type(placement.gpu_type).set_accelerator_limit(placement.gpus)
+        if placement.gpu_taint:
+            kubernetes.add_toleration(task, key=placement.gpu_taint, operator="Exists", effect="NoSchedule")
+        for label in placement.node_selector:
+            kubernetes.add_node_selector(task, *label.split("=", 1))
+
+    if placement.dataset_pvc and PATHS & (task.component_spec.inputs or {}).keys():
+        kubernetes.mount_pvc(task, placement.dataset_pvc, placement.dataset_path)
+
+    task.set_env_variable("MLFLOW_TRACKING_URI", placement.mlflow_uri)
+    task.set_env_variable("MLFLOW_EXPERIMENT_NAME", placement.experiment)
+    if placement.mlflow_secret:
+        kubernetes.use_secret_as_env(task, placement.mlflow_secret, {key: key for key in CREDENTIALS}, optional=True)
+    kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN, "metadata.labels['pipeline/runid']")
+
+    task.set_caching_options(task.component_spec.name not in NEVER_CACHED)
+    if placement.timeout:
+        kubernetes.set_timeout(task, 60 * placement.timeout)
+    if placement.retries:
+        task.set_retry(placement.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+
+
+def _mebibytes(gibibytes: float) -> str:
+    return f"{round(1024 * gibibytes)}Mi"
