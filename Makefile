@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-art lint format lock clean
+.PHONY: help setup demo test test-fast compile bench bench-art lint format lock clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,13 @@ test: $(INSTALLED)  ## Run all tests
 
 test-fast: $(INSTALLED)  ## Run the tests that take seconds
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
+
+# Files that are committed and that tests hold to the code.
+compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
+	$(BIN)/evasion compile all --device cpu --output pipelines/compiled/cpu
+	$(BIN)/evasion compile all --device gpu --output pipelines/compiled/gpu
+	$(BIN)/evasion compile all --steps --output components
+	$(BIN)/python tests/pipelines/interface.py
 
 bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
 	$(BIN)/python tests/benchmarks/memory.py

