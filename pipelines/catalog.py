@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ def pipelines() -> dict[str, Pipeline]:
         for name, value in vars(importlib.import_module(module)).items()
         if isinstance(value, GraphComponent)
     }
+
+
+# The pipeline whose attacks and defenses are chosen when it is made; the one of this name has the usual ones.
+EVALUATION = "fgm_evaluation"
+
+
+def evaluation(attacks: Sequence[str] | None, defenses: Sequence[str] | None) -> Pipeline:
+    """Return the evaluation of these attacks and defenses, by name; None for the usual ones.
+
+    Raises:
+        ValueError: A name is unknown or given twice, or there is no attack.
+    """
+    from evasion.pipelines import fgm_evaluation
+
+    chosen = {"attacks": attacks, "defenses": defenses}
+    return fgm_evaluation.evaluation(**{what: names for what, names in chosen.items() if names is not None})
 
 
 @functools.cache

@@ -100,6 +100,35 @@ def list_pipelines() -> None:
         click.echo(f"{name:{width}}  {_first_paragraph(pipeline)}")
 
 
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    """Read names separated by commas; a blank text names none."""
+    return None if value is None else [name.strip().replace("-", "_") for name in value.split(",") if name.strip()]
+
+
+ATTACKS = click.Option(
+    ["--attacks"],
+    callback=_names,
+    metavar="NAME,…",
+    help="fgm, pgd or both: which attacks to make.  [default: fgm]",
+)
+DEFENSES = click.Option(
+    ["--defenses"],
+    callback=_names,
+    metavar="NAME,…",
+    help="spatial_smoothing, jpeg_compression, gaussian_augmentation: which defenses to judge.  [default: all]",
+)
+
+
+def _evaluation(attacks: list[str] | None, defenses: list[str] | None) -> Any:
+    """Return the evaluation of the attacks and defenses named."""
+    from evasion.pipelines import catalog
+
+    try:
+        return catalog.evaluation(attacks, defenses)
+    except ValueError as error:
+        _fail(BAD_INPUT, str(error))
+
+
 def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of `Placement`."""
     for name, default, text in reversed(list(placement.options())):
@@ -136,8 +165,17 @@ def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Compile steps instead, for pipelines of your own: OUTPUT/STEP/component.yaml. The rest does not count.",
 )
+@click.option("--attacks", callback=_names, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
+@click.option("--defenses", callback=_names, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
 @_placement_options
-def compile_pipelines(names: tuple[str, ...], output: Path, steps: bool, **placed: Any) -> None:
+def compile_pipelines(
+    names: tuple[str, ...],
+    output: Path,
+    steps: bool,
+    attacks: list[str] | None,
+    defenses: list[str] | None,
+    **placed: Any,
+) -> None:
     """Compile pipelines to YAML for Kubeflow: those named, or all.
 
     The options say what the cluster gives to the steps. The YAMLs of the defaults are in pipelines/compiled.
@@ -148,7 +186,9 @@ def compile_pipelines(names: tuple[str, ...], output: Path, steps: bool, **place
         given = placement.Placement(**placed)
     except ValueError as error:
         _fail(BAD_INPUT, _told(str(error), tuple(name for name in placed if re.search(rf"\b{name}=", str(error)))))
-    known = catalog.steps() if steps else catalog.pipelines()
+    known = dict(catalog.steps() if steps else catalog.pipelines())
+    if not steps and (attacks is not None or defenses is not None):
+        known[catalog.EVALUATION] = _evaluation(attacks, defenses)
     chosen = [name.replace("-", "_") for name in names if name != "all"]
     for name in chosen:
         if name not in known:
@@ -245,16 +285,29 @@ def _common_options() -> list[click.Option]:
 
 def _command(name: str, pipeline: Any) -> click.Command:
     """Make the command that runs a pipeline."""
+    from evasion.pipelines import catalog
+
     own = [_option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
+
+    choices = [ATTACKS, DEFENSES] if name == catalog.EVALUATION else []
 
     def run(
         output: Path, experiment: str, tracking_uri: str | None, verbose: bool, quiet: bool, **arguments: Any
     ) -> None:
-        _run(pipeline, arguments, output, experiment, tracking_uri, verbose=verbose, quiet=quiet)
+        chosen = [arguments.pop(choice.name) for choice in choices]
+        _run(
+            _evaluation(*chosen) if chosen else pipeline,
+            arguments,
+            output,
+            experiment,
+            tracking_uri,
+            verbose=verbose,
+            quiet=quiet,
+        )
 
     return click.Command(
         name,
-        params=[*own, *_common_options()],
+        params=[*choices, *own, *_common_options()],
         callback=run,
         help=_help(name, pipeline),
         short_help=_first_paragraph(pipeline),

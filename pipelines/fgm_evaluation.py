@@ -91,6 +91,9 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
         the pretrained ImageNet model of `model_architecture`. Each defense is put to two attackers: an oblivious one,
         who does not know it, and a defense-aware one, who aims at the model behind it.
 
+            evasion run fgm_evaluation --data-dir-train data/train --data-dir-test data/test --model-architecture le_net
+            evasion run fgm_evaluation --data-dir-test data/test --model evasion_le_net --attacks fgm,pgd --eps 0.1
+
         Args:
             data_dir_test: The images to attack, a folder of one folder a class, local or gs://.
             data_dir_train: Training set, likewise; blank to train nothing.

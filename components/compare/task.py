@@ -43,7 +43,7 @@ def compare(*, reports: list[Path], html: Path, summary: Path, names: str) -> di
 
     with tracking.stage("compare", {"names": names}) as run:
         metrics = comparison.write(reports, split(names), html, summary)
-        for holder in (run, tracking.parent_stage()):
+        for holder in (run, run.whole):
             if holder:
                 holder.log_metrics(metrics)
                 holder.log_file(html, "compare/compare.html")

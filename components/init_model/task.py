@@ -12,7 +12,11 @@ def check(
 ) -> None:
     """Hold the parameters to their rules."""
     checks.model_tag(model_tag)
-    checks.one_of("model_architecture", model_architecture, PRETRAINED)
+    if model_architecture not in PRETRAINED:
+        raise ValueError(
+            f"model_architecture must be one of {', '.join(PRETRAINED)}, the pretrained ones; others are trained. "
+            f"Received: model_architecture={model_architecture!r}"
+        )
     checks.weights("weights", weights)
     checks.sha256("weights_sha256", weights_sha256)
     checks.seed(seed)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -475,3 +476,39 @@ def test_durations_are_for_people(seconds, text):
 def test_where_to_look_shows_no_password(uri, text):
     assert text in display._where(uri)
     assert "secret" not in display._where(uri)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("--attacks", "fgm,pgd", "--defenses", "jpeg_compression"), {"fgm": 2, "pgd": 2, "jpeg-compression": 5}),
+        (("--attacks", "pgd", "--defenses", ""), {"pgd": 1}),
+        ((), {"fgm": 4, "spatial-smoothing": 3, "jpeg-compression": 3, "gaussian-augmentation": 3}),
+    ],
+)
+def test_attacks_and_defenses_are_chosen_by_name(tmp_path, options, steps):
+    assert evasion("compile", "fgm_evaluation", *options, "--output", tmp_path).exit_code == 0
+    spec, *_ = yaml.safe_load_all((tmp_path / "fgm_evaluation.yaml").read_text())
+    tasks = [task for component in spec["components"].values() for task in component.get("dag", {}).get("tasks", {})]
+    found = Counter(re.sub(r"-\d+$", "", task) for task in tasks)
+    chosen = {"fgm", "pgd", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}
+    assert {name: count for name, count in found.items() if name in chosen} == steps
+
+
+@pytest.mark.parametrize("command", [("run", "fgm_evaluation", "--data-dir-test", "."), ("compile", "fgm_evaluation")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--attacks", "fgn"), "attacks must be of fgm, pgd. Received: fgn"),
+        (("--attacks", ""), "attacks must name one of fgm, pgd at least. Received: none"),
+        (
+            ("--defenses", "jpeg"),
+            "defenses must be of spatial_smoothing, jpeg_compression, gaussian_augmentation. Received",
+        ),
+        (("--attacks", "fgm,fgm"), "attacks must name each once. Received: fgm, fgm"),
+    ],
+)
+def test_attacks_and_defenses_that_do_not_exist_are_refused(command, options, message):
+    result = evasion(*command, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr

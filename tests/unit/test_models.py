@@ -177,7 +177,10 @@ def test_init_model_registers_the_whole_imagenet_model(mlflow_store, tmp_path, r
 
 
 WRONG = [
-    ({"model_architecture": "le_net"}, "model_architecture must be one of resnet50, vgg16. Received: "),
+    (
+        {"model_architecture": "le_net"},
+        "model_architecture must be one of resnet50, vgg16, the pretrained ones; others are trained. Received: ",
+    ),
     (
         {"weights": "/nowhere.h5"},
         "weights must be imagenet, none, an existing file or a gs:// file. Received: weights=",
