@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from kfp import dsl
 from lab import FGM, FGM_SMALL, MEDIAN, Lab, Report, aware
 from scipy.stats import binomtest
 
 from evasion.components.compare import comparison, task
+from evasion.components.compare.component import compare as compare_step
 from evasion.components.report.outcomes import holm
-from evasion.pipelines import cli
+from evasion.pipelines import cli, local
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # reports and comparisons log themselves
 
@@ -293,3 +295,22 @@ def test_a_comparison_without_tracking_is_the_same(models: Models, tmp_path: Pat
     tracked = Comparison(tmp_path, reports)
     comparison.write(reports, [], tmp_path / "compare.html", tmp_path / "compare.json")
     assert json.loads((tmp_path / "compare.json").read_text()) == tracked.json
+
+
+@dsl.pipeline
+def comparing(plain: str, madry: str):
+    """Compare two reports."""
+    reports = {
+        f"report_{number}": dsl.importer(artifact_uri=uri, artifact_class=dsl.Artifact).output
+        for number, uri in enumerate((plain, madry), 1)
+    }
+    compare_step(**reports, names="plain one, hardened")
+
+
+@pytest.mark.slow
+def test_the_step_compares_what_is_connected(models: Models, tmp_path: Path) -> None:
+    reports = {name: str(models.report(name, attacked=attacked)) for name, attacked in (("plain", 300), ("madry", 60))}
+    result = local.run(comparing, reports, output=tmp_path / "runs", experiment="e")
+    (found,) = [step for step in result.steps if step.step.function == "compare"]
+    assert found.metrics["robust_accuracy_plain_one"] == 0.25
+    assert found.metrics["robust_accuracy_hardened"] == 0.85

@@ -286,7 +286,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     lab.model["class_names"] = list(lab.classes)
     lab.model["architecture"] = "</title><script>alert(1)</script>"
     stage = {**FGM, "stage": "<b>fgm</b>", "parameters": {"x": "</style><script>", "eps": 0.3}}
-    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, shift=9)])
+    curve = lab.curve(attack="<script>curve</script>", norm="<img src=x>")
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, shift=9)], curve=curve)
     Page(made.page)  # refuses scripts and handlers
     assert "<script" not in made.page
     assert "<img src=x" not in made.page
