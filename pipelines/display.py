@@ -177,6 +177,8 @@ def show_comparison(console: Console, content: Mapping[str, Any], page: Path) ->
         content: What `compare.json` holds.
         page: The page.
     """
+    from evasion.components.report.outcomes import probability  # it imports SciPy
+
     for block in content["attacks"]:
         titles = ["clean accuracy, %"]
         if block["attack"]:
@@ -199,7 +201,7 @@ def show_comparison(console: Console, content: Mapping[str, Any], page: Path) ->
         more = pair["only_one_right"] > pair["only_other_right"]
         said = "may be chance" if pair["may_be_chance"] else f"{one if more else other} is better"
         console.print(
-            f"{escape(pair['images'])}: {one} / {other}: {said}, p = {pair['p_adjusted']:.2g}", highlight=False
+            f"{escape(pair['images'])}: {one} / {other}: {said}, {probability(pair['p_adjusted'])}", highlight=False
         )
     console.print(escape(content["headline"]), highlight=False)
     for note in content["notes"]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from evasion.components.report.curve import Curve, Series
 from evasion.components.report.evaluations import Evaluation, Evaluations
 from evasion.components.report.finding import Finding, Status
-from evasion.components.report.outcomes import Outcome, Paired
+from evasion.components.report.outcomes import Outcome, Paired, probability
 from evasion.components.report.table import Share, percent
 
 ROUNDING = (0.01, 0.05)
@@ -18,9 +18,7 @@ REPEATED = 0.01
 
 def findings(evaluations: Evaluations, curve: Curve) -> Iterator[Finding]:
     """Make every check that the curve's data allows."""
-    for series in curve.series:
-        if not series.control:
-            yield from _falls(curve, series)
+    yield from _falls(curve)
     yield from _whole_range(curve)
     outcomes = {name: curve.outcome(name, evaluations.outcomes) for name in curve.controls}
     yield from _noise(curve, outcomes)
@@ -29,26 +27,34 @@ def findings(evaluations: Evaluations, curve: Curve) -> Iterator[Finding]:
     yield from _repeated(evaluations, curve)
 
 
-def _falls(curve: Curve, series: Series) -> Iterator[Finding]:
+def _falls(curve: Curve) -> Iterator[Finding]:
     """Whoever may change more can change less, so a rise says that the attack lost its way."""
-    name, subject = "accuracy falls as eps grows", f"{curve.label}, {series.name}"
-    serious: Status = "fail" if series is curve.undefended else "warn"
-    (start, first), (end, last) = series.points[0], series.points[-1]
-    rise = _rise(curve, series)
-    if rise:
-        (before, low), (after, high) = rise
-        text = f"it rises from {percent(low.value)} at eps {before:.3g} to {percent(high.value)} at {after:.3g}"
-        advice = (
-            "The gradient leads astray there (masked, or a step too long): trust smaller eps, and compare with PGD."
-        )
-        yield Finding(name, subject, serious, text, advice)
-    elif min(share.high for _, share in series.points) >= first.low > curve.chance:
-        text = f"{percent(first.value)} at eps {start:g}, {percent(last.value)} at {end:g}"
-        advice = "No eps hurts: check that the attack reaches the model and that gradients are not zero."
-        yield Finding(name, subject, serious, text, advice)
-    else:
-        text = f"from {percent(first.value)} at eps {start:g} to {percent(last.value)} at {end:g}, without a rise"
-        yield Finding(name, subject, "pass", text)
+    name, falling = "accuracy falls as eps grows", []
+    for series in curve.series:
+        if series.control:
+            continue
+        subject = f"{curve.label}, {series.name}"
+        serious: Status = "fail" if series is curve.undefended else "warn"
+        (start, first), (end, last) = series.points[0], series.points[-1]
+        rise = _rise(curve, series)
+        if rise:
+            (before, low), (after, high) = rise
+            text = f"it rises from {percent(low.value)} at eps {before:.3g} to {percent(high.value)} at {after:.3g}"
+            advice = (
+                "The gradient leads astray there (masked, or too long a step): trust smaller eps, compare with PGD."
+            )
+            yield Finding(name, subject, serious, text, advice)
+        elif min(share.high for _, share in series.points) >= first.low > curve.chance:
+            text = f"{percent(first.value)} at eps {start:g}, {percent(last.value)} at {end:g}"
+            advice = "No eps hurts: check that the attack reaches the model and that gradients are not zero."
+            yield Finding(name, subject, serious, text, advice)
+        else:
+            falling.append(series)
+    if falling:
+        (start, first), (end, last) = falling[0].points[0], falling[0].points[-1]
+        text = f"{falling[0].name}: from {percent(first.value)} at eps {start:g} to {percent(last.value)} at {end:g}"
+        subject = f"{curve.label}, {len(falling)} curve{'s' * (len(falling) > 1)}"
+        yield Finding(name, subject, "pass", f"none rises above chance; {text}")
 
 
 def _rise(curve: Curve, series: Series) -> tuple[tuple[float, Share], tuple[float, Share]] | None:
@@ -163,7 +169,7 @@ def _left(curve: Curve, paired: Paired, ours: str, theirs: str) -> str:
     """Say what each of two controls leaves."""
     names = {"saved": curve.attack, "noise": "uniform noise", "pgd": "PGD"}
     one, other = (f"{percent(curve.controls[each].value)} are left by {names[each]}" for each in (ours, theirs))
-    return f"{one}, {other}, p = {paired.p:.2g}"
+    return f"{one}, {other}, {probability(paired.p)}"
 
 
 def _at(curve: Curve) -> str:

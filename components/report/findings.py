@@ -9,6 +9,7 @@ from evasion.components.report import curve_findings
 from evasion.components.report.curve import Curve
 from evasion.components.report.evaluations import AWARE, NONE, OBLIVIOUS, Evaluation, Evaluations, Stage, Treatment
 from evasion.components.report.finding import Finding, Status
+from evasion.components.report.outcomes import probability
 from evasion.components.report.table import Share, accuracy, percent
 
 LEVEL = 1 / 255
@@ -113,8 +114,8 @@ def _precision(evaluations: Evaluations) -> Iterator[Finding]:
         return
     half, title, found = max(shares, key=lambda each: each[0])
     text = (
-        f"{found.n:,} images: accuracies are known to about \N{PLUS-MINUS SIGN}{half * 100:.1f} points or better; "
-        f"{_needed()}, at worst"
+        f"{found.n:,} images: accuracies are known to about \N{PLUS-MINUS SIGN}{half * 100:.1f} points or better "
+        f"({_needed()} at worst)"
     )
     status: Status = "fail" if half > HALF_WIDTHS[1] else "warn" if half > HALF_WIDTHS[0] else "pass"
     advice = "Evaluate more images; four times as many halve the interval." if status != "pass" else ""
@@ -123,8 +124,10 @@ def _precision(evaluations: Evaluations) -> Iterator[Finding]:
 
 def _needed() -> str:
     """How many images an interval of a given half-width takes at an accuracy of 50 %, where it takes most."""
-    needed = ((points, math.ceil(round((NORMAL / (2 * points / 100)) ** 2, 6))) for points in (5, 2, 1))
-    return ", ".join(f"\N{PLUS-MINUS SIGN}{points} take {images:,}" for points, images in needed)
+    five, two, one = (math.ceil(round((NORMAL / (2 * half)) ** 2, 6)) for half in (0.05, 0.02, 0.01))
+    return (
+        f"\N{PLUS-MINUS SIGN}5 points take {five:,} images, \N{PLUS-MINUS SIGN}2 {two:,}, \N{PLUS-MINUS SIGN}1 {one:,}"
+    )
 
 
 def _counts(evaluations: Evaluations) -> Iterator[Finding]:
@@ -173,7 +176,7 @@ def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Finding]
         text = f"{aware} are left by the defense-aware attack, {oblivious} by the oblivious one"
         if paired.rises:
             advice = "The defense-aware attack is weak: give it more draws (eot_samples), or PGD's steps."
-            yield Finding(name, subject, "warn", f"{text}, p = {paired.p:.2g}", advice)
+            yield Finding(name, subject, "warn", f"{text}, {probability(paired.p)}", advice)
         else:
             yield Finding(name, subject, "pass", text)
     if missing:

@@ -124,6 +124,11 @@ class Outcomes:
         return base64.b64encode(np.packbits(outcome.astype(bool)).tobytes()).decode("ascii")
 
 
+def probability(p: float) -> str:
+    """A p-value as people read it: `p = 0.031`, `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
 def unpacked(text: str, images: int) -> Outcome:
     """Read back what `Outcomes.packed` wrote.
 

@@ -13,6 +13,7 @@ from evasion.components.report.curve import Curve, Series
 from evasion.components.report.evaluations import AWARE, NONE, OBLIVIOUS, Evaluations, Stage
 from evasion.components.report.finding import Finding
 from evasion.components.report.minimal import Distribution
+from evasion.components.report.outcomes import probability
 from evasion.components.report.plot import Line, Plot, plot
 
 DISTANCES = {
@@ -44,7 +45,12 @@ def environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        breakable=_breakable, interval=_interval, number=_number, percent=table.percent, points=table.points
+        breakable=_breakable,
+        interval=_interval,
+        number=_number,
+        percent=table.percent,
+        points=table.points,
+        probability=probability,
     )
     return made
 

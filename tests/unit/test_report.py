@@ -722,4 +722,4 @@ def test_unreadable_images_are_a_check(lab: Lab, tmp_path: Path, monkeypatch: py
 
 def test_precision_says_how_many_images_it_takes(lab: Lab, tmp_path: Path) -> None:
     ((_, found),) = Report(tmp_path, [lab.evaluate("clean")]).checks("enough images")
-    assert "±5 take 385, ±2 take 2,401, ±1 take 9,604" in found
+    assert "±5 points take 385 images, ±2 2,401, ±1 9,604" in found
