@@ -30,6 +30,7 @@ WITHOUT_MODEL = {
     "jpeg_compression",
     "gaussian_augmentation",
     "report",
+    "compare",
     "track_run",
 }
 
