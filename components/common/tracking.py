@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import model as model_artifact
-
 # MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -275,6 +273,8 @@ def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
         raise TrackingError(
             f"MLflow holds no such model. Received: model={model!r}: {_without_password(str(error))}"
         ) from error
+    from evasion.components.common import model as model_artifact
+
     files = list(folder.rglob(model_artifact.FILE))
     if len(files) != 1 or not (folder / model_artifact.CARD).is_file():
         raise TrackingError(
@@ -433,6 +433,8 @@ def _log_model(folder: Path, register_as: str, run_id: str) -> str:
 
     import mlflow
     import tensorflow as tf
+
+    from evasion.components.common import model as model_artifact
 
     keras_model = model_artifact.load(folder)
 
