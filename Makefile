@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast compile bench bench-art lint format lock clean
+.PHONY: help setup demo test test-fast compile bench bench-art robustness lint format lock clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +19,12 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
+EVALUATE := $(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
+  --model-architecture le_net --epochs 12 --batch-size 32 --validation-split 0.1 --eps 0.2 --seed 1
+
 demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the table and the report's path
 	$(BIN)/python -m evasion.pipelines.mnist data/mnist
-	$(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
-	  --model-architecture le_net --epochs 12 --batch-size 32 --validation-split 0.1 --eps 0.2 --seed 1
+	$(EVALUATE)
 
 # Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
 PARALLEL := --numprocesses 2 --dist loadfile
@@ -42,6 +44,16 @@ compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the descri
 
 bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
 	$(BIN)/python tests/benchmarks/memory.py
+
+# The newest run below a folder.
+newest = $$(ls -td $(1)/*evaluation* | head -1)
+ROBUSTNESS := build/robustness
+robustness: $(INSTALLED)  ## Compare a LeNet with one trained against PGD: the README's figure
+	$(BIN)/python -m evasion.pipelines.mnist data/mnist
+	$(EVALUATE) --output $(ROBUSTNESS)/plain
+	$(EVALUATE) --output $(ROBUSTNESS)/pgd --apply-defense true --pgd-eps 0.3 --pgd-eps-step 0.1 --pgd-max-iter 7
+	$(BIN)/evasion compare $(call newest,$(ROBUSTNESS)/plain) $(call newest,$(ROBUSTNESS)/pgd) \
+	  --name "plain training" --name "PGD training" --output $(ROBUSTNESS)/comparison
 
 bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the security curve
 	$(BIN)/python tests/benchmarks/against_art.py
