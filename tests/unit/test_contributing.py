@@ -13,7 +13,7 @@ def test_the_defense_of_the_example_works(tmp_path, digits_tar, mlflow_store):
 
     (source,) = re.findall(r"   ```python\n(   \"\"\"Fewer grey levels.*?)   ```", TEXT, re.DOTALL)
     module = {"__name__": "bit_depth"}
-    exec(re.sub(r"(?m)^   ", "", source), module)  # noqa: S102 - the project's own text
+    exec(re.sub(r"(?m)^   ", "", source), module)
     module["bit_depth"](
         dataset=digits_tar, defended=tmp_path / "defended", bits=2, apply_fit=False, apply_predict=True, seed=1
     )
