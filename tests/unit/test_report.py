@@ -658,8 +658,8 @@ def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: 
         ("accuracy falls as eps grows", "fail", {"right": (392, 392, 391, 390, 390)}),
         ("accuracy falls as eps grows", "warn", {"right": (392, 390, 100, 20, 80)}),  # from under chance
         ("accuracy falls as eps grows", "pass", {"right": (392, 390, 100, 20, 40)}),  # under chance
-        ("at or under chance at eps = 1", "fail", {"right": (392, 390, 250, 200, 100)}),
-        ("at or under chance at eps = 1", "warn", {"right": (392, 390, 250, 100, 70)}),
+        ("at or under chance at eps = 1", "fail", {"right": (392, 390, 250, 250, 240)}),
+        ("at or under chance at eps = 1", "warn", {"right": (392, 390, 350, 300, 100)}),
         ("noise hurts less than the attack", "warn", {"wrong": {"noise": 300}}),
         ("noise hurts less than the attack", "fail", {"wrong": {"noise": 320}}),
         ("PGD hurts no less", "pass", {"wrong": {"pgd": 299}}),
