@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast compile bench bench-art robustness lint format lock clean
+.PHONY: help setup demo test test-fast test-images compile bench bench-art robustness lint format lock
+.PHONY: base-image image image-table push clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +30,14 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 # Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-test: $(INSTALLED)  ## Run all tests
-	$(BIN)/pytest $(PARALLEL)
+test: $(INSTALLED)  ## Run all tests that need no container engine
+	$(BIN)/pytest $(PARALLEL) -m "not docker"
 
 test-fast: $(INSTALLED)  ## Run the tests that take seconds
-	$(BIN)/pytest $(PARALLEL) -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not docker"
+
+test-images: $(INSTALLED)  ## Run the tests of the images; needs `make image`
+	$(BIN)/pytest -m docker
 
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
@@ -67,15 +71,64 @@ lint: $(INSTALLED)  ## Check style, formatting and types
 	ln -sfn $(CURDIR)/components $(TYPED)/components
 	ln -sfn $(CURDIR)/pipelines $(TYPED)/pipelines
 	MYPYPATH=build/typed $(BIN)/mypy -p evasion.components -p evasion.pipelines
+	$(BIN)/hadolint images/Dockerfile
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+COMPILE := uv pip compile --quiet --no-header --generate-hashes --python-version 3.11
+# The images hold the versions that are tested here.
+COMPILE_IMAGE := $(COMPILE) --constraints requirements/dev.txt --no-annotate
 lock:  ## Renew the exact versions in requirements/
-	cd requirements && uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 tools.in -o tools.txt
-	uv pip compile --quiet --no-header --generate-hashes --python-version 3.11 --extra cpu --extra demo --extra dev \
-	  pyproject.toml -o requirements/dev.txt
+	cd requirements && $(COMPILE) tools.in -o tools.txt
+	$(COMPILE) --extra cpu --extra demo --extra dev pyproject.toml -o requirements/dev.txt
+	for device in cpu gpu; do $(COMPILE_IMAGE) --extra $$device --excludes requirements/image-excludes.txt \
+	  pyproject.toml requirements/image.in -o requirements/$$device.txt || exit; done
+	$(COMPILE_IMAGE) --no-deps requirements/kfp.in -o requirements/kfp.txt
+	$(COMPILE_IMAGE) requirements/mlflow.in -o requirements/mlflow.txt
+
+# Debian's client, where there is one: another of that name may lack BuildKit.
+DOCKER ?= $(firstword $(wildcard /usr/bin/docker) docker)
+DEVICE ?= cpu
+REGISTRY ?=
+BASE ?= $(if $(shell $(DOCKER) image ls --quiet $(BOOTSTRAPPED)),$(BOOTSTRAPPED),python:3.11-slim-bookworm)
+BOOTSTRAPPED := evasion-base:bookworm
+DEBIAN_MIRROR ?=
+# Of a closed network, each used if it is there.
+PIP_CONFIG_FILE ?= /etc/pip.conf
+SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
+APT_SOURCES ?=
+secret = $(if $(wildcard $(2)),--secret id=$(1)$(comma)src=$(2))
+comma := ,
+# The CPU image has the version as its tag, the others the version and their target.
+IMAGE = $(shell $(BIN)/python -c 'from evasion.components.step import IMAGE; print(IMAGE)')
+TARGETS = $(DEVICE) mlflow postgres
+
+base-image:  ## Make a base image from Debian packages, where no registry can be reached
+	mkdir -p build
+	mmdebstrap --variant=apt --include=ca-certificates,python3,python3-pip,python3-venv \
+	  bookworm build/base.tar $(DEBIAN_MIRROR)
+	$(DOCKER) import build/base.tar $(BOOTSTRAPPED)
+	rm build/base.tar
+
+image: $(INSTALLED)  ## Build the images that steps (DEVICE=cpu or gpu), MLflow and its database run in
+	image=$(IMAGE); base=$(BASE); for target in $(TARGETS); do \
+	  DOCKER_BUILDKIT=1 $(DOCKER) build --progress=plain --file images/Dockerfile --target $$target \
+	    --build-arg BASE=$$base --build-arg VERSION=$${image#*:} --build-arg REVISION=$$(git rev-parse HEAD) \
+	    $(call secret,pip,$(PIP_CONFIG_FILE)) $(call secret,ca,$(SSL_CERT_FILE)) $(call secret,apt,$(APT_SOURCES)) \
+	    --tag $$image$$(test $$target = cpu || echo -$$target) . || exit; \
+	done
+
+image-table: $(INSTALLED)  ## Print what the bytes of the CPU image are
+	$(DOCKER) run --rm --interactive $(IMAGE) python3 - < images/table.py
+
+push:  ## Push the images to REGISTRY
+	$(if $(REGISTRY),,$(error Say where to: make push REGISTRY=registry.example/project))
+	image=$(IMAGE); for target in $(TARGETS); do \
+	  tagged=$$image$$(test $$target = cpu || echo -$$target); \
+	  $(DOCKER) tag $$tagged $(REGISTRY)/$$tagged && $(DOCKER) push $(REGISTRY)/$$tagged || exit; \
+	done
 
 clean:  ## Remove what was built, run and installed
 	rm -rf $(VENV) build data runs
