@@ -84,7 +84,7 @@ class PipelineCommands(click.Group):
     no_args_is_help=True,
 )
 def run_group() -> None:
-    """Run a pipeline on this machine, without a container engine.
+    """Run a pipeline on this machine, in processes or with --docker in containers.
 
     Every parameter of a pipeline is an option; `evasion run PIPELINE --help` explains them.
     """
@@ -249,6 +249,31 @@ def _compile(compiled: Any, path: Path) -> Path:
     return path
 
 
+@main.command("mlflow")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder that collects runs.",
+)
+def serve_mlflow(output: Path) -> None:
+    """Serve MLflow over what `evasion run --docker` has kept, until Ctrl-C."""
+    from evasion.pipelines import containers, server
+
+    folder = output.absolute() / "server"
+    if not folder.is_dir():
+        _fail(BAD_INPUT, f"{output} holds no run of `evasion run --docker`. Set --output.")
+    try:
+        with _ended_by_signals(), containers.engine(server.IMAGES) as engine, server.running(engine, folder) as served:
+            click.echo(f"MLflow is at {served.address}. Ctrl-C ends it.")
+            signal.pause()
+    except containers.EngineError as error:
+        _fail(1, str(error))
+    except KeyboardInterrupt:
+        return
+
+
 def _unknown(name: str, known: Iterable[str], kind: str = "pipeline") -> NoReturn:
     """Refuse a pipeline or a step that does not exist."""
     raise click.UsageError(f"No such {kind}: {name}. Choose from {', '.join(known)}.")
@@ -278,6 +303,11 @@ def _common_options() -> list[click.Option]:
             show_envvar=True,
             help="Where MLflow keeps runs and models.  [default: mlflow.db in the output folder]",
         ),
+        click.Option(
+            ["--docker"],
+            is_flag=True,
+            help="Run every step in a container, as on a cluster, and MLflow too unless --tracking-uri names one.",
+        ),
         click.Option(["--verbose"], is_flag=True, help="Show what the steps print."),
         click.Option(["--quiet"], is_flag=True, help="Show the result alone."),
     ]
@@ -292,18 +322,17 @@ def _command(name: str, pipeline: Any) -> click.Command:
     choices = [ATTACKS, DEFENSES] if name == catalog.EVALUATION else []
 
     def run(
-        output: Path, experiment: str, tracking_uri: str | None, verbose: bool, quiet: bool, **arguments: Any
+        output: Path,
+        experiment: str,
+        tracking_uri: str | None,
+        docker: bool,
+        verbose: bool,
+        quiet: bool,
+        **arguments: Any,
     ) -> None:
         chosen = [arguments.pop(choice.name) for choice in choices]
-        _run(
-            _evaluation(*chosen) if chosen else pipeline,
-            arguments,
-            output,
-            experiment,
-            tracking_uri,
-            verbose=verbose,
-            quiet=quiet,
-        )
+        built = _evaluation(*chosen) if chosen else pipeline
+        _run(built, arguments, output, experiment, tracking_uri, docker=docker, verbose=verbose, quiet=quiet)
 
     return click.Command(
         name,
@@ -364,6 +393,7 @@ def _run(
     experiment: str,
     tracking_uri: str | None,
     *,
+    docker: bool,
     verbose: bool,
     quiet: bool,
 ) -> None:
@@ -372,6 +402,7 @@ def _run(
 
     from evasion.components.common.tracking import TrackingError
     from evasion.pipelines import display, local
+    from evasion.pipelines.containers import EngineError
     from evasion.pipelines.preflight import BadArgumentsError
 
     progress = Console(stderr=True, quiet=quiet)
@@ -384,13 +415,14 @@ def _run(
                 output=output,
                 experiment=experiment,
                 tracking_uri=tracking_uri,
+                docker=docker,
                 listener=listener,
             )
     except BadArgumentsError as error:
         _fail(BAD_INPUT, *(_told(problem.message, problem.parameters) for problem in error.problems))
     except local.StepFailedError as error:
         _fail(1, str(error), note=f"All output: {error.log}")
-    except (TrackingError, OSError) as error:
+    except (TrackingError, EngineError, OSError) as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
         _fail(INTERRUPTED, "interrupted")

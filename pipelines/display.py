@@ -44,6 +44,10 @@ class Lines(Listener, AbstractContextManager["Lines"]):
     def __exit__(self, *_: object) -> None:
         """Nothing to put back."""
 
+    def preparing(self, what: str) -> None:
+        """Say what is made ready."""
+        self._say(what)
+
     def planned(self, run_dir: Path, steps: list[Step]) -> None:
         """Say where the run is."""
         self._say(f"{len(steps)} steps in {run_dir}")
@@ -143,7 +147,8 @@ def show_result(console: Console, result: Result) -> None:
     if result.report:
         console.out(f"Report: {result.report}", highlight=False)
     console.out(f"Run:    {result.run_dir}", highlight=False)
-    console.out(f"MLflow: run {result.run_id}, {_where(result.tracking_uri)}", highlight=False)
+    where = f"see it with: evasion mlflow --output {result.served}" if result.served else _where(result.tracking_uri)
+    console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
 
 
 def _show_report(console: Console, summary: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Runs a pipeline on this machine: kfp.local without a container engine, tracked in MLflow."""
+"""Runs a pipeline on this machine: kfp.local, in processes or in containers, tracked in MLflow."""
 
 import functools
 import io
@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from evasion.components.common import tracking
-from evasion.pipelines import preflight, process
+from evasion.pipelines import containers, preflight, process, server
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.preflight import Step
+
+# Runs a step: takes its image, its command, its variables and who hears its lines; returns status and last lines.
+Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
 
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
 
@@ -66,6 +69,7 @@ class Result:
         tracking_uri: Where MLflow keeps that run.
         steps: Its steps, in the order in which they ran.
         outputs: The pipeline's outputs: artifacts and values by name.
+        served: The folder of runs whose MLflow server, started for this run, has stopped again; otherwise None.
     """
 
     run_dir: Path
@@ -73,6 +77,7 @@ class Result:
     tracking_uri: str
     steps: tuple[StepResult, ...]
     outputs: Mapping[str, Any]
+    served: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -92,6 +97,9 @@ class Result:
 
 class Listener:
     """Is told how a run goes. Every method does nothing until a subclass gives it something to do."""
+
+    def preparing(self, what: str) -> None:
+        """Hear what is made ready before anything runs."""
 
     def planned(self, run_dir: Path, steps: list[Step]) -> None:
         """Hear what will run, and where."""
@@ -116,6 +124,7 @@ def run(
     output: Path = Path("runs"),
     experiment: str = "evasion",
     tracking_uri: str | None = None,
+    docker: bool = False,
     listener: Listener | None = None,
 ) -> Result:
     """Run a pipeline here and wait for it.
@@ -130,10 +139,14 @@ def run(
         output: The folder that collects runs.
         experiment: The MLflow experiment, made where it is missing.
         tracking_uri: Where MLflow keeps runs. Otherwise MLFLOW_TRACKING_URI, otherwise `mlflow.db` in `output`.
+        docker: Run every step in a container; MLflow too, over PostgreSQL in `server` in `output`, unless it is
+            elsewhere.
         listener: Is told how the run goes.
 
     Raises:
         BadArgumentsError: The arguments break a rule. Nothing has been started.
+        EngineError: There is no container engine, or an image is missing, and nothing has been started; or MLflow
+            does not start in its containers.
         StepFailedError: A step ended with an error. It has been the last one.
     """
     values = preflight.complete(pipeline, arguments)
@@ -141,28 +154,48 @@ def run(
     preflight.check(planned)
     listener = listener or Listener()
     output = output.absolute()
-    variables = _tracking_variables(output, experiment, tracking_uri)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     with ExitStack() as stack:
+        served = None
+        if docker:
+            elsewhere = server.reached_at(uri) if uri else None
+            images = (containers.image("cpu"), *(() if elsewhere else server.IMAGES))
+            engine = stack.enter_context(containers.engine(images))
+            if elsewhere is None:
+                served = output
+                listener.preparing("starting MLflow and PostgreSQL")
+            mlflow = elsewhere or stack.enter_context(server.running(engine, output / "server"))
+            uri = mlflow.address
+        variables = _tracking_variables(output, experiment, uri)
         stack.enter_context(_environment(variables | _interpreter_variables()))
         run_dir = _new_folder(output, pipeline.component_spec.name)
         run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values))
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
-        starter = stack.enter_context(process.Starter(os.environ))
-        session = _Session({step.task: step for step in planned}, starter, listener, log, Path(log.name))
+        launch: Launch
+        if docker:
+            launch = containers.Starter(
+                engine,
+                network=mlflow.network,
+                outputs=run_dir / "steps",
+                inputs=containers.local_paths(planned),
+                variables={"MLFLOW_TRACKING_URI": mlflow.inside, **server.past_proxies(mlflow)},
+            ).run
+        else:
+            launch = functools.partial(_in_process, stack.enter_context(process.Starter(os.environ)))
+        session = _Session({step.task: step for step in planned}, launch, docker, listener, log, Path(log.name))
         outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
-    return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs)
+    return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs, served)
 
 
 def _if_there(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _tracking_variables(output: Path, experiment: str, tracking_uri: str | None) -> dict[str, str | None]:
+def _tracking_variables(output: Path, experiment: str, uri: str | None) -> dict[str, str | None]:
     """Return the variables that tell MLflow, here and in the steps, where to keep the run."""
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     variables: dict[str, str | None] = {
         "MLFLOW_TRACKING_URI": uri or f"sqlite:///{output / 'mlflow.db'}",
         "MLFLOW_EXPERIMENT_NAME": experiment,
@@ -176,8 +209,13 @@ def _tracking_variables(output: Path, experiment: str, tracking_uri: str | None)
 
 
 def _interpreter_variables() -> dict[str, str | None]:
-    """Return the variables for the steps' Python: lines as they come, TensorFlow quiet."""
-    return {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+    """Return the variables for the steps' Python: lines as they come, TensorFlow and MLflow quiet."""
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+        # The address of a server that may stop with the run, printed among the results.
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
 
 
 @contextmanager
@@ -234,7 +272,8 @@ class _Session:
     """One run: which step is on, what it printed, and what the steps before it gave."""
 
     steps: Mapping[str, Step]
-    starter: process.Starter
+    launch: Launch
+    docker: bool
     listener: Listener
     log: IO[str]
     log_path: Path
@@ -253,7 +292,8 @@ class _Session:
         ):
             # Of settings that matter on a cluster alone, such as GPUs and names to show.
             warnings.filterwarnings("ignore", module=r"kfp\b")
-            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+            runner = local.DockerRunner() if self.docker else local.SubprocessRunner(use_venv=False)
+            local.init(runner=runner, pipeline_root=str(folder))
             try:
                 return dict(pipeline(**values).outputs)
             except StepFailedError:
@@ -298,35 +338,59 @@ def _settings_kept() -> Iterator[None]:
 
 @contextmanager
 def _steps_started_by(session: _Session) -> Iterator[None]:
-    """Let `_StepProcess` start the steps in place of kfp's own handler.
+    """Let `_Task` start the steps in place of kfp's own handlers.
 
-    kfp has no setting for it. Its own handler leaves the step running when the run is interrupted, goes on
-    with other branches after a failure, prints the step's lines among its own, and replaces "python3" in
-    every argument, paths of data included, by the path of the interpreter.
+    kfp has no setting for it. Its own handlers leave the step running when the run is interrupted, go on with
+    other branches after a failure, and print the step's lines among their own. The one for processes replaces
+    "python3" in every argument, paths of data included, by the path of the interpreter; the one for containers
+    takes a failed step whose container is gone for a good one.
     """
-    from kfp.local import subprocess_task_handler
+    if session.docker:
+        from kfp.local import docker_task_handler as module
 
-    original = subprocess_task_handler.SubprocessTaskHandler
-    subprocess_task_handler.SubprocessTaskHandler = functools.partial(_StepProcess, session)
+        name = "DockerTaskHandler"
+    else:
+        from kfp.local import subprocess_task_handler as module
+
+        name = "SubprocessTaskHandler"
+    original = getattr(module, name)
+    setattr(module, name, functools.partial(_Task, session))
     try:
         yield
     finally:
-        subprocess_task_handler.SubprocessTaskHandler = original
+        setattr(module, name, original)
 
 
-class _StepProcess:
-    """Runs one step in a process group of its own; has the interface of kfp's task handlers."""
+def _in_process(
+    starter: process.Starter,
+    image: str,  # noqa: ARG001 - the step runs in what is installed here
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    hear: Callable[[str], None],
+) -> tuple[int, list[str]]:
+    """Run a step in a process group of its own."""
+    # The shell script that starts the step says "python3", which may be another one.
+    python = f"{shlex.quote(sys.executable)} -m"
+    ours = [part.replace("python3 -m", python) if '"$program_path/' in part else part for part in command]
+    return starter.run(ours, {**os.environ, **variables}, hear)
+
+
+class _Task:
+    """Runs one step; has the interface of kfp's task handlers."""
 
     def __init__(
-        self, session: _Session, *, full_command: list[str], env_vars: Mapping[str, str] | None = None, **_: Any
+        self,
+        session: _Session,
+        *,
+        image: str,
+        full_command: list[str],
+        env_vars: Mapping[str, str] | None = None,
+        **_: Any,
     ) -> None:
         self._session = session
-        # The shell script that starts the step says "python3", which may be another one.
-        python = f"{shlex.quote(sys.executable)} -m"
-        self._command = [
-            part.replace("python3 -m", python) if '"$program_path/' in part else part for part in full_command
-        ]
-        self._environment = {**os.environ, **(env_vars or {})}
+        self._image = image
+        self._command = full_command
+        self._variables = env_vars or {}
 
     def run(self) -> Any:
         """Run the step, and return kfp's status for success.
@@ -341,7 +405,7 @@ class _StepProcess:
         result_file = Path(declared["outputFile"])
         step = self._session.start(result_file.parent.name)
         started = time.monotonic()
-        code, last_lines = self._session.starter.run(command, self._environment, self._session.hear)
+        code, last_lines = self._session.launch(self._image, command, self._variables, self._session.hear)
         if code != 0:
             raise StepFailedError(step.name, process.error(last_lines, code), self._session.log_path)
         seconds = time.monotonic() - started
