@@ -37,7 +37,7 @@ test-fast: $(INSTALLED)  ## Run the tests that take seconds
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not docker"
 
 test-images: $(INSTALLED)  ## Run the tests of the images; needs `make image`
-	$(BIN)/pytest -m docker
+	$(BIN)/pytest $(PARALLEL) -m docker
 
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
@@ -99,6 +99,8 @@ DEBIAN_MIRROR ?=
 PIP_CONFIG_FILE ?= /etc/pip.conf
 SSL_CERT_FILE ?= /etc/ssl/certs/ca-certificates.crt
 APT_SOURCES ?=
+# Such as --network=host.
+BUILD_FLAGS ?=
 secret = $(if $(wildcard $(2)),--secret id=$(1)$(comma)src=$(2))
 comma := ,
 # The CPU image has the version as its tag, the others the version and their target.
@@ -116,7 +118,7 @@ image: $(INSTALLED)  ## Build the images that steps (DEVICE=cpu or gpu), MLflow 
 	image=$(IMAGE); base=$(BASE); for target in $(TARGETS); do \
 	  DOCKER_BUILDKIT=1 $(DOCKER) build --progress=plain --file images/Dockerfile --target $$target \
 	    --build-arg BASE=$$base --build-arg VERSION=$${image#*:} --build-arg REVISION=$$(git rev-parse HEAD) \
-	    $(call secret,pip,$(PIP_CONFIG_FILE)) $(call secret,ca,$(SSL_CERT_FILE)) $(call secret,apt,$(APT_SOURCES)) \
+	    $(call secret,pip,$(PIP_CONFIG_FILE)) $(call secret,ca,$(SSL_CERT_FILE)) $(call secret,apt,$(APT_SOURCES)) $(BUILD_FLAGS) \
 	    --tag $$image$$(test $$target = cpu || echo -$$target) . || exit; \
 	done
 

