@@ -3,6 +3,8 @@
 import codecs
 import contextlib
 import os
+import shlex
+import stat
 import tempfile
 import threading
 from collections import deque
@@ -49,7 +51,7 @@ def engine(images: Iterable[str]) -> Iterator[Engine]:
     """Connect to the container engine, which must hold these images.
 
     Raises:
-        EngineError: It does not answer, or an image is missing.
+        EngineError: It does not answer, is rootless, or an image is missing.
     """
     import docker
 
@@ -62,6 +64,8 @@ def engine(images: Iterable[str]) -> Iterator[Engine]:
             "Desktop), see that you may use it, or leave out --docker, which needs none."
         ) from error
     with contextlib.closing(client):
+        if any("rootless" in option for option in client.info().get("SecurityOptions") or ()):
+            raise EngineError("--docker needs an engine that root runs: in a rootless one no container can be you.")
         for image in images:
             try:
                 client.images.get(image)
@@ -111,14 +115,29 @@ def confinement() -> Confinement:
 
 
 def local_paths(planned: Iterable[Step]) -> list[str]:
-    """Return the files and folders of this machine that steps are given to read."""
+    """Return the files and folders of this machine that steps are given to read.
+
+    Raises:
+        EngineError: Containers may not read one.
+    """
     given = {
         os.path.abspath(value)  # noqa: PTH100 - a path with ".." has to become one without, links untouched
         for step in planned
         for name, value in step.arguments.items()
         if name in _PATHS and value and Path(value).exists()
     }
+    for path in given:
+        if not os.getuid() and not _for_all(Path(path).stat().st_mode):
+            raise EngineError(
+                f"Started by root, containers run as user {NOBODY}, who may not read {path}. Start as the user whose "
+                f"data they are, or: chmod -R o+rX {shlex.quote(path)}"
+            )
     return sorted(given)
+
+
+def _for_all(mode: int) -> bool:
+    needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+    return mode & needed == needed
 
 
 class Starter:

@@ -158,6 +158,7 @@ def run(
     with ExitStack() as stack:
         served = None
         if docker:
+            inputs = containers.local_paths(planned)
             elsewhere = server.reached_at(uri) if uri else None
             images = (containers.image("cpu"), *(() if elsewhere else server.IMAGES))
             engine = stack.enter_context(containers.engine(images))
@@ -179,7 +180,7 @@ def run(
                 engine,
                 network=mlflow.network,
                 outputs=run_dir / "steps",
-                inputs=containers.local_paths(planned),
+                inputs=inputs,
                 variables={"MLFLOW_TRACKING_URI": mlflow.inside, **server.past_proxies(mlflow)},
             ).run
         else:

@@ -135,6 +135,7 @@ def photographs(tmp_path_factory):
     from skimage import data
 
     folder = tmp_path_factory.mktemp("photographs")
+    folder.chmod(0o755)  # for containers that root starts
     shown = {
         "n02123045": [data.chelsea()],
         "n07920052": [data.coffee()],

@@ -1,7 +1,6 @@
 """What the images hold and what they do not."""
 
 import json
-import time
 from importlib.metadata import version
 
 import pytest
@@ -75,14 +74,6 @@ def test_a_step_finds_what_it_imports_and_no_more_is_installed(python):
 def test_the_tracking_server_has_its_drivers(python):
     code = "import psycopg, boto3, google.cloud.storage, mlflow.server; print(psycopg.pq.__impl__)"
     assert python(code, "mlflow", tmpfs={"/tmp": ""}).split()[-1] == "binary"
-
-
-def test_user_code_starts_within_a_second(python):
-    starts = []
-    for _ in range(5):
-        started = time.time()
-        starts.append(float(python("import time; print(time.time())")) - started)
-    assert min(starts) < 1.0, starts  # the machine may be busy with something else
 
 
 def test_nothing_of_the_build_is_in_a_layer(engine, python):

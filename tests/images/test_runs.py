@@ -109,6 +109,40 @@ def test_a_step_has_no_rights_outside_its_outputs(run, mnist, monkeypatch):
 
 
 @step
+def look_at_the_clock(found: Output[Artifact]):
+    import pathlib
+    import time
+
+    pathlib.Path(found.path).write_text(str(time.time()))
+
+
+@dsl.pipeline
+def looking_at_the_clock():
+    before = look_at_the_clock()
+    for _ in range(4):
+        before = look_at_the_clock().after(before)
+
+
+class Clock(local.Listener):
+    def __init__(self):
+        self.started = []
+
+    def step_started(self, step, number, total):
+        self.started.append(time.time())
+
+
+def test_user_code_starts_within_a_second(output, mlflow):
+    clock = Clock()
+    result = local.run(looking_at_the_clock, {}, output=output, docker=True, listener=clock)
+    seconds = [
+        float(one.outputs["found"].read_text()) - started
+        for one, started in zip(result.steps, clock.started, strict=True)
+    ]
+    print("container start to user code, s:", *(f"{one:.2f}" for one in sorted(seconds)))
+    assert min(seconds) < 1.0  # other tests run beside this one
+
+
+@step
 def refuse(how: str):
     import os
 

@@ -1,10 +1,12 @@
 """What `--docker` refuses before any work, and what containers are given; no engine is needed."""
 
+import contextlib
 import gc
 import json
 import threading
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingUnixStreamServer
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -41,12 +43,17 @@ class Empty(BaseHTTPRequestHandler):
     """An engine that holds nothing."""
 
     protocol_version = "HTTP/1.1"
+    security: ClassVar = ["name=seccomp"]
 
     def do_GET(self):
-        answers = {"version": {"ApiVersion": "1.41", "Version": "20.10"}, "json": {"message": "No such image"}}
-        name = self.path.rpartition("/")[2]
-        body = json.dumps(answers[name]).encode()
-        self.send_response(200 if name == "version" else 404)
+        answers = {
+            "version": (200, {"ApiVersion": "1.41", "Version": "20.10"}),
+            "info": (200, {"SecurityOptions": self.security}),
+        }
+        status, answer = answers.get(self.path.rpartition("/")[2], (404, {"message": "No such image"}))
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -58,14 +65,22 @@ class Empty(BaseHTTPRequestHandler):
         pass
 
 
+class Rootless(Empty):
+    security: ClassVar = ["name=seccomp", "name=rootless"]
+
+
 @pytest.fixture
-def empty_engine(tmp_path, monkeypatch):
-    with ThreadingUnixStreamServer(str(tmp_path / "engine"), Empty) as engine:
-        engine.daemon_threads = True
-        threading.Thread(target=engine.serve_forever, daemon=True).start()
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine'}")
-        yield
-        engine.shutdown()
+def serve(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as stack:
+
+        def serve(handler):
+            engine = stack.enter_context(ThreadingUnixStreamServer(str(tmp_path / "engine"), handler))
+            engine.daemon_threads = True
+            threading.Thread(target=engine.serve_forever, daemon=True).start()
+            stack.callback(engine.shutdown)
+            monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'engine'}")
+
+        yield serve
 
 
 @pytest.fixture
@@ -83,10 +98,19 @@ def test_without_an_engine(fgm, no_engine, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_the_image(fgm, empty_engine, tmp_path):
+def test_without_the_image(fgm, serve, tmp_path):
+    serve(Empty)
     result = fgm()
     assert result.exit_code == 1
     assert f"holds no image {IMAGE}: build it by `make image`" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_the_rights_of_this_user(fgm, serve, tmp_path):
+    serve(Rootless)
+    result = fgm()
+    assert result.exit_code == 1
+    assert "--docker needs an engine that root runs" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -138,6 +162,19 @@ def test_paths_that_steps_read(tmp_path, monkeypatch):
     remote = {"data_dir": "gs://bucket/images", "weights": "imagenet"}
     planned = [Step("a", "a", "a", arguments, frozenset(), {}) for arguments in (given, remote, given)]
     assert containers.local_paths(planned) == [str(tmp_path / "data"), str(tmp_path / "weights.h5")]
+
+
+@pytest.mark.parametrize(("mode", "readable"), [(0o700, False), (0o754, False), (0o755, True)])
+def test_what_root_starts_may_not_read_everything(tmp_path, monkeypatch, mode, readable):
+    monkeypatch.setattr(containers.os, "getuid", lambda: 0)
+    data = tmp_path / "my data"
+    data.mkdir(mode)
+    planned = [Step("a", "a", "a", {"data_dir": str(data)}, frozenset(), {})]
+    if readable:
+        assert containers.local_paths(planned) == [str(data)]
+    else:
+        with pytest.raises(containers.EngineError, match=rf"chmod -R o\+rX '{data}'"):
+            containers.local_paths(planned)
 
 
 def test_lines_arrive_in_pieces():
