@@ -201,14 +201,14 @@ class Starter:
                 **confinement(),
             )
             try:
-                output = _lines(container.attach(stream=True))
-                container.start()
-                try:
-                    for line in output:
-                        take(line)
-                except BaseException:
-                    _stop(container, output, take)
-                    raise
+                with contextlib.closing(container.attach(stream=True)) as chunks:
+                    container.start()
+                    try:
+                        for line in _lines(chunks):
+                            take(line)
+                    except BaseException:
+                        _stop(container, chunks, take)
+                        raise
                 return int(container.wait()["StatusCode"]), list(last_lines)
             finally:
                 container.remove(force=True)
@@ -225,7 +225,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
         yield begun
 
 
-def _stop(container: Any, output: Iterable[str], take: Callable[[str], None]) -> None:
+def _stop(container: Any, chunks: Iterable[bytes], take: Callable[[str], None]) -> None:
     """Interrupt a step, so that it can close its MLflow run, and end it if that takes too long."""
     import docker
 
@@ -238,8 +238,8 @@ def _stop(container: Any, output: Iterable[str], take: Callable[[str], None]) ->
     try:
         with suppress(docker.errors.APIError):  # it may have ended, or not begun
             container.kill("SIGINT")  # reaches its first process alone
-            container.exec_run(["sh", "-c", "kill -INT -1"])  # reaches all others
-        for line in output:
+            container.exec_run(["sh", "-c", "kill -INT -1"], detach=True)  # reaches all others
+        for line in _lines(chunks):
             take(line)
     finally:
         timer.cancel()

@@ -6,7 +6,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from evasion.pipelines.containers import Engine, EngineError, confinement, give, image, told, user
 
-PATIENCE = 180.0  # seconds for each of the two to answer; the first start makes the tables
+PATIENCE = 180.0  # seconds to answer; the first start makes the tables
 PORT = 5000
 HOST = "mlflow"  # the server's name in the containers' network
 IMAGES = (image("mlflow"), image("postgres"))
@@ -116,7 +116,7 @@ class _Pair:
                 self._start()
         published = self._client.containers.get(self._postgres).ports[f"{PORT}/tcp"][0]
         server = Server(f"http://127.0.0.1:{published['HostPort']}", f"http://{HOST}:{PORT}", self._network)
-        self._wait(self._mlflow, lambda _: _answers(f"{server.address}/health"))
+        self._wait_for(f"{server.address}/health")
         return server
 
     def _start(self) -> None:
@@ -133,7 +133,7 @@ class _Pair:
             ports={f"{PORT}/tcp": ("127.0.0.1", None)},
             volumes=[f"{give(self._folder / 'postgres')}:/var/lib/postgresql/data", f"{names}:/etc/passwd:ro"],
         )
-        self._wait(self._postgres, lambda container: container.exec_run(["pg_isready", "-h", "127.0.0.1"])[0] == 0)
+        # It tries again until PostgreSQL answers.
         self._run(
             "mlflow",
             self._mlflow,
@@ -168,14 +168,14 @@ class _Pair:
         except docker.errors.NotFound:
             return None
 
-    def _wait(self, name: str, ready: Callable[[Any], bool]) -> None:
+    def _wait_for(self, url: str) -> None:
         deadline = time.monotonic() + PATIENCE
-        container = self._client.containers.get(name)
-        while not ready(container):
-            container.reload()
-            if container.status != "running" or time.monotonic() > deadline:
-                said = container.logs(tail=15).decode(errors="replace").strip()
-                raise EngineError(f"{name} did not become ready. It said last:\n{said}")
+        while not _answers(url):
+            for name in (self._postgres, self._mlflow):
+                container = self._client.containers.get(name)
+                if container.status != "running" or time.monotonic() > deadline:
+                    said = container.logs(tail=15).decode(errors="replace").strip()
+                    raise EngineError(f"MLflow's server does not start. {name} said last:\n{said}")
             time.sleep(0.2)
 
 

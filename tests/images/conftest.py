@@ -46,6 +46,12 @@ def mlflow(engine, output):
         yield running
 
 
+@pytest.fixture
+def beside(engine, mlflow):
+    """Names the containers that run beside the server; other tests have their own server."""
+    return lambda: {one.name for one in engine.containers.list(all=True, filters={"network": mlflow.network})}
+
+
 @pytest.fixture(scope="module")
 def run(output, mlflow):
     """Runs a pipeline in containers."""

@@ -164,13 +164,13 @@ def refusing(how: str):
         ("status", "ended with status 3 after printing: the library said why"),
     ],
 )
-def test_a_failed_step_tells_its_own_error(run, engine, how, message):
-    before = len(engine.containers.list(all=True))
+def test_a_failed_step_tells_its_own_error(run, beside, how, message):
+    before = beside()
     with pytest.raises(local.StepFailedError) as failure:
         run(refusing, how=how)
     assert failure.value.message == message
     assert failure.value.step == "refuse"
-    assert len(engine.containers.list(all=True)) == before
+    assert beside() == before
 
 
 INTERRUPTED = """
@@ -200,8 +200,8 @@ INTERRUPTED = """
 """
 
 
-def test_an_interrupt_ends_the_step_its_container_and_the_run(output, mlflow, engine, tmp_path):
-    before = {one.id for one in engine.containers.list(all=True)}
+def test_an_interrupt_ends_the_step_its_container_and_the_run(output, mlflow, beside, tmp_path):
+    before = beside()
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(INTERRUPTED))
     with subprocess.Popen([sys.executable, script, output], stderr=subprocess.PIPE, text=True) as process:
@@ -211,10 +211,10 @@ def test_an_interrupt_ends_the_step_its_container_and_the_run(output, mlflow, en
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
     assert started[0].with_name("ended").exists()  # it could tidy up
-    assert {one.id for one in engine.containers.list(all=True)} == before
+    assert beside() == before
     client = MlflowClient(mlflow.address)
     (run,) = client.search_runs([client.get_experiment_by_name("interrupted").experiment_id])
     assert run.info.status == "KILLED"
