@@ -12,6 +12,8 @@ def pytest_collection_modifyitems(items):
         if item.path.parent.name == "images":
             item.add_marker(pytest.mark.docker)
             item.add_marker(pytest.mark.slow)
+            # The docker library leaves the sockets of streams to the garbage collector.
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
 @pytest.fixture(scope="session")
