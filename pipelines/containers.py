@@ -192,7 +192,8 @@ class Starter:
                 volumes[str(folder)] = {"bind": place, "mode": "rw"}
             container = self._client.containers.create(
                 image,
-                list(command),
+                # One stream, or the engine would tell errors before what was printed earlier.
+                ["sh", "-c", 'exec "$@" 2>&1', "sh", *command],
                 environment={**self._variables, **variables},
                 network=self._network,
                 volumes=volumes,
