@@ -130,11 +130,10 @@ def listed(help_text):
 
 
 def test_help_comes_at_once():
-    started = time.monotonic()
+    """Without what takes long to import."""
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", *EVASION[1:], "--help"], capture_output=True, text=True, check=True
     )
-    assert time.monotonic() - started < 1.0
     for heavy in ("kfp", "mlflow", "rich", "numpy"):
         assert not re.search(rf"\| +{heavy}\n", loaded.stderr)
 
