@@ -194,6 +194,8 @@ def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
         model_architecture="resnet50",
         weights="none",
         eps=8 / 255,
+        eps_values="0.1",  # one more point of the curve: a ResNet50 takes its time for each
+        eot_samples=1,
         batch_size=4,
         seed=1,
     )
