@@ -25,7 +25,7 @@ EVALUATE := $(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/traini
 
 demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the table and the report's path
 	$(BIN)/python -m evasion.pipelines.mnist data/mnist
-	$(EVALUATE)
+	$(EVALUATE) --eps-values 0.1,0.5,1
 
 # Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
 PARALLEL := --numprocesses 2 --dist loadfile
