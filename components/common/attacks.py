@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evasion.components.common import derive, seeding, tracking, versions
-from evasion.components.common.dataset import Dataset, Floats, to_pixels
+from evasion.components.common.dataset import Dataset, Floats, Pixels, to_float, to_pixels
 from evasion.components.common.model import Card
 from evasion.components.common.transformations import Defense, defense_of
 
@@ -17,17 +18,20 @@ AWARE, OBLIVIOUS = "defense-aware", "oblivious"
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """What an attack does to one batch.
+    """What an attack does to one batch, said by `generate` or by `compiled`.
 
     Attributes:
         generate: Given images, float32 in [0, 1], and one-hot labels to move away from, returns attacked images.
         stays_without_gradient: Whether an image whose gradient is zero everywhere stays as it is.
         columns: Called after `generate`: further columns of `samples.csv` with a value for each image of the batch.
+        compiled: The same in one pass, for an attack on the bare model: given a batch as it is saved, uint8, returns
+            the model's outputs, the attacked images, uint8, and for each whether its gradient is zero everywhere.
     """
 
-    generate: Callable[[Floats, Floats], Floats]
+    generate: Callable[[Floats, Floats], Floats] | None = None
     stays_without_gradient: bool = True
     columns: Callable[[], Mapping[str, list[Any]]] = dict
+    compiled: Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]] | None = None
 
 
 def run(
@@ -51,7 +55,7 @@ def run(
         defense: A dataset that a defense has made, to aim at the model behind that defense; or None.
         parameters: The attack's own parameters, `batch_size` and `eot_samples` among them.
         seed: The seed asked for.
-        make: Given ART's estimator and the seed used, returns the attack.
+        make: Given what is attacked, a `Classifier` whose `art` is ART's, and the seed used, returns the attack.
 
     Returns:
         Summaries of the distances between the saved images and their parents.
@@ -84,7 +88,7 @@ def run(
                 "defense": known.describe() if known else None,
             },
         )
-        attack = make(target.art, used["seed"])
+        attack = make(target, used["seed"])
         changes = _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
         described = derive.write(adversarial, header, "adv_", changes, "images")
         run.log_metrics(described)
@@ -110,7 +114,7 @@ def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) ->
 
 def _changes(
     clean: Dataset, bare: Any, target: Any, attack: Attack, batch_size: int, class_names: tuple[str, ...]
-) -> Iterator[derive.Change]:
+) -> Iterator[list[derive.Change]]:
     """Attack batch by batch.
 
     The labels are the predictions of what is attacked, not the true ones, which would leak them into the image
@@ -119,20 +123,39 @@ def _changes(
     """
     from evasion.components.common.classifier import stack
 
-    identity = np.eye(len(class_names), dtype=np.float32)
     for batch in clean.batches(batch_size):
-        x = stack(batch)
-        before = bare.probabilities(x)
+        pixels = stack(batch)
+        if attack.compiled:
+            outputs, attacked, unmoved = attack.compiled(pixels)
+            before = bare.probabilities_of(outputs)
+            columns: Mapping[str, list[Any]] = {}
+        else:
+            before, attacked, unmoved = _generated(to_float(pixels), bare, target, attack)
+            columns = attack.columns()
         predicted = before.argmax(axis=1)
-        y = identity[predicted if target is bare else target.probabilities(x).argmax(axis=1)]
-        x_adv = attack.generate(x, y)
-        gradient = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
-        columns = attack.columns()
-        for place, sample in enumerate(batch):
-            fields = {
-                "clean_prediction": class_names[predicted[place]],
-                "clean_confidence": f"{before[place, predicted[place]]:.9g}",
-                "zero_gradient": int(not gradient[place].any()),
-                **{name: values[place] for name, values in columns.items()},
-            }
-            yield derive.Change(sample, to_pixels(x_adv[place]), fields=fields)
+        yield [
+            derive.Change(
+                sample,
+                attacked[place],
+                fields={
+                    "clean_prediction": class_names[predicted[place]],
+                    "clean_confidence": f"{before[place, predicted[place]]:.9g}",
+                    "zero_gradient": int(unmoved[place]),
+                    **{name: values[place] for name, values in columns.items()},
+                },
+            )
+            for place, sample in enumerate(batch)
+        ]
+
+
+def _generated(
+    x: Floats, bare: Any, target: Any, attack: Attack
+) -> tuple[npt.NDArray[np.float64], Pixels, npt.NDArray[np.bool_]]:
+    """Return the bare model's probabilities for a batch, the attacked images, and which of them had no gradient."""
+    outputs = target.attacked_outputs(x)
+    before = bare.probabilities_of(outputs) if target is bare else bare.probabilities(x)
+    y = np.eye(before.shape[1], dtype=np.float32)[outputs.argmax(axis=1)]
+    assert attack.generate is not None  # noqa: S101  (or it would be compiled)
+    x_adv = attack.generate(x, y)
+    gradient: Floats = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
+    return before, to_pixels(x_adv), np.logical_not(gradient.any(axis=(1, 2, 3)))

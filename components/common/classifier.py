@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Floats, Sample, to_float
+from evasion.components.common.dataset import Floats, Pixels, Sample
 
 
 def logits_of(model: Any) -> tuple[Any, bool]:
@@ -75,11 +75,31 @@ class Classifier:
                 value = loss(y, logits(x, training=False))
             return tape.gradient(value, x)
 
-        self.forward, self.gradient = forward, gradient
+        @tf.function(input_signature=signature[:1])
+        def both(x: Any) -> tuple[Any, Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                outputs = logits(x, training=False)
+                predicted = tf.one_hot(tf.argmax(outputs, axis=1), outputs.shape[1])
+                value = loss(predicted, outputs)
+            return outputs, tape.gradient(value, x)
+
+        self.forward, self.gradient, self.both = forward, gradient, both
+        self._found: tuple[Floats, Floats, Floats] | None = None
 
     def outputs(self, x: Floats) -> Floats:
         """Return the outputs of one batch, shape (images, classes): logits where there are any."""
         return cast(Floats, self.forward(x).numpy())
+
+    def attacked_outputs(self, x: Floats) -> Floats:
+        """Return the outputs of one batch that an attack will move away from its predicted labels.
+
+        The gradient for these is found in the same pass, and kept for the `loss_gradient` that asks for it: two
+        thirds of the time of one after the other.
+        """
+        outputs, gradient = (found.numpy() for found in self.both(x))
+        self._found = x, outputs, gradient
+        return cast(Floats, outputs)
 
     def loss_gradient(self, x: Floats, y: Floats) -> Floats:
         """Return the gradient of each image's loss by its pixels.
@@ -88,6 +108,10 @@ class Classifier:
             x: One batch.
             y: One-hot labels, shape (images, classes).
         """
+        if self._found is not None:
+            of, outputs, gradient = self._found
+            if np.array_equal(outputs.argmax(axis=1), y.argmax(axis=1)) and np.array_equal(of, x):
+                return gradient.copy()
         return cast(Floats, self.gradient(x, y).numpy())
 
     def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
@@ -96,15 +120,19 @@ class Classifier:
         Raises:
             ModelError: If the model gives anything but finite numbers.
         """
-        from scipy.special import softmax
+        return self.probabilities_of(self.outputs(x))
 
-        outputs = self.outputs(x).astype(np.float64)
+    def probabilities_of(self, outputs: Floats) -> npt.NDArray[np.float64]:
+        """Return class probabilities of outputs; the errors are those of `probabilities`."""
+        import tensorflow as tf
+
         if not np.isfinite(outputs).all():
             raise model_artifact.ModelError(
                 "The model's outputs must be finite numbers; some are not, as after a training that diverged. "
                 "Train it again, with a smaller learning_rate."
             )
-        return cast(npt.NDArray[np.float64], softmax(outputs, axis=1) if self.from_logits else outputs)
+        exact = outputs.astype(np.float64)
+        return cast(npt.NDArray[np.float64], tf.nn.softmax(exact).numpy() if self.from_logits else exact)
 
     @functools.cached_property
     def art(self) -> Any:
@@ -142,6 +170,6 @@ class Classifier:
         )
 
 
-def stack(batch: list[Sample]) -> Floats:
-    """Return the images of a batch as one array, shape (images, height, width, channels), in [0, 1]."""
-    return to_float(np.stack([sample.pixels for sample in batch]))
+def stack(batch: list[Sample]) -> Pixels:
+    """Return the images of a batch as one array, uint8, shape (images, height, width, channels)."""
+    return np.stack([sample.pixels for sample in batch])

@@ -1,8 +1,9 @@
 """A thread pool whose results come in order and whose work ahead is bounded."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -10,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def ordered_map(
-    function: Callable[[Item], Result], iterable: Iterable[Item], *, threads: int, ahead: int
+    function: Callable[[Item], Result], iterable: Iterable[Item], *, threads: int, ahead: int, chunk: int = 1
 ) -> Generator[Result, None, None]:
     """Like `map`, computed in threads, a bounded number of items ahead of the consumer.
 
@@ -23,44 +24,79 @@ def ordered_map(
         iterable: The items; read in the consumer's thread, as far ahead as `ahead` says.
         threads: Number of threads, at least 1.
         ahead: The most items taken from the iterable whose results have not been handed out, at least 1. It
-            bounds the memory: choose at least `threads`, or some of them have nothing to do.
+            bounds the memory: choose at least `threads` chunks, or some of them have nothing to do.
+        chunk: Items that a thread takes at once, at least 1 and at most `ahead`. Handing over costs some
+            50 microseconds: for calls that are as short, choose more.
 
     Returns:
         The results, in the order of the items.
 
     Raises:
-        ValueError: If `threads` or `ahead` is less than 1.
+        ValueError: If `threads`, `ahead` or `chunk` is less than 1.
     """
-    for name, value in (("threads", threads), ("ahead", ahead)):
+    for name, value in (("threads", threads), ("ahead", ahead), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
-    return _ordered_map(function, iterable, threads, ahead)
+    return _ordered_map(function, iterable, threads, max(1, ahead // chunk), chunk)
+
+
+def prefetched(iterable: Iterable[Item]) -> Generator[Item, None, None]:
+    """Yield the items of `iterable`, reading the next one in a thread while the consumer works on this one.
+
+    Nothing starts before the first item is asked for. Closing the iterator waits for the item that is being read.
+    """
+    items, end = iter(iterable), object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
 
 
 def _ordered_map(
-    function: Callable[[Item], Result], iterable: Iterable[Item], threads: int, ahead: int
+    function: Callable[[Item], Result], iterable: Iterable[Item], threads: int, chunks: int, chunk: int
 ) -> Generator[Result, None, None]:
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[Result]] = deque()
+        pending: deque[Future[_Results[Result]]] = deque()
         try:
-            for future in _submit(pool, function, iterable):
+            for future in _submit(pool, function, iterable, chunk):
                 pending.append(future)
-                if len(pending) == ahead:
-                    yield pending.popleft().result()
+                if len(pending) == chunks:
+                    yield from _handed_out(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield from _handed_out(pending.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+_Results = tuple[list[Result], Exception | None]  # of a chunk, up to the item that failed
+
+
 def _submit(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], iterable: Iterable[Item]
-) -> Iterator[Future[Result]]:
-    try:
-        for item in iterable:
-            yield pool.submit(function, item)
-    except Exception as error:
-        # A failure of the iterable waits its turn behind the results that are still being computed.
-        failed: Future[Result] = Future()
-        failed.set_exception(error)
-        yield failed
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], iterable: Iterable[Item], chunk: int
+) -> Iterator[Future[_Results[Result]]]:
+    def compute(part: Sequence[Item], failure: Exception | None) -> _Results[Result]:
+        results: list[Result] = []
+        try:
+            results.extend(function(item) for item in part)
+        except Exception as error:
+            return results, error
+        return results, failure
+
+    items, failure = iter(iterable), None
+    while failure is None:
+        part: list[Item] = []
+        try:
+            part.extend(islice(items, chunk))
+        except Exception as error:  # waits its turn behind the results that are still being computed
+            failure = error
+        if not part and failure is None:
+            return
+        yield pool.submit(compute, part, failure)
+
+
+def _handed_out(future: Future[_Results[Result]]) -> Iterator[Result]:
+    results, failure = future.result()
+    yield from results
+    if failure is not None:
+        raise failure

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -43,12 +44,19 @@ HEADER = "dataset.json"
 ROWS = "samples.csv"
 COLUMNS = ("path", "label", "source")
 THREADS = 2
-AHEAD = 64
+CHUNK = 8  # images that a thread takes at once
+AHEAD_BYTES = 32 << 20  # of pixels, decoded and waiting for the next hand
 MAX_HEADER_BYTES = 16 << 20
 MAX_ROW_BYTES = 16 << 10
 MAX_NAME_BYTES = 8 << 10
 MAX_SIDE = 2048  # of an image; some hundreds of them are in memory at once, and no classifier here takes larger ones
 SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
+
+
+def ahead(image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return how `ordered_map` shall work on images of this shape: far enough ahead, in bounded memory."""
+    images = AHEAD_BYTES // math.prod(image_shape)
+    return {"threads": THREADS, "ahead": min(max(images, 2 * CHUNK), 512), "chunk": CHUNK}
 
 
 class DatasetError(ValueError):
@@ -165,19 +173,22 @@ class Sample:
 
 def to_float(pixels: Pixels) -> Floats:
     """Return 8-bit pixels as float32 in [0, 1]."""
-    return pixels.astype(np.float32) / np.float32(255)
+    x = pixels.astype(np.float32)
+    x /= np.float32(255)
+    return x
 
 
 def to_pixels(x: Floats) -> Pixels:
     """Return float pixels in [0, 1] as 8 bits, *rounded*: truncation would break an eps bound by a level."""
-    levels: Floats = np.rint(np.clip(x, 0, 1) * np.float32(255))
-    return levels.astype(np.uint8)
+    levels = np.clip(x, np.float32(0), np.float32(1))
+    levels *= np.float32(255)
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
     """Write a dataset; the file appears under its name only when it is whole.
 
-    Images are encoded on threads while `samples` computes the next ones; at most `AHEAD` wait in memory.
+    Images are encoded on threads while `samples` computes the next ones; at most `AHEAD_BYTES` of them wait in memory.
 
     Args:
         path: Where to write the tar.
@@ -198,7 +209,7 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
         replacing(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar,
         tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=path.parent) as table,
-        closing(ordered_map(encoded, samples, threads=THREADS, ahead=AHEAD)) as encoding,
+        closing(ordered_map(encoded, samples, **ahead(header.image_shape))) as encoding,
     ):
         _add(tar, f"{header.name}/{HEADER}", header.to_json().encode())
         rows: csv.DictWriter[str] | None = None
@@ -311,7 +322,7 @@ class Dataset:
 
     def samples(self) -> Generator[Sample, None, None]:
         """Yield every image in order with its row of `samples.csv`, decoding ahead on threads."""
-        with closing(ordered_map(self._sample, enumerate(self._rows()), threads=THREADS, ahead=AHEAD)) as decoded:
+        with closing(ordered_map(self._sample, enumerate(self._rows()), **ahead(self.header.image_shape))) as decoded:
             yield from decoded
 
     def batches(self, batch_size: int) -> Generator[list[Sample], None, None]:

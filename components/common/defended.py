@@ -33,6 +33,13 @@ class Defended(Classifier):
         self._draws = eot_samples if transformation.random else 1
         self._random = np.random.default_rng([seed, 2])
 
+    def attacked_outputs(self, x: Floats) -> Floats:
+        """Return `outputs`; the gradient is found with them unless it is that of further draws."""
+        if self._transformation.random:
+            return self.outputs(x)
+        (defended,) = self._defended(x)
+        return super().attacked_outputs(defended)
+
     def outputs(self, x: Floats) -> Floats:
         """Return the outputs for the defended images; over several draws, the logarithm of their mean probability."""
         draws = [super(Defended, self).outputs(one) for one in self._defended(x)]

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common import dataset, metrics, seeding, tracking, versions
-from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.concurrency import ordered_map, prefetched
 from evasion.components.common.dataset import Dataset, Header, Pixels, Sample
 from evasion.components.common.progress import track
 from evasion.components.common.transformations import Transformation, generator
@@ -34,10 +35,13 @@ class Change:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def write(output: Path, header: Header, prefix: str, changes: Iterable[Change], what: str) -> dict[str, float]:
+def write(
+    output: Path, header: Header, prefix: str, batches: Iterable[Sequence[Change]], what: str
+) -> dict[str, float]:
     """Write the dataset and return the summary of its images' distances to their parents, flat.
 
-    The distances are those of the 8-bit images that are saved; each stands in the image's row as well.
+    The distances are those of the 8-bit images that are saved; each stands in the image's row as well. A batch is
+    computed while the one before it is measured, encoded and written.
     """
     summary = metrics.Summary()
 
@@ -48,7 +52,12 @@ def write(output: Path, header: Header, prefix: str, changes: Iterable[Change], 
         return Sample(parent.label, f"{prefix}{parent.stem}{change.suffix}", change.pixels, parent.source, fields)
 
     def samples() -> Iterator[Sample]:
-        with closing(ordered_map(sample, changes, threads=dataset.THREADS, ahead=dataset.AHEAD)) as measured:
+        with (
+            closing(prefetched(batches)) as computed,
+            closing(
+                ordered_map(sample, chain.from_iterable(computed), **dataset.ahead(header.image_shape))
+            ) as measured,
+        ):
             for one in track(measured, header.images, what):
                 summary.add(one.fields)
                 yield one
@@ -120,15 +129,11 @@ def defend(
                 )
             return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
-        def changes() -> Iterator[Change]:
-            with (
-                closing(before.samples()) as samples,
-                closing(ordered_map(change, samples, threads=dataset.THREADS, ahead=dataset.AHEAD)) as changed,
-            ):
-                for several in changed:
-                    yield from several
-
-        described = write(output, header, "def_", changes(), "images")
+        with (
+            closing(before.samples()) as samples,
+            closing(ordered_map(change, samples, **dataset.ahead(header.image_shape))) as changes,
+        ):
+            described = write(output, header, "def_", changes, "images")
         run.log_metrics(described)
         run.log_file(output, f"{stage}.tar")
     return described

@@ -20,11 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
+
+# Images are worked on in threads already.
+cv2.setNumThreads(1)
 
 MAX_PIXELS = 89_478_485
 """Most pixels a file may unpack to: Pillow's own limit, 256 MiB of RGB. A few bytes can claim billions."""
@@ -33,9 +37,10 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF")
 
-# Measured on 224x224 photographs, clean and attacked, and on digits: level 1 costs 5 ms, level 6 17 ms for a
-# file 5 % smaller. Level 0 saves 2 ms more, for files of 1.7 times the size.
-_COMPRESS_LEVEL = 1
+# Of zlib's strategies the one that only looks for runs. Measured on 224x224 photographs, clean and attacked: 2.2 ms
+# an image, where zlib's default takes 5.3 ms at level 1 for files as large. No compression at all takes 2.1 ms, and
+# half as much room again.
+_PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 # A JPEG marker, as opposed to the stuffed bytes and restart markers inside the compressed data.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -91,10 +96,15 @@ def encode_png(pixels: Pixels) -> bytes:
         raise ValueError(
             f"pixels must be uint8 of shape (height, width, 1 or 3). Received: {pixels.dtype} of shape {pixels.shape}"
         )
-    buffer = io.BytesIO()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(buffer, "PNG", compress_level=_COMPRESS_LEVEL)
-    return buffer.getvalue()
+    written, data = cv2.imencode(".png", swapped(pixels), _PNG)
+    if not written:
+        raise RuntimeError(f"OpenCV did not encode pixels of shape {pixels.shape}.")
+    return data.tobytes()
+
+
+def swapped(pixels: Pixels) -> Pixels:
+    """Return RGB pixels as the BGR that OpenCV takes, or BGR as RGB; gray ones as they are."""
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels  # type: ignore[return-value]
 
 
 def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:

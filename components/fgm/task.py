@@ -57,9 +57,15 @@ def fgm(
 
     from evasion.components.common import attacks
 
-    def make(estimator: Any, _: int) -> attacks.Attack:
+    def make(target: Any, _: int) -> attacks.Attack:
+        from evasion.components.common.classifier import Classifier
+
+        if type(target) is Classifier and not minimal:
+            from evasion.components.fgm.compiled import fast_gradient_step
+
+            return attacks.Attack(compiled=fast_gradient_step(target, norm=norm, eps=eps))
         method = fast_gradient_method(
-            estimator, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
+            target.art, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
         )
         return attacks.Attack(
             lambda x, y: method.generate(x, y=y),

@@ -29,8 +29,10 @@ def transformation(*, sigma: float, **_: object) -> Transformation:
     from evasion.components.common.transformations import Transformation
 
     def apply(pixels: Pixels, random: np.random.Generator) -> Pixels:
-        x = to_float(pixels)
-        return to_pixels(x + np.float32(sigma) * random.standard_normal(x.shape, dtype=np.float32))
+        x = random.standard_normal(pixels.shape, dtype=np.float32)
+        x *= np.float32(sigma)
+        x += to_float(pixels)
+        return to_pixels(x)
 
     return Transformation(apply, random=True)
 

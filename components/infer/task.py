@@ -55,6 +55,7 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
     import dataclasses
 
     from evasion.components.common import classifier, metrics, versions
+    from evasion.components.common.dataset import to_float
     from evasion.components.common.images import encode_png
     from evasion.components.common.progress import track
 
@@ -71,7 +72,7 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
         rows: csv.DictWriter[str] | None = None
         batches = track(data.batches(used["batch_size"]), -(-len(data) // used["batch_size"]), "batches")
         for batch in batches:
-            probabilities = loaded.probabilities(classifier.stack(batch))
+            probabilities = loaded.probabilities(to_float(classifier.stack(batch)))
             labels = places[[sample.label for sample in batch]]
             predicted = tally.add(labels, probabilities)
             for sample, label, guess, scores in zip(batch, labels, predicted, probabilities, strict=True):

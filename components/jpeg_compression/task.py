@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +20,27 @@ def check(*, quality: int, seed: int, **_: object) -> None:
 
 def transformation(*, quality: int, channels_first: bool, **_: object) -> Transformation:
     """Return the way through JPEG and back."""
-    import numpy as np
-    from PIL import Image
+    import cv2
 
+    from evasion.components.common.images import swapped
     from evasion.components.common.transformations import Transformation
+
+    options = (
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    )
 
     def compress(pixels: Pixels) -> Pixels:
         """Compress one image of 3 channels as colour, of any other number channel by channel as gray."""
-        buffer = io.BytesIO()
         if channels_first:
             pixels = pixels.transpose(1, 2, 0)
-        # ART truncates its floats to 8 bits before it compresses; these pixels have 8 bits already.
-        image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[:, :, 0])
-        image.save(buffer, format="jpeg", quality=quality)
-        result = np.asarray(Image.open(buffer)).reshape(pixels.shape)
+        # ART truncates its floats to 8 bits before it compresses by Pillow; these pixels have 8 bits already. Of
+        # OpenCV, with the colours at half the resolution as Pillow has them, the same pixels come in less time.
+        _, data = cv2.imencode(".jpg", swapped(pixels), options)
+        kind = cv2.IMREAD_COLOR if pixels.shape[-1] == 3 else cv2.IMREAD_GRAYSCALE
+        result = swapped(cv2.imdecode(data, kind).reshape(pixels.shape))  # type: ignore[arg-type, union-attr]
         return result.transpose(2, 0, 1) if channels_first else result
 
     def apply(pixels: Pixels, _: object) -> Pixels:

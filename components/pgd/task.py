@@ -62,12 +62,12 @@ def pgd(
 
     from evasion.components.common import attacks
 
-    def make(estimator: Any, drawn: int) -> attacks.Attack:
+    def make(target: Any, drawn: int) -> attacks.Attack:
         import numpy as np
 
         np.random.seed(drawn)  # noqa: NPY002 - ART draws its starting points from NumPy's global state
         method = projected_gradient_descent(
-            estimator,
+            target.art,
             norm=norm,
             eps=eps,
             eps_step=eps_step,

@@ -202,9 +202,9 @@ def _measure(
 
     with _table(predictions, list(controls)) as write:
         for batch in track(data.batches(batch_size), -(-len(data) // batch_size), "batches"):
-            x = classifier.stack(batch)
+            x = to_float(classifier.stack(batch))
             labels = places[[sample.label for sample in batch]]
-            before = predicted(x)
+            before = bare.attacked_outputs(x).argmax(axis=1)
             directions: dict[int, Any] = {}
             found: dict[str, Any] = {}
             for each in lines:
@@ -216,7 +216,7 @@ def _measure(
                 elif key in directions:  # the same attacker meets several defenses
                     direction = directions[key]
                 else:
-                    mine = before if each.target is bare else each.target.outputs(x).argmax(axis=1)
+                    mine = before if each.target is bare else each.target.attacked_outputs(x).argmax(axis=1)
                     direction = directions[key] = each.method._compute_perturbation(x, identity[mine], None)
                 for point, size in enumerate([0.0, *sizes]):
                     moved = each.method._apply_perturbation(x, direction, size) if size else x

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from evasion.components.common import checks
 
 if TYPE_CHECKING:
+    from evasion.components.common.dataset import Pixels
     from evasion.components.common.transformations import Transformation
 
 
@@ -19,13 +20,25 @@ def check(*, window_size: int, seed: int, **_: object) -> None:
 
 def transformation(*, window_size: int, **_: object) -> Transformation:
     """Return the median over a square window, channel by channel, the image mirrored at its borders."""
-    from scipy.ndimage import median_filter
+    import cv2
 
     from evasion.components.common.transformations import Transformation
 
     # A median of 8-bit values is one of them, so nothing is lost by not going through floats as ART does.
-    size = (window_size, window_size, 1)
-    return Transformation(lambda pixels, _: median_filter(pixels, size=size, mode="reflect"))
+    size, reach = (window_size, window_size, 1), window_size // 2
+
+    def smooth(pixels: Pixels, _: object) -> Pixels:
+        # Hundreds of times as fast as SciPy, OpenCV knows odd windows alone, and mirrors an image only once.
+        if window_size % 2 and 1 <= reach <= min(pixels.shape[:2]):
+            # By itself it would repeat the pixels at the border.
+            mirrored = cv2.copyMakeBorder(pixels, reach, reach, reach, reach, cv2.BORDER_REFLECT)
+            return cv2.medianBlur(mirrored, window_size)[reach:-reach, reach:-reach].reshape(pixels.shape)  # type: ignore[return-value]
+
+        from scipy.ndimage import median_filter
+
+        return cast("Pixels", median_filter(pixels, size=size, mode="reflect"))
+
+    return Transformation(smooth)
 
 
 def spatial_smoothing(

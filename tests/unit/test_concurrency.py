@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.concurrency import ordered_map, prefetched
 
 
 def test_results_come_in_order_although_later_items_are_faster():
@@ -22,7 +22,8 @@ def test_calls_run_at_the_same_time():
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
-def test_no_more_than_ahead_items_are_taken_before_their_results(ahead):
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_no_more_than_ahead_items_are_taken_before_their_results(ahead, chunk):
     taken = 0
 
     def items() -> Iterator[int]:
@@ -31,9 +32,9 @@ def test_no_more_than_ahead_items_are_taken_before_their_results(ahead):
             taken += 1
             yield number
 
-    for received, number in enumerate(ordered_map(abs, items(), threads=2, ahead=ahead)):
+    for received, number in enumerate(ordered_map(abs, items(), threads=2, ahead=ahead, chunk=chunk)):
         assert number == received
-        assert taken - received <= ahead
+        assert taken - received <= max(ahead, chunk)
 
 
 def test_an_exception_comes_at_its_items_place_and_stops_the_work():
@@ -58,6 +59,56 @@ def test_an_exception_of_the_iterable_waits_for_the_results_before_it():
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
     with pytest.raises(OSError, match="listing broke"):
         next(results)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_chunks_change_neither_results_nor_where_an_exception_comes(chunk):
+    def half(item):
+        if item == 5:
+            raise KeyError(item)
+        return item / 2
+
+    found = []
+    with pytest.raises(KeyError, match="5"):
+        found.extend(ordered_map(half, range(9), threads=2, ahead=7, chunk=chunk))
+    assert found == [0, 0.5, 1, 1.5, 2]
+
+    def damaged():
+        yield from range(4)
+        raise OSError("cut short")
+
+    found = []
+    with pytest.raises(OSError, match="cut short"):
+        found.extend(ordered_map(half, damaged(), threads=2, ahead=7, chunk=chunk))
+    assert found == [0, 0.5, 1, 1.5]
+
+
+def test_an_item_is_read_while_the_one_before_it_is_used():
+    read, used = threading.Event(), threading.Event()
+
+    def items():
+        yield 1
+        read.set()
+        assert used.wait(10)
+        yield 2
+
+    found = prefetched(items())
+    assert not read.is_set()
+    assert next(found) == 1
+    assert read.wait(10)
+    used.set()
+    assert list(found) == [2]
+
+
+def test_prefetching_passes_an_exception_on_at_its_place():
+    def items():
+        yield 1
+        raise OSError("cut short")
+
+    found = []
+    with pytest.raises(OSError, match="cut short"):
+        found.extend(prefetched(items()))
+    assert found == [1]
 
 
 def test_closing_cancels_what_has_not_started_and_ends_the_threads():
@@ -86,7 +137,7 @@ def test_an_empty_iterable_gives_nothing():
     assert list(ordered_map(abs, [], threads=1, ahead=1)) == []
 
 
-@pytest.mark.parametrize("name", ["threads", "ahead"])
+@pytest.mark.parametrize("name", ["threads", "ahead", "chunk"])
 def test_less_than_one_is_refused_at_once(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1. Received: {name}=0"):
         ordered_map(abs, [], **{"threads": 1, "ahead": 1} | {name: 0})

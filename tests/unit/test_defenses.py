@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
+from scipy.ndimage import median_filter
 from scipy.spatial.distance import cosine
 
 from evasion.components.common.dataset import Dataset
 from evasion.components.gaussian_augmentation.task import gaussian_augmentation
 from evasion.components.jpeg_compression.task import jpeg_compression
+from evasion.components.spatial_smoothing import task as smoothing
 from evasion.components.spatial_smoothing.task import spatial_smoothing
 
 GRAY, COLOUR = (28, 28, 1), (20, 24, 3)
@@ -79,7 +81,7 @@ def through_floats(preprocessor, pixels):
 
 
 @pytest.mark.parametrize("shape", [GRAY, COLOUR], ids=["gray", "colour"])
-@pytest.mark.parametrize("window_size", [1, 2, 3, 4, 5, 6, 40])
+@pytest.mark.parametrize("window_size", [1, 2, 3, 4, 5, 6, 9, 15, 40, 41])
 def test_smoothing_is_arts(defend, make_dataset, random_pixels, shape, window_size):
     from art.defences.preprocessor import SpatialSmoothing
 
@@ -97,8 +99,20 @@ def test_an_even_window_reaches_to_the_top_left_and_takes_the_upper_median(defen
     assert stacked(path)[0, :, :, 0].tolist() == [[10, 20, 30], [40, 40, 50], [70, 70, 80]]
 
 
-@pytest.mark.parametrize("shape", [GRAY, COLOUR], ids=["gray", "colour"])
-@pytest.mark.parametrize("quality", [1, 50, 95, 100])
+def test_both_medians_agree_on_every_size():
+    """Odd windows go through OpenCV, unless they reach beyond the image's other side."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        shape = (*random.integers(1, 20, 2), random.choice([1, 3]))
+        window = int(random.choice([3, 5, 7, 9, 11, 21]))
+        image = random.integers(0, 256, shape, dtype=np.uint8)
+        expected = median_filter(image, size=(window, window, 1), mode="reflect")
+        found = smoothing.transformation(window_size=window).apply(image, random)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("shape", [GRAY, COLOUR, (37, 50, 3), (224, 224, 3)], ids=str)
+@pytest.mark.parametrize("quality", [1, 50, 75, 95, 100])
 def test_jpeg_is_arts(defend, make_dataset, random_pixels, shape, quality):
     from art.defences.preprocessor import JpegCompression
 

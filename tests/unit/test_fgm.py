@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from evasion.components.common import classifier
 from evasion.components.common.dataset import Dataset, to_float, to_pixels
 from evasion.components.fgm import task
+from evasion.components.fgm.compiled import fast_gradient_step
 
 NORMS = ("inf", "1", "2")
 EPS = {"inf": 0.1, "1": 20.0, "2": 2.0}
@@ -168,6 +169,50 @@ def test_fault_images_are_not_stretched_and_none_is_dropped(run_stage, le_net_ar
     model = keras.saving.load_model(le_net_artifact / "model.keras", compile=False)
     expected = to_pixels(ours(model, to_float(pixels), norm="inf", eps=0.1, eps_step=0.1, minimal=False, batch_size=7))
     assert np.array_equal(np.stack(saved), expected)
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_compiled_step_saves_what_the_class_would(le_net, digits, norm, batch_size):
+    target = classifier.Classifier(le_net)
+    parameters = {"norm": norm, "eps": EPS[norm]}
+    method = task.fast_gradient_method(target.art, **parameters, eps_step=1.0, minimal=False, batch_size=batch_size)
+    attack = fast_gradient_step(target, **parameters)
+    for start in range(0, 40, batch_size):
+        pixels = digits.pixels[start : start + batch_size]
+        outputs, attacked, unmoved = attack(pixels)
+        x = to_float(pixels)
+        np.testing.assert_array_equal(outputs, target.outputs(x))
+        y = np.eye(10, dtype=np.float32)[outputs.argmax(axis=1)]
+        np.testing.assert_array_equal(attacked, to_pixels(method.generate(x, y=y)))
+        np.testing.assert_array_equal(unmoved, ~target.loss_gradient(x, y).any(axis=(1, 2, 3)))
+    assert (attacked != pixels).any()
+
+
+def test_the_gradient_found_with_the_outputs_is_the_one_asked_for(le_net, digits):
+    x = to_float(digits.pixels[:20])
+    target, other = classifier.Classifier(le_net), classifier.Classifier(le_net)
+    outputs = target.attacked_outputs(x)
+    np.testing.assert_array_equal(outputs, other.outputs(x))
+    labels = outputs.argmax(axis=1)
+    for images, named in ((x, labels), (x, (labels + 1) % 10), (1 - x, labels)):
+        y = np.eye(10, dtype=np.float32)[named]
+        expected = other.loss_gradient(images, y)
+        found = target.loss_gradient(images, y)
+        np.testing.assert_array_equal(found, expected)
+        found += 1  # whoever changes what was handed out changes nothing for the next
+
+
+def test_minimal_asks_only_for_images_that_are_not_yet_fooled(le_net, digits):
+    x, asked = to_float(digits.pixels[:64]), []
+    target = classifier.Classifier(le_net)
+    forward = target.forward
+    target.forward = lambda images: asked.append(len(images)) or forward(images)
+    y = np.eye(10, dtype=np.float32)[target.attacked_outputs(x).argmax(axis=1)]
+    method = task.fast_gradient_method(target.art, norm="inf", eps=0.3, eps_step=0.01, minimal=True, batch_size=64)
+    method.generate(x, y=y)
+    tried = [round(eps / 0.01) if eps else 30 for eps in method.smallest]
+    assert sum(asked) == sum(tried) < 30 * 64
 
 
 def test_fault_batch_size_is_passed_on(le_net, digits, monkeypatch):

@@ -1,0 +1,60 @@
+"""FGM in one compiled pass: images as they are saved in, the model's outputs and images to save out.
+
+ART predicts the labels, then asks for the gradient in a second pass, and does the rest in NumPy between the two. Here
+labels, gradient, step, clipping and rounding are one TensorFlow function; `tests` hold it to ART's class.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from evasion.components.common.classifier import Classifier
+from evasion.components.common.dataset import Floats, Pixels
+
+
+def fast_gradient_step(
+    target: Classifier, *, norm: str, eps: float
+) -> Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]:
+    """Return what attacks one batch.
+
+    Args:
+        target: The model that is attacked.
+        norm: `inf`, `1` or `2`.
+        eps: Size of the step in this norm, on pixels in [0, 1].
+
+    Returns:
+        A function of a batch, uint8, (images, height, width, channels). It returns the outputs for it, the attacked
+        batch, uint8, and for each image whether its gradient is zero everywhere, so that it stays as it is.
+    """
+    batch = tf.TensorSpec((None, *target.model.input_shape[1:]), tf.uint8)
+
+    # By a constant TensorFlow would multiply with its inverse, which rounds differently: with eps 0.1, half a level
+    # more than 25, that decides the level of most pixels.
+    @tf.function(input_signature=[batch, tf.TensorSpec((), tf.float32)])
+    def step(pixels: Any, largest: Any) -> tuple[Any, Any, Any]:
+        x = tf.cast(pixels, tf.float32) / largest
+        outputs, gradient = target.both(x)
+        gradient = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
+        x_adv = tf.clip_by_value(x + tf.constant(eps, tf.float32) * direction(gradient, norm), 0, 1)
+        unmoved = tf.logical_not(tf.reduce_any(gradient != 0, axis=(1, 2, 3)))
+        return outputs, tf.cast(tf.round(x_adv * largest), tf.uint8), unmoved
+
+    def attack(pixels: Pixels) -> tuple[Floats, Pixels, npt.NDArray[np.bool_]]:
+        outputs, attacked, unmoved = (found.numpy() for found in step(pixels, np.float32(255)))
+        return outputs, attacked, unmoved
+
+    return attack
+
+
+def direction(gradient: Any, norm: str) -> Any:
+    """Return what raises the loss the most, to first order, among changes of size 1 in the norm."""
+    if norm == "inf":
+        return tf.sign(gradient)
+    flat = tf.reshape(gradient, (tf.shape(gradient)[0], -1))
+    if norm == "1":
+        largest = tf.one_hot(tf.argmax(tf.abs(flat), axis=1), tf.shape(flat)[1])
+        return tf.reshape(largest * tf.sign(flat), tf.shape(gradient))
+    return tf.reshape(tf.math.divide_no_nan(flat, tf.norm(flat, axis=1, keepdims=True)), tf.shape(gradient))
