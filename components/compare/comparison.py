@@ -222,7 +222,11 @@ def compare(models: list[Model]) -> Comparison:
 def _pairs(models: list[Model], attacks: list[str]) -> Iterator[Pair]:
     """McNemar's test of each pair on clean images and under each attack; one family of tests each."""
     for attack in (None, *attacks):
-        outcomes = [(model.name, outcome) for model in models if (outcome := model.outcome(attack)) is not None]
+        outcomes = [
+            (model.name, outcome)
+            for model in models
+            if (outcome := model.outcomes.get((attack, None, None))) is not None
+        ]
         pairs = [(one, other, Paired.between(a, b)) for (one, a), (other, b) in combinations(outcomes, 2)]
         adjusted = holm([paired.p for _, _, paired in pairs])
         for (one, other, paired), p in zip(pairs, adjusted, strict=True):
@@ -274,7 +278,7 @@ def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:
 
 
 def _failed(model: Model) -> list[str]:
-    return [check["name"] for check in model.report["checks"] if check["status"] == "fail"]
+    return [check["name"] for check in model.failed]
 
 
 def _ranked(under: str, found: list[tuple[str, Share]]) -> str:

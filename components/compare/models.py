@@ -17,6 +17,9 @@ READABLE = 2
 """The schema_version of report.json that is read."""
 NO_DEFENSE = "none"
 
+Treated = tuple[str | None, str | None, str | None]
+"""An attack, a defense, and what the attacker knew of it."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -63,13 +66,13 @@ class Model:
     @cached_property
     def attacks(self) -> list[str]:
         """Every attack, with its settings."""
-        return list(dict.fromkeys(_label(row["attack"], row["attack_settings"]) for row in self._attacked))
+        return list(dict.fromkeys(label(row["attack"], row["attack_settings"]) for row in self._attacked))
 
     @property
     def clean(self) -> Share | None:
         """Accuracy without attack and defense."""
-        shares = [_share(row["clean_accuracy"]) for row in self.report["table"] if row["defense"] == NO_DEFENSE]
-        return next((share for share in shares if share), None)
+        found = [share(row["clean_accuracy"]) for row in self.report["table"] if row["defense"] == NO_DEFENSE]
+        return next((each for each in found if each), None)
 
     def undefended(self, attack: str) -> Case | None:
         """How it fares under an attack without a defense."""
@@ -80,39 +83,57 @@ class Model:
         helping = [case for case in self._cases(attack) if case.helps and case.robust]
         return max(helping, key=lambda case: case.robust.value if case.robust else 0.0, default=None)
 
-    def outcome(self, attack: str | None) -> Outcome | None:
-        """Which images it got right without a defense, clean or under an attack, if it is known of each."""
-        for evaluation in self.report["evaluations"]:
-            if evaluation["attack"] == attack and evaluation["defense"] is None and evaluation["right"]:
-                return unpacked(evaluation["right"], self.images)
-        return None
+    @cached_property
+    def outcomes(self) -> dict[Treated, Outcome]:
+        """Which images it got right by attack, defense and attacker, where that is known of each image."""
+        return {
+            (each["attack"], each["defense"], each["attacker"]): unpacked(each["right"], self.images)
+            for each in self.report["evaluations"]
+            if each["right"]
+        }
+
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """The report's checks that failed: its numbers are not to be trusted yet."""
+        return [check for check in self.report["checks"] if check["status"] == "fail"]
 
     @property
     def _attacked(self) -> list[dict[str, Any]]:
         return [row for row in self.report["table"] if row["robust_accuracy"]]
 
     def _cases(self, attack: str) -> list[Case]:
-        return [_case(row) for row in self._attacked if _label(row["attack"], row["attack_settings"]) == attack]
+        return [_case(row) for row in self._attacked if label(row["attack"], row["attack_settings"]) == attack]
 
 
 def _case(row: dict[str, Any]) -> Case:
     change = row["robust_accuracy_change"]
     return Case(
-        _label(row["defense"], row["settings"]),
+        label(row["defense"], row["settings"]),
         row["attacker"],
-        _share(row["clean_accuracy"]),
-        _share(row["robust_accuracy"]),
-        _share(row["attack_success_rate"]),
+        share(row["clean_accuracy"]),
+        share(row["robust_accuracy"]),
+        share(row["attack_success_rate"]),
         bool(row["applied"] and change and change["value"] > 0 and not change["may_be_chance"]),
     )
 
 
-def _label(name: str, settings: str) -> str:
+def label(name: str, settings: str) -> str:
+    """Name and settings in one text, as the report has them."""
     return f"{name} {settings}".strip()
 
 
-def _share(found: dict[str, Any] | None) -> Share | None:
-    return Share(found["count"], found["n"], found["value"], found["low"], found["high"]) if found else None
+def share(found: dict[str, Any] | None) -> Share | None:
+    """A share as the report has it, if it has one.
+
+    Raises:
+        ValueError: If its numbers cannot be those of a share.
+    """
+    if not found:
+        return None
+    made = Share(found["count"], found["n"], found["value"], found["low"], found["high"])
+    if not (0 <= made.low <= made.value <= made.high <= 1 and 0 <= made.count <= made.n):
+        raise ValueError(f"{made.count} of {made.n} is no share in [{made.low}, {made.high}]")
+    return made
 
 
 def read(paths: list[Path], names: list[str]) -> list[Model]:
@@ -132,7 +153,7 @@ def read(paths: list[Path], names: list[str]) -> list[Model]:
         raise ValueError(f"names must be as many as reports, {len(paths)}. Received: {', '.join(names)}")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"names must differ. Received more than once: {', '.join(repeated)}")
-    reports = [_report(path) for path in paths]
+    reports = [load(path) for path in paths]
     own = names or _names([report["models"][0] for report in reports])
     models = [Model(name, path, report) for name, path, report in zip(own, paths, reports, strict=True)]
     if len({model.originals for model in models}) > 1:
@@ -144,7 +165,12 @@ def read(paths: list[Path], names: list[str]) -> list[Model]:
     return models
 
 
-def _report(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """Read a report.json.
+
+    Raises:
+        ValueError: If there is none, or it is damaged or of another schema_version.
+    """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = found["schema_version"]
@@ -168,17 +194,20 @@ def _report(path: Path) -> dict[str, Any]:
 def _whole(model: Model) -> None:
     """Read all that will be used, so that what is wrong is said of the file it is in."""
     cases = [case for attack in model.attacks for case in model._cases(attack)]
-    numbers = [share.value for case in cases for share in (case.clean, case.robust) if share]
+    numbers = [each.value for case in cases for each in (case.clean, case.robust) if each]
     curve = model.report["curve"]
     lines = curve["curves"] if curve else []
     numbers += [point[key] for line in lines for point in line["points"] for key in ("eps", "value", "low", "high")]
-    for attack in (None, *model.attacks):
-        model.outcome(attack)
+    for evaluation in model.report["evaluations"]:
+        right, correct = evaluation["right"], evaluation["metrics"]["correct"]
+        if right and unpacked(right, model.images).sum() != correct:
+            raise ValueError(f"the outcomes of {evaluation['title']} do not count {correct} right images")
     if not (model.card["architecture"] and model.originals and model.report["headline"]):
         raise ValueError("a name or a hash is empty")
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError("a number is not finite")
-    if not all(check["name"] and check["status"] for check in model.report["checks"]):
+    texts = [check[key] for check in model.report["checks"] for key in ("name", "subject", "status", "found", "advice")]
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a check has no outcome")
 
 
