@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from evasion.pipelines import placement
+from evasion.pipelines.gate.command import gate_report
 
 # kfp, MLflow and Rich are imported by the commands that need them, so that help comes at once.
 
@@ -44,11 +45,15 @@ SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help
       evasion run fgm_evaluation --help  what one does and takes
       evasion compile all                the YAMLs to upload to Kubeflow
       evasion compare RUN RUN            models side by side
+      evasion gate RUN --threshold TEXT  a report held to thresholds
     """,
 )
 @click.version_option(package_name="evasion-pipelines", prog_name="evasion")
 def main() -> None:
     """Measure how far the Fast Gradient Method fools an image classifier, and what defenses give back."""
+
+
+main.add_command(gate_report)
 
 
 class PipelineCommands(click.Group):

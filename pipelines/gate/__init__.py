@@ -1,0 +1,1 @@
+"""`evasion gate`: holds a report to thresholds and to a baseline."""
