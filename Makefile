@@ -64,7 +64,7 @@ bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the
 
 # mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
 TYPED := build/typed/evasion
-lint: $(INSTALLED)  ## Check style, formatting and types
+lint: $(INSTALLED)  ## Check style, formatting, types, workflows and scripts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	mkdir -p $(TYPED)
@@ -72,6 +72,9 @@ lint: $(INSTALLED)  ## Check style, formatting and types
 	ln -sfn $(CURDIR)/pipelines $(TYPED)/pipelines
 	MYPYPATH=build/typed $(BIN)/mypy -p evasion.components -p evasion.pipelines
 	$(BIN)/hadolint images/Dockerfile
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck manifests/ci/github.yaml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci manifests/ci/gitlab.yaml
+	$(BIN)/shellcheck .ci/engine .ci/run images/*.sh
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix

@@ -131,8 +131,8 @@ def share(found: dict[str, Any] | None) -> Share | None:
     if not found:
         return None
     made = Share(found["count"], found["n"], found["value"], found["low"], found["high"])
-    if not (0 <= made.low <= made.value <= made.high <= 1 and 0 <= made.count <= made.n):
-        raise ValueError(f"{made.count} of {made.n} is no share in [{made.low}, {made.high}]")
+    if not (0 <= made.low <= made.value <= made.high <= 1 and math.isclose(made.value * made.n, made.count)):
+        raise ValueError(f"{made.count} of {made.n} is no share of {made.value} in [{made.low}, {made.high}]")
     return made
 
 

@@ -25,8 +25,6 @@ RULES = {
     "report": "The report must be whole.",
 }
 TITLES = {"threshold": "Thresholds", "baseline": "Against the baseline", "check": "Checks", "report": "Report"}
-MARK = "<!-- evasion gate -->"
-"""Begins the Markdown, so that a program finds its comment again."""
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 LEVELS = {Outcome.FAIL: "error", Outcome.UNKNOWN: "warning"}
 
@@ -66,7 +64,7 @@ def to_junit(gate: Gate) -> str:
 
 def to_markdown(gate: Gate) -> str:
     """A summary for a pull request: what came out how, then why."""
-    lines = [MARK, f"## Robustness gate: {gate.headline}", ""]
+    lines = [f"## Robustness gate: {gate.headline}", ""]
     if gate.model:
         lines += [_markdown(gate.model.report["headline"]), ""]
     for kind, verdicts in groupby(gate.verdicts, key=lambda each: each.kind):

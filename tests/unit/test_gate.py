@@ -534,7 +534,7 @@ def test_sarif_names_files_as_the_code_host_does(
 
 def test_markdown_shows_a_table_for_each_kind(failed: dict[str, Path]) -> None:
     text = failed["markdown"].read_text()
-    assert text.startswith(f"{outputs.MARK}\n## Robustness gate: fail: ")
+    assert text.startswith("## Robustness gate: fail: ")
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
     assert sum(token.type == "table_open" for token in tokens) == 3
     rows = sum(token.type == "tr_open" for token in tokens) - 3
@@ -554,7 +554,7 @@ def test_names_stay_text(reports: dict[str, Path], tmp_path: Path) -> None:
     result = evasion(path, "--threshold", "robust_accuracy >= 0", *options)
     assert result.exit_code == 2, result.output
     text = paths["markdown"].read_text()
-    shown = MarkdownIt("commonmark").enable("table").render(text.replace(outputs.MARK, ""))
+    shown = MarkdownIt("commonmark").enable("table").render(text)
     assert "<b>" not in shown
     assert "<a " not in shown
     assert "<code>" not in shown
@@ -593,7 +593,7 @@ def damaged(path: Path, **changed: Any) -> None:
         (lambda path: damaged(path, schema_version=1), "must be of schema_version 2"),
         (lambda path: damaged(path, evaluations=[]), "holds no gain"),
         (lambda path: damaged(path, datasets=[]), "is not as report writes it: KeyError"),
-        (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 9999\n')), "is no share"),
+        (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 101\n')), "is no share"),
         (
             lambda path: path.write_text(path.read_text().replace('"correct": 392,', '"correct": 393,')),
             "do not count 393",
