@@ -113,18 +113,20 @@ def judge(threshold: Threshold, measure: Measure) -> Verdict:
 
 
 def _between(threshold: Threshold, smaller: Measure, larger: Measure) -> Verdict:
-    """Judge by the sizes around the one asked for: what withstands a larger attack withstands a smaller one.
+    """Judge by the sizes around the one asked for, if they agree.
 
-    That accuracy falls as eps grows is one of the report's own checks.
+    Then what is met at the larger one is met between, and what is missed at the smaller one is missed between: accuracy
+    falls as eps grows.
     """
     below, above = judge(threshold, smaller), judge(threshold, larger)
-    if above.outcome is Outcome.PASS:
-        return replace(above, found=f"{above.found}, at a larger eps than asked for")
-    if below.outcome is Outcome.FAIL:
-        return replace(below, found=f"{below.found}, at a smaller eps than asked for")
-    told = f"met at eps {smaller.eps:.4g}" if below.outcome is Outcome.PASS else f"open at eps {smaller.eps:.4g}"
-    told += f", {'missed' if above.outcome is Outcome.FAIL else 'open'} at {larger.eps:.4g}, and not measured between"
-    return replace(above, outcome=Outcome.UNKNOWN, found=told, advice=f"Add {threshold.eps:.4g} to eps_values.")
+    if below.outcome is Outcome.FAIL is above.outcome:
+        return replace(below, found=f"{below.found}, at the next smaller eps")
+    if below.outcome is above.outcome:
+        return replace(above, found=f"{above.found}, at the next larger eps")
+    words = {Outcome.PASS: "met", Outcome.FAIL: "missed", Outcome.UNKNOWN: "open"}
+    told = f"{words[below.outcome]} at eps {smaller.eps:.4g}, {words[above.outcome]} at {larger.eps:.4g}"
+    advice = f"Add {threshold.eps:.4g} to eps_values."
+    return replace(above, outcome=Outcome.UNKNOWN, found=f"{told}, and not measured between", advice=advice)
 
 
 def of_checks(model: Model, accepted: Iterable[str], whose: str = "report") -> Iterator[Verdict]:

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -260,8 +261,8 @@ def test_what_the_report_lacks_cannot_be_told(usual: Model, text: str, said: str
     ("text", "expected", "said"),
     [
         # The curve has 62.5 % at 0.1 and 25 % at 0.3.
-        ("robust_accuracy >= 0.15 at eps 0.2", "pass", "at a larger eps than asked for"),
-        ("robust_accuracy >= 0.75 at eps 0.2", "fail", "at a smaller eps than asked for"),
+        ("robust_accuracy >= 0.15 at eps 0.2", "pass", "at the next larger eps"),
+        ("robust_accuracy >= 0.75 at eps 0.2", "fail", "at the next smaller eps"),
         ("robust_accuracy >= 0.5 at eps 0.2", "cannot tell", "met at eps 0.1, missed at 0.3, and not measured between"),
         ("robust_accuracy >= 0.25 at eps 0.2", "cannot tell", "met at eps 0.1, open at 0.3"),
     ],
@@ -270,6 +271,17 @@ def test_between_two_eps_the_ones_around_it_tell(usual: Model, text: str, expect
     (found,) = verdict.of_thresholds(usual, [parse(text)])
     assert found.outcome.value == expected
     assert said in found.found
+
+
+def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: Model) -> None:
+    """The last step of the curve goes up in no report that is trusted, but may within a warning."""
+    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, "fgm norm=inf", 0.3, drawn=True)
+    larger = replace(measure, value=0.3, low=0.28, high=0.32, eps=1.0)
+    threshold = parse("robust_accuracy >= 0.2 at eps 0.5")
+    (pair,) = measures.around([measure, larger], threshold)
+    found = verdict._between(threshold, *pair)
+    assert found.outcome is Outcome.UNKNOWN
+    assert found.found == "missed at eps 0.3, met at 1, and not measured between"
 
 
 # Outcomes.
