@@ -89,5 +89,6 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _line(lines: list[str], text: str) -> int | None:
-    """Find where a text stands in the file."""
-    return next((number for number, line in enumerate(lines, 1) if text in line), None)
+    """Find where a text stands in the file, in quotes."""
+    quoted = (f'"{text}"', f"'{text}'")
+    return next((number for number, line in enumerate(lines, 1) if any(each in line for each in quoted)), None)

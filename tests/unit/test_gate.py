@@ -425,9 +425,10 @@ def test_a_baseline_that_cannot_be_trusted_leaves_it_open(reports: dict[str, Pat
 # Settings.
 
 CONFIG = """\
-# What a change must keep.
+# What a change must keep: not robust_accuracy >= 0.2 alone.
 thresholds = [
     "robust_accuracy >= 0.2",
+    'clean_accuracy >= 0.9',
     "clean_accuracy >= 0.99",
 ]
 allowed_drop = 0.01
@@ -442,7 +443,8 @@ def test_options_add_to_the_file(tmp_path: Path) -> None:
     found = settings(["gain > 0"], config, None, 0.02, ["another"])
     assert [(each.text, each.line) for each in found.thresholds] == [
         ("robust_accuracy >= 0.2", 3),
-        ("clean_accuracy >= 0.99", 4),
+        ("clean_accuracy >= 0.9", 4),
+        ("clean_accuracy >= 0.99", 5),
         ("gain > 0", None),
     ]
     assert found.baseline == tmp_path / "old" / "report.json"
