@@ -1,6 +1,7 @@
 """Reports held to thresholds and to a baseline."""
 
 import base64
+import copy
 import json
 import shutil
 import tomllib
@@ -222,6 +223,16 @@ def test_a_threshold_finds_its_number(usual: Model, text: str, subject: str, cou
     )
 
 
+def test_the_table_stands_before_the_curve(usual: Model) -> None:
+    report = copy.deepcopy(usual.report)
+    for line in report["curve"]["curves"]:
+        for point in line["points"]:
+            if point["eps"] == 0.3:
+                point |= {"value": 0.0, "low": 0.0, "count": 0}
+    (found,) = verdict.of_thresholds(Model("changed", usual.path, report), [parse("robust_accuracy >= 0.2 at eps 0.3")])
+    assert (found.outcome, found.subject) == (Outcome.PASS, ATTACK)
+
+
 @pytest.mark.parametrize(
     ("text", "counts"),
     [
@@ -247,6 +258,8 @@ def test_differences_are_paired(usual: Model, text: str, counts: tuple[int, int,
         ("robust_accuracy >= 0.1 for jpeg", "no robust_accuracy for jpeg; it has none, jpeg_compression quality=75"),
         ("robust_accuracy >= 0.1 for jpeg_compression quality=50", "for jpeg_compression quality=50; it has none"),
         ("robust_accuracy >= 0.1 with pgd", f"no robust_accuracy with pgd; it has {ATTACK}"),
+        # Noise is the curve's control, not an attack.
+        ("robust_accuracy >= 0.1 at eps 0.1 with noise", "no robust_accuracy with noise"),
         ("attack_success_rate <= 1 at eps 0.1", "no such attack_success_rate at eps 0.1; it has 0.3"),
         ("robust_accuracy >= 0.1 at eps 3", "at eps 3; it has 0, 0.003922, 0.1, 0.3, 1"),
     ],
