@@ -207,7 +207,8 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
 
     with (
         replacing(path) as temporary,
-        tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar,
+        temporary.open("wb", buffering=1 << 20) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
         tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=path.parent) as table,
         closing(ordered_map(encoded, samples, **ahead(header.image_shape))) as encoding,
     ):
@@ -215,9 +216,9 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
         rows: csv.DictWriter[str] | None = None
         for sample, png in encoding:
             label = header.class_names[sample.label]
-            file = f"{label}/{sample.stem}.png"
-            _add(tar, f"{header.name}/{file}", png)
-            row = {"path": file, "label": label, "source": sample.source, **sample.fields}
+            name = f"{label}/{sample.stem}.png"
+            _add(tar, f"{header.name}/{name}", png)
+            row = {"path": name, "label": label, "source": sample.source, **sample.fields}
             if rows is None:
                 rows = csv.DictWriter(table, row)
                 rows.writeheader()
@@ -236,13 +237,14 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes | io.BufferedReader, size: int = -1) -> None:
     member = tarfile.TarInfo(name)  # no time, user or mode of this machine: same images, same bytes
-    if isinstance(content, bytes):
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    else:
-        member.size = size
-        tar.addfile(member, content)
+    member.size = len(content) if isinstance(content, bytes) else size
+    tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else content)
     _forget(tar)
+
+
+def _stem(path: str) -> str:
+    """Return the file name of `<class>/<stem>.png` without its ending."""
+    return path.rpartition("/")[2].removesuffix(".png")
 
 
 def _forget(tar: tarfile.TarFile) -> None:
@@ -350,7 +352,7 @@ class Dataset:
     def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
         index, row = numbered
         fields = {name: value for name, value in row.items() if name not in COLUMNS}
-        return Sample(self._labels[index], Path(row["path"]).stem, self.pixels(index), row["path"], fields, index)
+        return Sample(self._labels[index], _stem(row["path"]), self.pixels(index), row["path"], fields, index)
 
     def _rows(self) -> Iterator[dict[str, str]]:
         """Yield the rows of `samples.csv`, holding them to the images' paths."""

@@ -14,8 +14,10 @@ Pillow lets some damaged files pass; `decode` checks for those itself, so that n
 """
 
 import io
+import math
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF")
 # Of zlib's strategies the one that only looks for runs. Measured on 224x224 photographs, clean and attacked: 2.2 ms
 # an image, where zlib's default takes 5.3 ms at level 1 for files as large. No compression at all takes 2.1 ms, and
 # half as much room again.
+_PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 # A JPEG marker, as opposed to the stuffed bytes and restart markers inside the compressed data.
@@ -128,8 +131,13 @@ def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:
     if not data.startswith(header):
         reason = "not an image of this dataset" if data else "empty: 0 bytes where there should be one"
         raise UnreadableImage(f"{reason}: an 8-bit {_MODES[channels]} PNG of {width}x{height} pixels")
-    with _reasons(data):
-        return np.array(_load(data)).reshape(shape)
+    # OpenCV checks every checksum and that no pixel is missing; the pixels come first and the end mark last.
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data.endswith(_PNG_END) else None
+    if not data.startswith(b"IDAT", len(header) + 8) or pixels is None or pixels.size != math.prod(shape):
+        with _reasons(data):
+            _load(data)  # tells what is wrong, where Pillow sees it
+        raise UnreadableImage("corrupt: its pixels cannot be read")
+    return swapped(pixels.reshape(shape))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -222,7 +222,7 @@ class TestWriting:
 
     def test_images_wait_in_bounded_number(self, tmp_path):
         """Memory must not grow with the number of images, however much faster they come than they are encoded."""
-        images, shape = 1_000, (64, 64, 3)
+        images, shape = 4_000, (64, 64, 3)
         header = Header(name="d", class_names=("a",), counts=(images,), image_shape=shape, split="testing")
         tracemalloc.start()
         dataset.write(tmp_path / "out", header, (Sample(0, f"{n}", np.zeros(shape, np.uint8)) for n in range(images)))
@@ -232,8 +232,8 @@ class TestWriting:
             assert sum(1 for _ in opened.samples()) == images
         read = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        ahead = dataset.AHEAD * 64 * 64 * 3
-        assert max(written, read) < 4 * ahead  # all of them would be 16 times as much as those ahead
+        ahead = dataset.ahead(shape)["ahead"] * 64 * 64 * 3
+        assert max(written, read) < 4 * ahead  # all of them would be 8 times as much as those ahead
 
 
 GOOD = {"name": "d", "class_names": ("a", "b"), "counts": (0, 1), "image_shape": (2, 2, 1), "split": "testing"}
