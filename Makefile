@@ -46,8 +46,9 @@ compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the descri
 	$(BIN)/evasion compile all --steps --output components
 	$(BIN)/python tests/pipelines/interface.py
 
-bench: $(INSTALLED)  ## Measure the peak memory of every stage over 1,000 and 10,000 images
+bench: $(INSTALLED)  ## Measure every stage's speed and memory: the README's tables and docs/benchmark.json
 	$(BIN)/python tests/benchmarks/memory.py
+	$(BIN)/python tests/benchmarks/speed.py
 
 # The newest run below a folder.
 newest = $$(ls -td $(1)/*evaluation* | head -1)
