@@ -1,40 +1,40 @@
 """The command line `evasion`: runs pipelines on this machine and compiles them for Kubeflow."""
 
 import json
-import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from evasion.pipelines import placement
 from evasion.pipelines.gate.command import gate_report
+from evasion.pipelines.options import (
+    ATTACKS,
+    BAD_INPUT,
+    DEFENSES,
+    INTERRUPTED,
+    SETTINGS,
+    WIDTH,
+    PipelineCommands,
+    compile_to,
+    ended_by_signals,
+    evaluation,
+    fail,
+    first_paragraph,
+    help_of,
+    names_in,
+    option,
+    placement_of,
+    placement_options,
+    told,
+    unknown,
+)
+from evasion.pipelines.submit.command import submit
 
 # kfp, MLflow and Rich are imported by the commands that need them, so that help comes at once.
-
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-WIDTH = 110  # of tables where there is no terminal
-
-TYPES: dict[str, click.ParamType[Any]] = {
-    "Integer": click.INT,
-    "Float": click.FLOAT,
-    "Boolean": click.BOOL,
-    "String": click.STRING,
-}
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-# `--data_dir` is as good as `--data-dir`: the documents of the steps say the former.
-SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
 
 @click.group(
@@ -44,6 +44,7 @@ SETTINGS = {"token_normalize_func": _dashed, "help_option_names": ["-h", "--help
       evasion list                       which pipelines there are
       evasion run fgm_evaluation --help  what one does and takes
       evasion compile all                the YAMLs to upload to Kubeflow
+      evasion submit fgm_evaluation ...  run it in a cluster, and wait for it
       evasion compare RUN RUN            models side by side
       evasion gate RUN --threshold TEXT  a report held to thresholds
     """,
@@ -54,36 +55,13 @@ def main() -> None:
 
 
 main.add_command(gate_report)
-
-
-class PipelineCommands(click.Group):
-    """A command for each pipeline, with an option for each of its parameters."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
-        """Name the pipelines."""
-        from evasion.pipelines.catalog import pipelines
-
-        return list(pipelines())
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's interface
-        """Make the command of a pipeline."""
-        from evasion.pipelines.catalog import pipelines
-
-        name = name.replace("-", "_")
-        return _command(name, pipelines()[name]) if name in pipelines() else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the pipeline, or say which there are."""
-        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            _unknown(args[0], self.list_commands(ctx))
-        return super().resolve_command(ctx, args)
+main.add_command(submit)
 
 
 @main.command(
     "run",
     cls=PipelineCommands,
+    make=lambda name, pipeline: _command(name, pipeline),  # defined below
     options_metavar="",
     subcommand_metavar="PIPELINE [OPTIONS]",
     no_args_is_help=True,
@@ -102,51 +80,7 @@ def list_pipelines() -> None:
 
     width = max(map(len, pipelines()))
     for name, pipeline in pipelines().items():
-        click.echo(f"{name:{width}}  {_first_paragraph(pipeline)}")
-
-
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
-    """Read names separated by commas; a blank text names none."""
-    return None if value is None else [name.strip().replace("-", "_") for name in value.split(",") if name.strip()]
-
-
-ATTACKS = click.Option(
-    ["--attacks"],
-    callback=_names,
-    metavar="NAME,…",
-    help="fgm, pgd or both: which attacks to make.  [default: fgm]",
-)
-DEFENSES = click.Option(
-    ["--defenses"],
-    callback=_names,
-    metavar="NAME,…",
-    help="spatial_smoothing, jpeg_compression, gaussian_augmentation: which defenses to judge.  [default: all]",
-)
-
-
-def _evaluation(attacks: list[str] | None, defenses: list[str] | None) -> Any:
-    """Return the evaluation of the attacks and defenses named."""
-    from evasion.pipelines import catalog
-
-    try:
-        return catalog.evaluation(attacks, defenses)
-    except ValueError as error:
-        _fail(BAD_INPUT, str(error))
-
-
-def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field of `Placement`."""
-    for name, default, text in reversed(list(placement.options())):
-        several = isinstance(default, tuple)
-        command = click.option(
-            f"--{_dashed(name)}",
-            type=str if several else type(default),
-            default=default,
-            show_default=default != "",
-            multiple=several,
-            help=text,
-        )(command)
-    return command
+        click.echo(f"{name:{width}}  {first_paragraph(pipeline)}")
 
 
 @main.command(
@@ -170,9 +104,9 @@ def _placement_options(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Compile steps instead, for pipelines of your own: OUTPUT/STEP/component.yaml. The rest does not count.",
 )
-@click.option("--attacks", callback=_names, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
-@click.option("--defenses", callback=_names, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
-@_placement_options
+@click.option("--attacks", callback=names_in, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
+@click.option("--defenses", callback=names_in, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
+@placement_options
 def compile_pipelines(
     names: tuple[str, ...],
     output: Path,
@@ -187,25 +121,22 @@ def compile_pipelines(
     """
     from evasion.pipelines import catalog
 
-    try:
-        given = placement.Placement(**placed)
-    except ValueError as error:
-        _fail(BAD_INPUT, _told(str(error), tuple(name for name in placed if re.search(rf"\b{name}=", str(error)))))
+    given = placement_of(placed, {})
     known = dict(catalog.steps() if steps else catalog.pipelines())
     if not steps and (attacks is not None or defenses is not None):
-        known[catalog.EVALUATION] = _evaluation(attacks, defenses)
+        known[catalog.EVALUATION] = evaluation(attacks, defenses)
     chosen = [name.replace("-", "_") for name in names if name != "all"]
     for name in chosen:
         if name not in known:
-            _unknown(name, known, "step" if steps else "pipeline")
+            unknown(name, known, "step" if steps else "pipeline")
     try:
         for name in chosen if chosen and "all" not in names else known:
             if steps:
-                click.echo(_compile(known[name], output / name / "component.yaml"))
+                click.echo(compile_to(known[name], output / name / "component.yaml"))
             else:
-                click.echo(_compile(placement.place(known[name], given), output / f"{name}.yaml"))
+                click.echo(compile_to(placement.place(known[name], given), output / f"{name}.yaml"))
     except OSError as error:
-        _fail(1, str(error))
+        fail(1, str(error))
 
 
 @main.command("compare", epilog="Example: evasion compare runs/plain runs/hardened --name plain --name hardened")
@@ -233,25 +164,11 @@ def compare_reports(reports: tuple[Path, ...], output: Path, names: tuple[str, .
     try:
         comparison.write(found, list(names), page, summary)
     except ValueError as error:
-        _fail(BAD_INPUT, str(error))
+        fail(BAD_INPUT, str(error))
     except OSError as error:
-        _fail(1, str(error))
+        fail(1, str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     display.show_comparison(console, json.loads(summary.read_text(encoding="utf-8")), page)
-
-
-def _compile(compiled: Any, path: Path) -> Path:
-    """Write the YAML of a pipeline or a step; a file that is there is whole at any time."""
-    from kfp import compiler
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.unfinished.yaml")
-    try:
-        compiler.Compiler().compile(compiled, str(unfinished))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 @main.command("mlflow")
@@ -268,20 +185,15 @@ def serve_mlflow(output: Path) -> None:
 
     folder = output.absolute() / "server"
     if not folder.is_dir():
-        _fail(BAD_INPUT, f"{output} holds no run of `evasion run --docker`. Set --output.")
+        fail(BAD_INPUT, f"{output} holds no run of `evasion run --docker`. Set --output.")
     try:
-        with _ended_by_signals(), containers.engine(server.IMAGES) as engine, server.running(engine, folder) as served:
+        with ended_by_signals(), containers.engine(server.IMAGES) as engine, server.running(engine, folder) as served:
             click.echo(f"MLflow is at {served.address}. Ctrl-C ends it.")
             signal.pause()
     except containers.EngineError as error:
-        _fail(1, str(error))
+        fail(1, str(error))
     except KeyboardInterrupt:
         return
-
-
-def _unknown(name: str, known: Iterable[str], kind: str = "pipeline") -> NoReturn:
-    """Refuse a pipeline or a step that does not exist."""
-    raise click.UsageError(f"No such {kind}: {name}. Choose from {', '.join(known)}.")
 
 
 def _common_options() -> list[click.Option]:
@@ -322,7 +234,7 @@ def _command(name: str, pipeline: Any) -> click.Command:
     """Make the command that runs a pipeline."""
     from evasion.pipelines import catalog
 
-    own = [_option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
+    own = [option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
 
     choices = [ATTACKS, DEFENSES] if name == catalog.EVALUATION else []
 
@@ -336,59 +248,17 @@ def _command(name: str, pipeline: Any) -> click.Command:
         **arguments: Any,
     ) -> None:
         chosen = [arguments.pop(choice.name) for choice in choices]
-        built = _evaluation(*chosen) if chosen else pipeline
+        built = evaluation(*chosen) if chosen else pipeline
         _run(built, arguments, output, experiment, tracking_uri, docker=docker, verbose=verbose, quiet=quiet)
 
     return click.Command(
         name,
         params=[*choices, *own, *_common_options()],
         callback=run,
-        help=_help(name, pipeline),
-        short_help=_first_paragraph(pipeline),
+        help=help_of(name, pipeline),
+        short_help=first_paragraph(pipeline),
         context_settings=SETTINGS,
     )
-
-
-def _option(name: str, declared: Any) -> click.Option:
-    """Make the option for a parameter of a pipeline, of its type and with its default and description."""
-    # In words, so that help shows it as it is to be typed.
-    default = str(declared.default).lower() if isinstance(declared.default, bool) else declared.default
-    # click takes even a default of None for one; and a blank text is not worth showing.
-    optional: dict[str, Any] = {"default": default, "show_default": default != ""} if declared.optional else {}
-    return click.Option(
-        [f"--{_dashed(name)}", name],
-        type=TYPES.get(declared.type, click.STRING),
-        required=not declared.optional,
-        **optional,
-        help=" ".join((declared.description or "").split()),
-        metavar="true|false" if declared.type == "Boolean" else None,
-    )
-
-
-def _first_paragraph(pipeline: Any) -> str:
-    return " ".join(_documented(pipeline)[0].split())
-
-
-def _documented(pipeline: Any) -> list[str]:
-    """Return the paragraphs of a pipeline's docstring, its parameters left out."""
-    import docstring_parser
-
-    parsed = docstring_parser.parse(pipeline.pipeline_func.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    return (parsed.description or "").split("\n\n")
-
-
-def _help(name: str, pipeline: Any) -> str:
-    """Return what a pipeline's docstring says, its indented lines kept, and an example where it has none."""
-    paragraphs = [
-        # click fills paragraphs unless this mark stands before them.
-        f"\b\n{paragraph}" if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph
-        for paragraph in _documented(pipeline)
-    ]
-    if not any("evasion run" in paragraph for paragraph in paragraphs):
-        required = [name for name, declared in (pipeline.component_spec.inputs or {}).items() if not declared.optional]
-        options = "".join(f" --{_dashed(parameter)} ..." for parameter in required)
-        paragraphs.append(f"\b\nExample:\n  evasion run {name}{options}")
-    return "\n\n".join(paragraphs)
 
 
 def _run(
@@ -413,7 +283,7 @@ def _run(
     progress = Console(stderr=True, quiet=quiet)
     shown = display.Live if progress.is_terminal else display.Lines
     try:
-        with _ended_by_signals(), shown(progress, verbose=verbose) as listener:
+        with ended_by_signals(), shown(progress, verbose=verbose) as listener:
             result = local.run(
                 pipeline,
                 arguments,
@@ -424,42 +294,12 @@ def _run(
                 listener=listener,
             )
     except BadArgumentsError as error:
-        _fail(BAD_INPUT, *(_told(problem.message, problem.parameters) for problem in error.problems))
+        fail(BAD_INPUT, *(told(problem.message, problem.parameters) for problem in error.problems))
     except local.StepFailedError as error:
-        _fail(1, str(error), note=f"All output: {error.log}")
+        fail(1, str(error), note=f"All output: {error.log}")
     except (TrackingError, EngineError, OSError) as error:
-        _fail(1, str(error))
+        fail(1, str(error))
     except KeyboardInterrupt:
-        _fail(INTERRUPTED, "interrupted")
+        fail(INTERRUPTED, "interrupted")
     # Outside a terminal nothing bounds the width, and Rich would take 80.
     display.show_result(Console(width=None if sys.stdout.isatty() else WIDTH), result)
-
-
-def _told(message: str, parameters: tuple[str, ...]) -> str:
-    """Add to a message which options decide it."""
-    options = " or ".join(f"--{_dashed(name)}" for name in dict.fromkeys(parameters))
-    return f"{message}{'' if message.endswith('.') else '.'} Set {options}." if options else message
-
-
-def _fail(code: int, *messages: str, note: str = "") -> NoReturn:
-    """Print errors and leave with an exit code."""
-    for message in messages:
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
-    if note:
-        click.echo(note, err=True)
-    sys.exit(code)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a request to end the program end the running step too, as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -138,7 +138,7 @@ def show_result(console: Console, result: Result) -> None:
         result: The run.
     """
     if result.summary:
-        _show_report(console, json.loads(result.summary.read_text(encoding="utf-8")))
+        show_report(console, json.loads(result.summary.read_text(encoding="utf-8")))
     else:
         measured = [step for step in result.steps if step.metrics]
         inferred = [step for step in measured if step.step.function == "infer"]
@@ -151,8 +151,13 @@ def show_result(console: Console, result: Result) -> None:
     console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
 
 
-def _show_report(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print a table for each attack, the sentence they amount to, and what the checks objected to."""
+def show_report(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print a table for each attack, the sentence they amount to, and what the checks objected to.
+
+    Args:
+        console: Where to print.
+        summary: What `report.json` holds.
+    """
     two = any(AWARE in row.get("attackers", {}) for row in summary["table"])
     tables: dict[str, Table] = {}
     for row in summary["table"]:

@@ -5,9 +5,11 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from evasion.components.common import checks
 from evasion.pipelines.catalog import Pipeline
 
 # How kfp names the types of a pipeline's parameters, and what a Python caller may pass for each.
@@ -119,11 +121,12 @@ def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
     return list(_walk(spec, spec["root"]["dag"], scope))
 
 
-def check(planned: Sequence[Step]) -> None:
+def check(planned: Sequence[Step], *, elsewhere: bool = False) -> None:
     """Apply every step's own rules to the arguments that will reach it.
 
     Args:
         planned: The steps that will run.
+        elsewhere: Whether they run where other files are than here.
 
     Raises:
         BadArgumentsError: At least one rule is broken.
@@ -131,7 +134,8 @@ def check(planned: Sequence[Step]) -> None:
     problems: dict[str, Problem] = {}  # by the step's words: what two steps object to is said once
     for step in planned:
         try:
-            _check(step)
+            with checks.elsewhere() if elsewhere else nullcontext():
+                _check(step)
         except ValueError as error:
             parameters = tuple(_parameters(step, str(error)))
             problems.setdefault(str(error), Problem(f"{step.name}: {error}", parameters))

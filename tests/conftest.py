@@ -1,12 +1,13 @@
 """What tests of several folders need: small packed datasets, folders of images, and an MLflow of their own."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kfp_server import KfpServer, serving
 from PIL import Image
 
 from evasion.components.common import dataset, tracking
@@ -146,3 +147,10 @@ def photographs(tmp_path_factory):
         for number, pixels in enumerate(images):
             Image.fromarray(pixels).save(folder / name / f"{number}.jpg", quality=95)
     return folder
+
+
+@pytest.fixture
+def kfp_server() -> Iterator[KfpServer]:
+    """A server that speaks Kubeflow Pipelines' API, at `.address`; `.story` says how runs go."""
+    with serving() as server:
+        yield server

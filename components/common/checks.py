@@ -3,12 +3,26 @@
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 REMOTE = "gs://"
 NORMS = ("inf", "1", "2")
+
+_here = ContextVar("here", default=True)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Take paths for those of another machine, in a block: whether they exist there is found out there."""
+    token = _here.set(False)
+    try:
+        yield
+    finally:
+        _here.reset(token)
 
 
 def positive_integer(name: str, value: Any) -> None:
@@ -91,7 +105,7 @@ def model_tag(value: str) -> None:
 def existing_folder(name: str, value: str) -> None:
     """Require a folder that exists and holds something; one in a bucket is looked at when it is read."""
     required(name, value)
-    if value.startswith(REMOTE):
+    if value.startswith(REMOTE) or not _here.get():
         return
     folder = Path(value)
     if not folder.is_dir():
@@ -102,5 +116,6 @@ def existing_folder(name: str, value: str) -> None:
 
 def weights(name: str, value: str) -> None:
     """Require `imagenet`, `none`, a file that exists, or one in a bucket."""
-    if value not in ("imagenet", "none") and not value.startswith(REMOTE) and not Path(value).is_file():
+    known = value in ("imagenet", "none") or value.startswith(REMOTE)
+    if not known and not (Path(value).is_file() if _here.get() else value.strip()):
         raise ValueError(f"{name} must be imagenet, none, an existing file or a gs:// file. Received: {name}={value!r}")

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ PARENT = "MLFLOW_RUN_ID"
 KUBEFLOW_RUN = "KFP_RUN_ID"  # set by pipelines/placement.py
 KUBEFLOW_TAG = "kfp.pipeline_run_id"  # as Kubeflow's backend tags the runs that it opens itself
 DEFAULT_EXPERIMENT = "evasion"
+REPORT = ("report/report.html", "report/report.json")
 _RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -63,8 +65,6 @@ class Stage:
         """Log a file under `name`, which may hold folders: `report/report.html`."""
 
         def log(client: Any) -> None:
-            import tempfile
-
             folder, _, file = name.rpartition("/")
             with tempfile.TemporaryDirectory() as temporary:
                 link = Path(temporary, file)
@@ -229,6 +229,58 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
         )
     with _environment(PATIENT):
         return Path(client.download_artifacts(holders[0], tar_name, str(destination)))
+
+
+def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path]:
+    """Fetch the report of a run in Kubeflow, the page and the numbers.
+
+    Args:
+        kubeflow_run: The run's id in Kubeflow.
+        uri: Where MLflow is, seen from here.
+        destination: A folder; the files appear in it whole.
+
+    Raises:
+        TrackingError: If MLflow does not answer, or does not hold the report.
+    """
+    with _at(uri), _reachable():
+        client = _client()
+        experiments = [one.experiment_id for one in client.search_experiments()]
+
+        def tagged(name: str, value: str) -> list[Any]:
+            return list(client.search_runs(experiments, f"tags.`{name}` = '{value}'", max_results=1000))
+
+        # Where Kubeflow's backend keeps the run, the report lies below the run that it opened for the step.
+        held, below = tagged(KUBEFLOW_TAG, kubeflow_run), []
+        while held:
+            for run in held:
+                files = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
+                if files >= set(REPORT):
+                    with _environment(PATIENT), tempfile.TemporaryDirectory(dir=destination) as folder:
+                        return [
+                            Path(client.download_artifacts(run.info.run_id, name, folder)).replace(
+                                destination / Path(name).name
+                            )
+                            for name in REPORT
+                        ]
+                below += tagged("mlflow.parentRunId", run.info.run_id)
+            held, below = below, []
+    raise TrackingError(
+        f"MLflow holds no report of Kubeflow's run {kubeflow_run}: the log of the step `report` says whether tracking "
+        "was incomplete."
+    )
+
+
+@contextmanager
+def _at(uri: str) -> Iterator[None]:
+    """Let MLflow be at an address for a block, whatever the environment says."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def download_model(model: str, destination: Path) -> tuple[Path, str, str]:

@@ -1,0 +1,25 @@
+"""The times of a recurring run, as Kubeflow takes them."""
+
+import re
+
+FIELD = r"[\d*?/,A-Za-z-]+"
+
+
+def six_fields(text: str) -> str:
+    """Return a cron expression with the field of seconds, which crontab does not have and Kubeflow begins with.
+
+    Kubeflow would read five fields as seconds to months, and start the run every hour.
+
+    Raises:
+        ValueError: It is no cron expression.
+    """
+    text = text.strip()
+    if re.fullmatch(r"@(every [\dhms.]+|yearly|annually|monthly|weekly|daily|midnight|hourly)", text):
+        return text
+    fields = text.split()
+    if len(fields) not in (5, 6) or not all(re.fullmatch(FIELD, field) for field in fields):
+        raise ValueError(
+            "cron must have five fields (minute, hour, day, month, weekday), six with seconds before them, or be such "
+            f"as @daily. Received: cron={text!r}"
+        )
+    return " ".join(["0", *fields] if len(fields) == 5 else fields)

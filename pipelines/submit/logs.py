@@ -1,0 +1,79 @@
+"""Where the log of a failed step is.
+
+Kubeflow's API names a step's executor by its node in Argo's workflow, and a try of several not at all. Argo makes
+both a node's id and its pod's name of the workflow's name and a hash of the path to the node, which the compiled
+pipeline tells.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evasion.pipelines.submit.host import Host, HostError
+
+
+def of_failed(host: Host, run: Any, spec: Mapping[str, Any], task: str) -> tuple[str, list[str]]:
+    """Return the pod of a failed step and the last lines of its log, the last try's.
+
+    Args:
+        host: Where it ran.
+        run: The run, as the API tells of it.
+        spec: The compiled pipeline.
+        task: The step's name there.
+
+    Raises:
+        HostError: Kubeflow does not show it.
+    """
+    failed: HostError = HostError("Kubeflow does not say which pod it was")
+    for pod in _pods(run, spec, task):
+        try:
+            return pod, host.log(run.run_id, pod)
+        except HostError as error:
+            failed = error
+    raise failed
+
+
+def _pods(run: Any, spec: Mapping[str, Any], task: str) -> Iterator[str]:
+    """Yield the pods that may have run a step, the last try first."""
+    details = list(run.run_details.task_details or ()) if run.run_details else []
+    children = [
+        child.pod_name
+        for detail in details
+        if detail.display_name == task
+        for child in detail.child_tasks or ()
+        if child.pod_name
+    ]
+    yield from (detail.pod_name for detail in details if detail.display_name == task and detail.pod_name)
+    workflow = _workflow(details)
+    for path, retries in _paths(spec, spec["root"]["dag"], f"{workflow}.root", task) if workflow else ():
+        if retries is None:
+            yield f"{workflow}-system-container-impl-{_hash(f'{path}.executor')}"
+        for number in range(retries or 0, -1, -1) if retries is not None else ():
+            yield f"{workflow}-retry-system-container-impl-{_hash(f'{path}.executor({number})')}"
+        yield f"{workflow}-system-container-driver-{_hash(f'{path}-driver')}"
+    yield from children
+
+
+def _workflow(details: list[Any]) -> str:
+    """Return the workflow's name, with which the id of every node begins."""
+    ids = (child.pod_name for detail in details for child in detail.child_tasks or () if child.pod_name)
+    return next((name.rpartition("-")[0] for name in ids), "")
+
+
+def _paths(
+    spec: Mapping[str, Any], dag: Mapping[str, Any], above: str, wanted: str
+) -> Iterator[tuple[str, int | None]]:
+    """Yield the path of each task of a name through the graphs, and how often it is tried again; None for once."""
+    for name, task in dag.get("tasks", {}).items():
+        inner = spec["components"][task["componentRef"]["name"]]
+        if name == wanted:
+            yield f"{above}.{name}", int(task["retryPolicy"]["maxRetryCount"]) if "retryPolicy" in task else None
+        if "dag" in inner:
+            yield from _paths(spec, inner["dag"], f"{above}.{name}", wanted)
+
+
+def _hash(text: str) -> int:
+    """Return the 32-bit FNV-1a hash of a text."""
+    value = 0x811C9DC5
+    for byte in text.encode():
+        value = (value ^ byte) * 0x01000193 % 2**32
+    return value

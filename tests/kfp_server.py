@@ -1,0 +1,442 @@
+"""A server that speaks Kubeflow Pipelines' v2beta1 API, for tests of what talks to one.
+
+Every body that it takes or gives is one of kfp-server-api's models. Runs go through the steps of the package that was
+uploaded, a few at every look, as the nodes of Argo's workflow that the real API tells of. Faults are put in its way.
+
+    python tests/kfp_server.py
+
+serves until Ctrl-C and prints its address.
+"""
+
+import contextlib
+import datetime
+import graphlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import kfp_server_api as api
+import yaml
+
+RESET = "reset"
+_CLIENT = api.ApiClient()
+
+
+@dataclass
+class Story:
+    """How runs go: `ends` when all steps have had their turn, or None to go on until terminated."""
+
+    ends: str | None = "SUCCEEDED"
+    fails: str = ""  # the display name of the task that fails, or with "-driver" its driver
+    error: str = ""
+    per_look: int = 4  # steps that end at every look
+    log: dict[str, str] = field(default_factory=dict)  # what the pods of a step print, by its task name
+
+
+@dataclass
+class Run:
+    model: api.V2beta1Run
+    tasks: list
+    story: Story
+    workflow: str
+    looks: int = 0
+
+
+class KfpServer:
+    """The server; `address` is where it answers."""
+
+    def __init__(self, *, multi_user=False):
+        self.multi_user = multi_user
+        self.story = Story()
+        self.tokens = None  # those that it takes; None to ask for none
+        self.cookies = None
+        self.log_in_page = False  # answers everything with a web page, as a proxy before it does
+        self.faults = []  # [method, pattern of the path, fault, how often]
+        self.asked = []  # (method, path, query, headers) of all requests
+        self.experiments, self.pipelines, self.versions, self.runs, self.recurring = {}, {}, {}, {}, {}
+        self.packages = {}
+        self._lock = threading.RLock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
+        self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self):
+        self._http.shutdown()
+        self._http.server_close()
+
+    def fail(self, fault, *, method="GET", path="", times=1, after=False):
+        """Answer the next requests with a status, a reset, or after so many seconds; `after` having done the work."""
+        self.faults.append([method, path, fault, times, after])
+
+    def fault_for(self, method, path):
+        with self._lock:
+            for one in self.faults:
+                if one[0] == method and re.search(one[1], path) and one[3]:
+                    one[3] -= 1
+                    return one[2], one[4]
+        return None, False
+
+    def count(self, method, path):
+        return sum(one[0] == method and re.search(path, one[1]) is not None for one in self.asked)
+
+    def answer(self, method, path, query, body, files):
+        """Return the status and the model, or the text, of a request."""
+        with self._lock:
+            for pattern, handle in self.ROUTES:
+                found = re.fullmatch(pattern, f"{method} {path}")
+                if found:
+                    return handle(self, query, body or files, *map(unquote, found.groups()))
+        return 404, {"error": "Not Found", "code": 5, "message": "Not Found"}
+
+    # -- what the API does ------------------------------------------------------------------------------------------
+
+    def healthz(self, query, body):
+        return 200, api.V2beta1GetHealthzResponse(multi_user=self.multi_user, pipeline_store="database")
+
+    def _listed(self, held, query):
+        wanted = json.loads(query["filter"])["predicates"] if "filter" in query else []
+        for predicate in wanted:
+            assert predicate["operation"] == "EQUALS"
+            held = [one for one in held if getattr(one, predicate["key"]) == predicate["stringValue"]]
+        return list(held)
+
+    def _owned(self, held, query):
+        if self.multi_user and not query.get("namespace"):
+            return None
+        if not self.multi_user and query.get("namespace"):
+            return None
+        return held if not self.multi_user else [one for one in held if one.namespace == query["namespace"]]
+
+    def list_experiments(self, query, body):
+        held = self._owned(self.experiments.values(), query)
+        if held is None:
+            return refused("In multi-user mode namespace is required; in single-user mode it must be empty")
+        return 200, api.V2beta1ListExperimentsResponse(experiments=self._listed(held, query) or None)
+
+    def create_experiment(self, query, body):
+        wanted = parsed(body, "V2beta1Experiment")
+        if bool(wanted.namespace) != self.multi_user:
+            return refused("In single-user mode, CreateExperimentRequest shouldn't contain namespace")
+        if any(
+            (one.display_name, one.namespace) == (wanted.display_name, wanted.namespace)
+            for one in self.experiments.values()
+        ):
+            return taken("experiment")
+        wanted.experiment_id, wanted.created_at = str(uuid.uuid4()), now()
+        self.experiments[wanted.experiment_id] = wanted
+        return 200, wanted
+
+    def list_pipelines(self, query, body):
+        held = self.pipelines.values()
+        if self.multi_user:
+            held = [one for one in held if (one.namespace or "") == query.get("namespace", "")]
+        found = self._listed(held, query)
+        return 200, api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
+
+    def create_pipeline(self, query, body):
+        wanted = parsed(body, "V2beta1Pipeline")
+        if any((one.name, one.namespace) == (wanted.name, wanted.namespace) for one in self.pipelines.values()):
+            return taken("pipeline")
+        wanted.pipeline_id, wanted.created_at = str(uuid.uuid4()), now()
+        self.pipelines[wanted.pipeline_id] = wanted
+        return 200, wanted
+
+    def list_versions(self, query, body, pipeline):
+        found = self._listed([one for one in self.versions.values() if one.pipeline_id == pipeline], query)
+        return 200, api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found or None, total_size=len(found))
+
+    def upload_version(self, query, files):
+        if query["pipelineid"] not in self.pipelines:
+            return refused("no such pipeline")
+        if any(one.name == query["name"] for one in self.versions.values()):
+            return taken("pipeline version")
+        content = files["uploadfile"]
+        spec = next(iter(yaml.safe_load_all(content)))
+        version = api.V2beta1PipelineVersion(
+            pipeline_id=query["pipelineid"],
+            pipeline_version_id=str(uuid.uuid4()),
+            name=query["name"],
+            display_name=query.get("display_name", query["name"]),
+            description=query.get("description"),
+            created_at=now(),
+            pipeline_spec=spec,
+        )
+        self.versions[version.pipeline_version_id] = version
+        self.packages[version.pipeline_version_id] = content
+        return 200, version
+
+    def create_run(self, query, body):
+        wanted = parsed(body, "V2beta1Run")
+        version = self.versions.get(wanted.pipeline_version_reference.pipeline_version_id)
+        if version is None or wanted.experiment_id not in self.experiments:
+            return refused("no such pipeline version or experiment")
+        declared = version.pipeline_spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
+        if unknown := given.keys() - declared.keys():
+            return refused(f"no such parameters: {unknown}")
+        missing = {name for name, one in declared.items() if "defaultValue" not in one and not one.get("isOptional")}
+        if missing - given.keys():
+            return refused(f"missing parameters: {missing - given.keys()}")
+        wanted.run_id, wanted.created_at, wanted.state = str(uuid.uuid4()), now(), "PENDING"
+        wanted.storage_state = "AVAILABLE"
+        workflow = f"{version.pipeline_spec['pipelineInfo']['name']}-x7k2p"
+        tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root"))
+        self.runs[wanted.run_id] = Run(wanted, tasks, self.story, workflow)
+        return 200, wanted
+
+    def list_runs(self, query, body):
+        held = [one.model for one in self.runs.values() if one.model.experiment_id == query.get("experiment_id")]
+        return 200, api.V2beta1ListRunsResponse(runs=self._listed(held, query) or None)
+
+    def get_run(self, query, body, run_id):
+        if run_id not in self.runs:
+            return 404, {"error": "run not found", "code": 5, "message": "run not found"}
+        run = self.runs[run_id]
+        self._go_on(run)
+        return 200, run.model
+
+    def terminate(self, query, body, run_id):
+        run = self.runs[run_id]
+        run.story = Story(ends="CANCELED", per_look=0)
+        run.model.state = "CANCELING"
+        return 200, {}
+
+    def list_recurring(self, query, body):
+        held = [one for one in self.recurring.values() if one.experiment_id == query.get("experiment_id")]
+        return 200, api.V2beta1ListRecurringRunsResponse(recurring_runs=self._listed(held, query) or None)
+
+    def create_recurring(self, query, body):
+        wanted = parsed(body, "V2beta1RecurringRun")
+        if len(wanted.trigger.cron_schedule.cron.split()) != 6 and "@" not in wanted.trigger.cron_schedule.cron:
+            return refused("Schedule cron is not a supported format")
+        wanted.recurring_run_id, wanted.created_at, wanted.status = str(uuid.uuid4()), now(), "ENABLED"
+        self.recurring[wanted.recurring_run_id] = wanted
+        return 200, wanted
+
+    def pod_log(self, query, body):
+        run = self.runs.get(query.get("runid"))
+        for task in run.tasks if run else ():
+            if query["podname"] in pods(run.workflow, task) and task.name in run.story.log:
+                return 200, run.story.log[task.name]
+        return 500, f"Could not get main container logs: pods {query['podname']!r} not found"
+
+    ROUTES = (
+        (r"GET /apis/v2beta1/healthz", healthz),
+        (r"GET /apis/v2beta1/experiments", list_experiments),
+        (r"POST /apis/v2beta1/experiments", create_experiment),
+        (r"GET /apis/v2beta1/pipelines", list_pipelines),
+        (r"POST /apis/v2beta1/pipelines", create_pipeline),
+        (r"POST /apis/v2beta1/pipelines/upload_version", upload_version),
+        (r"GET /apis/v2beta1/pipelines/([^/]+)/versions", list_versions),
+        (r"GET /apis/v2beta1/runs", list_runs),
+        (r"POST /apis/v2beta1/runs", create_run),
+        (r"GET /apis/v2beta1/runs/([^/:]+)", get_run),
+        (r"POST /apis/v2beta1/runs/([^/:]+):terminate", terminate),
+        (r"GET /apis/v2beta1/recurringruns", list_recurring),
+        (r"POST /apis/v2beta1/recurringruns", create_recurring),
+        (r"GET /k8s/pod/logs", pod_log),
+    )
+
+    def _go_on(self, run):
+        """Let a run go on a little."""
+        story, model = run.story, run.model
+        if model.state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
+            return
+        run.looks += 1
+        steps = [task for task in run.tasks if task.executor]
+        done = (run.looks - 1) * story.per_look
+        broken = next((n for n, task in enumerate(steps) if story.fails.removesuffix("-driver") == task.name), None)
+        over = story.ends is not None and (done >= len(steps) or not story.per_look)
+        details = [detail("root-driver", "SUCCEEDED", [node_id(run.workflow, f"{run.workflow}.root")])]
+        for number, task in enumerate(steps):
+            if broken is not None and done > broken:
+                over = True
+                if number > broken:
+                    break
+            state = "SUCCEEDED" if number < done else "RUNNING" if number < done + story.per_look else "PENDING"
+            failed = number == broken and done > broken
+            if state == "PENDING":
+                break
+            driver = "FAILED" if failed and story.fails.endswith("-driver") else "SUCCEEDED"
+            details.append(detail(f"{task.name}-driver", driver, [node_id(run.workflow, task.path)]))
+            if driver == "FAILED":
+                continue
+            executor = node_id(run.workflow, f"{task.path}.executor")
+            details.append(detail(task.name, "FAILED" if failed else state, [executor], story.error if failed else ""))
+            details.append(detail("executor", "FAILED" if failed else state, []))
+        model.state = story.ends if over else "RUNNING"
+        if over and model.state != "SUCCEEDED":
+            model.error = api.GoogleRpcStatus(code=2, message=story.error) if story.error else None
+        if over:
+            model.finished_at = now()
+        model.run_details = api.V2beta1RunDetails(task_details=details)
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    path: str
+    retries: int | None
+    executor: bool
+
+
+def walk(spec, dag, above):
+    """All tasks, each after those that it waits for, and those of inner graphs behind the graph."""
+    waits = {name: set(task.get("dependentTasks", ())) for name, task in dag["tasks"].items()}
+    for name in graphlib.TopologicalSorter(waits).static_order():
+        task = dag["tasks"][name]
+        inner = spec["components"][task["componentRef"]["name"]]
+        retries = int(task["retryPolicy"]["maxRetryCount"]) if "retryPolicy" in task else None
+        yield Task(name, f"{above}.{name}", retries, "dag" not in inner)
+        if "dag" in inner:
+            yield from walk(spec, inner["dag"], f"{above}.{name}")
+
+
+def node_id(workflow, path):
+    """Argo's name of a node: FNV-1a of the path."""
+    value = 2166136261
+    for byte in path.encode():
+        value = ((value ^ byte) * 16777619) & 0xFFFFFFFF
+    return f"{workflow}-{value}"
+
+
+def pods(workflow, task):
+    """The pods that have run a task: of one that is tried again, the second try's is the last."""
+    if task.retries is None:
+        template, paths = "system-container-impl", [f"{task.path}.executor"]
+    else:
+        template, paths = "retry-system-container-impl", [f"{task.path}.executor({min(1, task.retries)})"]
+    return [f"{workflow}-{template}-{node_id('', path)[1:]}" for path in paths]
+
+
+def detail(name, state, children, error=""):
+    started = now() - datetime.timedelta(seconds=5)
+    return api.V2beta1PipelineTaskDetail(
+        task_id=str(uuid.uuid4()),
+        display_name=name,
+        create_time=started,
+        start_time=started,
+        # As the real API does it: a time that has not come is one long past.
+        end_time=now() if state in ("SUCCEEDED", "FAILED") else datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
+        state=state,
+        error=api.GoogleRpcStatus(code=2, message=error) if error else None,
+        child_tasks=[api.PipelineTaskDetailChildTask(pod_name=child) for child in children] or None,
+    )
+
+
+def now():
+    return datetime.datetime.now(datetime.UTC)
+
+
+def parsed(body, model):
+    """The model of a body; a field that the API does not have is an error."""
+    found = _CLIENT._ApiClient__deserialize(body, model)
+    assert _CLIENT.sanitize_for_serialization(found) == body, f"{model} does not hold all of {body}"
+    return found
+
+
+def refused(message):
+    return 400, {"error": message, "code": 3, "message": message}
+
+
+def taken(what):
+    return 409, {"error": f"{what} already exists", "code": 6, "message": f"{what} already exists"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state = None
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self._serve("GET")
+
+    def do_POST(self):
+        self._serve("POST")
+
+    def _serve(self, method):
+        server = self.server_state
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        server.asked.append((method, parts.path, query, dict(self.headers)))
+        fault, after = server.fault_for(method, parts.path)
+        if isinstance(fault, float):
+            time.sleep(fault)
+            fault = None
+        answer = None
+        if fault is None or after:
+            answer = self._answer(method, parts.path, query, content)
+        if fault == RESET:
+            # Without a farewell: the other side gets a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._send(*(answer if fault is None else (fault, {"error": "fault", "code": 13, "message": "fault"})))
+
+    def _answer(self, method, path, query, content):
+        server = self.server_state
+        if server.log_in_page:
+            return 200, "<html>Log in</html>"
+        token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
+        if server.tokens is not None and token not in server.tokens:
+            return 401, {"error": "Unauthenticated", "code": 16, "message": "the token has expired"}
+        if server.cookies is not None and self.headers.get("Cookie") not in server.cookies:
+            return 403, {"error": "forbidden", "code": 7, "message": "forbidden"}
+        body, files = None, None
+        kind = self.headers.get("Content-Type") or ""
+        if kind.startswith("multipart/"):
+            message = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + content)
+            files = {
+                part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+                for part in message.walk()
+                if not part.is_multipart()
+            }
+        elif content and content != b"null":
+            body = json.loads(content)
+        return server.answer(method, path, query, body, files)
+
+    def _send(self, status, answer):
+        if isinstance(answer, str):
+            kind = "text/html" if answer.startswith("<html>") else "text/plain"
+            content = answer.encode()
+        else:
+            kind = "application/json"
+            content = json.dumps(_CLIENT.sanitize_for_serialization(answer)).encode()
+        with contextlib.suppress(ConnectionError):  # the client may have lost patience
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+
+@contextlib.contextmanager
+def serving(**options):
+    """Serve for a block; gives the server."""
+    server = KfpServer(**options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    with serving() as server, contextlib.suppress(KeyboardInterrupt):
+        print(server.address, flush=True)
+        threading.Event().wait()

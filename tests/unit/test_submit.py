@@ -1,0 +1,560 @@
+"""`evasion submit`, against a server that speaks Kubeflow Pipelines' API, with faults in its way."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from kfp import dsl
+from kfp.compiler import Compiler
+from kfp_server import RESET, Story
+
+from evasion.components.step import step
+from evasion.pipelines import catalog, cli
+from evasion.pipelines.placement import Placement, place
+from evasion.pipelines.submit import auth, command, cron, host, logs, watch
+
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "cpu"
+FGM = ["--data-dir", "/data/test", "--model", "m", "--model-architecture", "le_net"]
+EVALUATION = ["fgm_evaluation", "--model", "m", "--data-dir-test", "x"]
+
+
+@step
+def measure(rounds: int) -> int:
+    return rounds
+
+
+@step
+def judge(measured: int, strict: bool = True):
+    pass
+
+
+@dsl.pipeline(name="measuring")
+def measuring(rounds: int, strict: bool = True):
+    """Measure and judge.
+
+    Args:
+        rounds: How often.
+        strict: Whether to be.
+    """
+    judge(measured=measure(rounds=rounds).output, strict=strict)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A small compiled pipeline, as what is submitted."""
+    path = tmp_path_factory.mktemp("compiled") / "measuring.yaml"
+    Compiler().compile(place(measuring, Placement()), str(path))
+    return [str(path), "--rounds", "3"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No waiting for what a test has to wait for often; nothing of the environment that says where or who."""
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
+    monkeypatch.setattr(host, "BACKOFF", 0.01)
+    for name in ("KFP_HOST", "KFP_TOKEN", "KFP_COOKIE", "KFP_NAMESPACE", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(auth.TOKEN_FILE_VARIABLE, "/no/token")
+
+
+@pytest.fixture
+def submit(kfp_server, file):
+    """Submit, the small file unless a pipeline is named."""
+
+    def run(*arguments, code=0):
+        arguments = [*([] if arguments and not arguments[0].startswith("--") else file), *arguments]
+        where = [] if "--host" in arguments or "--port-forward" in arguments else ["--host", kfp_server.address]
+        result = CliRunner().invoke(cli.main, ["submit", *arguments, *where])
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return result
+
+    return run
+
+
+def only(held):
+    (one,) = held.values()
+    return one
+
+
+def test_a_pipeline_is_uploaded_once_run_and_followed(submit, kfp_server):
+    kfp_server.story = Story(per_look=1)
+    result = submit(
+        "fgm", *FGM, "--eps", "0.1", "--run-name", "nightly", "--experiment", "signs", "--git-commit", "c0ffee"
+    )
+    run = only(kfp_server.runs).model
+    assert result.stdout == f"Run: {kfp_server.address}/#/runs/details/{run.run_id}\n"
+    assert run.display_name == "nightly"
+    assert run.description.startswith("evasion submit fgm, commit c0ffee (submission ")
+    given = run.runtime_config.parameters
+    assert given["data_dir"] == "/data/test"  # a path of the cluster's, which is not here
+    assert given["eps"] == 0.1
+    assert only(kfp_server.experiments).display_name == "signs"
+    pipeline, version = only(kfp_server.pipelines), only(kfp_server.versions)
+    assert pipeline.name == "evasion-fgm"
+    assert re.fullmatch(r"evasion-fgm-[0-9a-f]{12}", version.name)
+    assert f"uploaded {version.name}" in result.stderr
+    assert '"MLFLOW_EXPERIMENT_NAME"' in json.dumps(version.pipeline_spec)
+    for line in ("load_dataset: started", "load_dataset: done in 5.0 s", "infer: done in"):
+        assert line in result.stderr
+    assert result.stderr.index("load_dataset: done") < result.stderr.index("fgm: done")
+    assert result.stderr.endswith("The run succeeded.\n")
+
+    again = submit("fgm", *FGM, "--experiment", "signs", "--no-wait")
+    assert f"already there: {version.name}" in again.stderr
+    assert len(kfp_server.versions) == len(kfp_server.experiments) == 1
+    assert len(kfp_server.runs) == 2
+    submit("fgm", *FGM, "--experiment", "signs", "--no-wait", "--memory", "8", "--step-timeout", "5")
+    assert len(kfp_server.pipelines) == 1
+    assert len(kfp_server.versions) == 2
+
+
+def test_a_compiled_file_is_submitted_as_it_is(submit, kfp_server, file):
+    submit("--no-wait")
+    assert only(kfp_server.packages) == Path(file[0]).read_bytes()
+    assert only(kfp_server.runs).model.runtime_config.parameters == {"rounds": 3, "strict": True}
+    shown = " ".join(submit(file[0], "--help").stdout.split())
+    assert "--rounds INTEGER How often. [required]" in shown
+    assert "--memory" not in shown  # which the file has settled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fgm", *FGM, "--eps", "2"], "Set --eps."),
+        (["fgm", "--data-dir", "x", "--model", "m"], "Missing option '--model-architecture'"),
+        ([str(COMPILED / "fgm.yaml"), *FGM, "--eps", "2"], "Set --eps."),
+        (["fgm", *FGM, "--memory", "0"], "Set --memory."),
+        (["fgm", *FGM, "--step-timeout", "-1"], "Set --step-timeout."),
+        (["--cron", "every day"], "Set --cron."),
+        (["--timeout", "soon"], "no duration"),
+        (["--output", "x"], "needs a pipeline that makes a report"),
+        ([*EVALUATION, "--output", "x"], "Set --tracking-uri."),
+        ([*EVALUATION, "--output", "x", "--no-wait"], "Leave out --no-wait."),
+        ([*EVALUATION, "--output", "x", "--cron", "@daily"], "Leave out --cron."),
+        ([*EVALUATION, "--attacks", "fgn"], "fgn"),
+        ([*EVALUATION, "--data-dir-test", " "], "data_dir must be given"),
+        (["fgn"], "No such pipeline: fgn."),
+        (["missing.yaml"], "missing.yaml"),
+        ([__file__.replace(".py", ".yaml")], "test_submit.yaml"),
+        (["--port-forward", "--host", "http://x"], "give one"),
+        (["--host", "kubeflow.example"], "http:// or https://"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_sent(submit, kfp_server, arguments, said):
+    assert said in " ".join(submit(*arguments, code=2).stderr.split())
+    assert kfp_server.asked == []
+
+
+def test_a_file_that_is_no_pipeline_is_refused(submit, tmp_path):
+    for content in ("", "a: b", "{", "components: {}\nroot: {dag: {tasks: {}}}\npipelineInfo: {name: x}"):
+        (tmp_path / "x.yaml").write_text(content)
+        assert "must be the YAML of a compiled pipeline" in submit(str(tmp_path / "x.yaml"), code=2).stderr
+
+
+def test_without_a_host_it_is_asked_for(file):
+    result = CliRunner().invoke(cli.main, ["submit", *file])
+    assert result.exit_code == 2
+    assert "Set --host or --port-forward." in result.stderr
+
+
+@pytest.mark.parametrize("name", list(catalog.pipelines()))
+def test_no_option_bears_the_name_of_another(name):
+    made = command._command(name, catalog.pipelines()[name])
+    names = [one.name for one in made.params]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("ends", "code"), [("FAILED", 1), ("CANCELED", 3), ("SKIPPED", 3)])
+def test_how_a_run_ends_is_the_exit_code(submit, kfp_server, ends, code):
+    kfp_server.story = Story(ends=ends, error="because of this")
+    result = submit(code=code)
+    assert "because of this" in result.stderr
+    assert f"Run: {kfp_server.address}/#/runs/details/" in result.stderr.splitlines()[-1]
+
+
+def test_a_failed_steps_log_is_shown(submit, kfp_server):
+    printed = "\n".join(f"line {number}" for number in range(300)) + "\nValueError: eps"
+    kfp_server.story = Story(ends="FAILED", fails="measure", error="exit code 1", log={"measure": printed})
+    result = submit(code=1)
+    assert "measure: failed in 5.0 s: exit code 1" in result.stderr
+    shown = result.stderr[
+        result.stderr.index("The last lines of measure (pod evasion-measuring-x7k2p-retry-system-container-impl-") :
+    ]
+    assert "    line 299\n    ValueError: eps\n" in shown
+    assert "line 101\n" in shown
+    assert "line 99\n" not in shown
+    assert "The last lines of judge" not in result.stderr
+
+
+def test_a_log_that_is_not_to_be_had_is_told_where_to_look_for(submit, kfp_server):
+    kfp_server.story = Story(ends="FAILED", fails="measure-driver", error="cannot pull the image")
+    result = submit("--namespace", "signs", code=1)
+    assert "measure: failed in 5.0 s" in result.stderr
+    (run_id,) = kfp_server.runs
+    assert f"kubectl logs --namespace signs --selector pipeline/runid={run_id}" in result.stderr
+
+
+def test_the_hash_of_a_node_is_fnv_1a():
+    # From the authors' own test vectors.
+    assert logs._hash("") == 0x811C9DC5
+    assert logs._hash("foobar") == 0xBF9CF968
+
+
+@pytest.mark.parametrize("fault", [500, 503, RESET])
+def test_reading_is_tried_again(submit, kfp_server, fault):
+    for path in ("healthz", "experiments", "pipelines$", "versions", "runs/"):
+        kfp_server.fail(fault, path=path, times=3)
+    submit()
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("fault", [500, RESET])
+def test_nothing_is_made_twice(submit, kfp_server, fault, after):
+    """Whether the host failed before or after it had done its work."""
+    for path in ("experiments", "pipelines$", "upload_version", "runs"):
+        kfp_server.fail(fault, method="POST", path=path, times=2, after=after)
+    submit("--run-name", "x", "--no-wait")
+    for held in (kfp_server.experiments, kfp_server.pipelines, kfp_server.versions, kfp_server.runs):
+        assert len(held) == 1
+
+
+def test_a_run_of_the_same_name_is_not_taken_for_this_one(submit, kfp_server):
+    submit("--run-name", "x", "--no-wait")
+    kfp_server.fail(500, method="POST", path="runs")
+    submit("--run-name", "x", "--no-wait")
+    assert len(kfp_server.runs) == 2
+
+
+def test_a_slow_answer_is_asked_for_again(submit, kfp_server, monkeypatch):
+    monkeypatch.setattr(host, "READ", 0.2)
+    kfp_server.fail(0.6, path="runs/", times=2)
+    submit()
+
+
+def test_a_host_that_is_away_for_a_while_is_waited_for(submit, kfp_server):
+    kfp_server.story = Story(per_look=1)
+    kfp_server.fail(503, path="runs/", times=20)  # more than one look's retries
+    result = submit()
+    assert result.stderr.count("trying again: ") == 1
+
+
+def test_a_host_that_stays_away_ends_the_wait(submit, kfp_server, monkeypatch):
+    monkeypatch.setattr(watch, "PATIENCE", 0.1)
+    kfp_server.fail(503, path="runs/", times=10**6)
+    assert "503" in submit(code=5).stderr
+
+
+def test_a_host_that_does_not_answer_is_said(submit):
+    result = submit("--host", "http://127.0.0.1:9", code=5)
+    assert "http://127.0.0.1:9 does not answer" in result.stderr
+
+
+def test_what_the_host_refuses_is_said(submit, kfp_server):
+    kfp_server.fail(400, method="POST", path="runs")
+    assert "400 fault" in submit(code=1).stderr
+
+
+def test_a_time_limit_ends_the_wait_and_not_the_run(submit, kfp_server):
+    kfp_server.story = Story(ends=None)
+    started = time.monotonic()
+    result = submit("--timeout", "1s", code=4)
+    assert 1 <= time.monotonic() - started < 5
+    assert "it goes on" in result.stderr
+    assert only(kfp_server.runs).model.state == "RUNNING"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90m", 5400), ("2h30m", 9000), ("45", 45), ("1h 1s", 3601)])
+def test_durations_are_read(text, seconds):
+    assert command.Duration().convert(text, None, None) == seconds
+
+
+# -- who asks
+
+
+def test_a_token_is_sent(submit, kfp_server, monkeypatch):
+    kfp_server.tokens = {"secret"}
+    submit("--token", "secret", "--no-wait")
+    monkeypatch.setenv("KFP_TOKEN", "secret")
+    submit("--no-wait")
+    monkeypatch.setenv("KFP_TOKEN", "expired")
+    result = submit(code=5)
+    assert "401 the token has expired. Set --token, --token-command or --cookie." in result.stderr
+    assert "secret" not in result.output
+
+
+def test_a_token_that_expires_is_taken_anew_from_the_command(submit, kfp_server, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("first")
+    counted = tmp_path / "counted"
+    script = tmp_path / "print token"
+    script.write_text(f'#!/bin/sh\necho run >> "{counted}"\ncat "{file}"\n')
+    script.chmod(0o755)
+    kfp_server.tokens = {"first"}
+    kfp_server.story = Story(per_look=1)
+    answer = kfp_server.answer
+
+    def expire(method, path, *rest):
+        if method == "GET" and "/runs/" in path:
+            kfp_server.tokens = {"second"}  # from the next request on
+            file.write_text("second")
+        return answer(method, path, *rest)
+
+    kfp_server.answer = expire
+    submit("--token-command", f"'{script}'")
+    assert counted.read_text() == "run\n" * 2
+
+
+def test_in_a_pod_the_service_accounts_token_is_read_anew(kfp_server, file, tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(auth.TOKEN_FILE_VARIABLE, str(token))
+    monkeypatch.setattr(command, "IN_CLUSTER", kfp_server.address)
+    namespace = tmp_path / "namespace"
+    namespace.write_text("signs")
+    monkeypatch.setattr(auth, "NAMESPACE_FILE", str(namespace))
+    kfp_server.multi_user = True
+    kfp_server.tokens = {"second"}
+    answered = kfp_server.fault_for
+
+    def renew(*arguments):
+        token.write_text("second\n")  # as the kubelet does
+        return answered(*arguments)
+
+    kfp_server.fault_for = renew
+    result = CliRunner().invoke(cli.main, ["submit", *file])
+    assert result.exit_code == 0, result.output
+    assert only(kfp_server.pipelines).namespace == only(kfp_server.experiments).namespace == "signs"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sh -c 'echo no >&2; exit 3'", "ended with 3: no"),
+        ("no-such-command", "does not run"),
+        ("true", "printed nothing"),
+    ],
+)
+def test_a_token_command_that_fails_is_said(submit, line, said):
+    assert said in submit("--token-command", line, code=5).stderr
+
+
+def test_a_cookie_is_sent(submit, kfp_server):
+    kfp_server.cookies = {"authservice_session=1"}
+    submit("--cookie", "authservice_session=1", "--no-wait")
+    assert "403 forbidden" in submit("--no-wait", code=5).stderr
+
+
+def test_a_log_in_page_is_no_answer(submit, kfp_server):
+    kfp_server.log_in_page = True
+    assert "answers with a web page, as a log-in does" in submit(code=5).stderr
+
+
+def test_a_host_of_several_users_needs_the_namespace(submit, kfp_server):
+    kfp_server.multi_user = True
+    assert "Set --namespace." in submit(code=2).stderr
+    submit("--namespace", "signs")
+    assert kfp_server.count("GET", "pipelines$") == 1
+
+
+KUBECTL = """#!{python}
+import socket, sys, threading
+assert sys.argv[1:7] == ["port-forward", "--namespace", "kubeflow", "--address", "127.0.0.1", "service/ml-pipeline-ui"]
+local, remote = sys.argv[7].split(":")
+assert remote == "80"
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(("127.0.0.1", int(local or 0)))
+server.listen()
+print(f"Forwarding from 127.0.0.1:{{server.getsockname()[1]}} -> 3000", flush=True)
+print(f"Forwarding from [::1]:{{server.getsockname()[1]}} -> 3000", flush=True)
+def carry(one, other):
+    try:
+        while data := one.recv(65536):
+            other.sendall(data)
+    except OSError:
+        pass
+    for end in (one, other):
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+for _ in range({connections}):
+    here, _ = server.accept()
+    there = socket.create_connection(("127.0.0.1", {port}))
+    for pair in ((here, there), (there, here)):
+        threading.Thread(target=carry, args=pair).start()
+server.close()
+"""
+
+
+@pytest.fixture
+def kubectl(tmp_path, monkeypatch, kfp_server):
+    """A kubectl that carries a port to the server, as the real one does."""
+
+    def make(text=KUBECTL, connections=1000):
+        file = tmp_path / "kubectl"
+        port = kfp_server.address.rpartition(":")[2]
+        file.write_text(text.format(python=sys.executable, port=port, connections=connections))
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return make
+
+
+def test_the_host_is_reached_through_kubectl(submit, kfp_server, kubectl):
+    kubectl()
+    result = submit("--port-forward")
+    assert len(kfp_server.runs) == 1
+    assert kfp_server.address not in result.stdout
+
+
+def test_a_way_that_breaks_is_opened_again(submit, kfp_server, kubectl, monkeypatch):
+    monkeypatch.setattr("evasion.pipelines.submit.forward.PAUSE", 0.05)
+    monkeypatch.setattr(host, "BACKOFF", 0.1)
+    kfp_server.story = Story(per_look=1)
+    kubectl(connections=1)
+    kfp_server.fail(RESET, path="runs/", times=2)  # so that more than one connection is needed
+    submit("--port-forward")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("#!/bin/sh\necho 'error: services not found' >&2\nexit 1\n", "error: services not found"),
+        (None, "needs kubectl"),
+    ],
+)
+def test_no_way_to_the_host_is_said(submit, kubectl, monkeypatch, text, said):
+    if text:
+        kubectl(text)
+    else:
+        monkeypatch.setenv("PATH", "/nowhere")
+    assert said in submit("--port-forward", code=5).stderr
+
+
+# -- Ctrl-C
+
+
+def interrupted(file, address, answer):
+    """The exit code and the terminal of a run that is interrupted; `answer` is typed when it asks."""
+    program = (
+        "from evasion.pipelines.submit import watch; watch.INTERVAL = 0.05\n"
+        "from evasion.pipelines.cli import main; main(prog_name='evasion')"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "submit", *file, "--host", address],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
+    )
+    os.close(slave)
+    seen = ""
+
+    def until(text):
+        nonlocal seen
+        end = time.monotonic() + 20
+        while text not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([master], [], [], 0.1)[0]:
+                seen += os.read(master, 65536).decode()
+
+    try:
+        until("measure")
+        process.send_signal(signal.SIGINT)
+        until("Terminate the run? [y/N]")
+        os.write(master, answer)
+        until("Run: http" if b"y" not in answer else "was cancelled")
+        return process.wait(20), seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+@pytest.mark.parametrize(("answer", "code", "state"), [(b"y\n", 3, "CANCELED"), (b"n\n", 130, "RUNNING")])
+def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code, state):
+    kfp_server.story = Story(ends=None)
+    kfp_server.fail(503, method="POST", path="terminate")
+    found, seen = interrupted(file, kfp_server.address, answer)
+    assert found == code, seen
+    assert only(kfp_server.runs).model.state == state
+
+
+def test_without_a_terminal_a_run_that_is_left_goes_on(submit, kfp_server):
+    kfp_server.story = Story(ends=None)
+
+    def interrupt():
+        while not kfp_server.count("GET", "runs/"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = submit(code=130)
+    thread.join()
+    assert "interrupted; the run goes on" in result.stderr
+    assert only(kfp_server.runs).model.state == "RUNNING"
+
+
+# -- recurring runs
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0 2 * * *", "0 0 2 * * *"),
+        (" */5 1-3 1,15 * MON-FRI ", "0 */5 1-3 1,15 * MON-FRI"),
+        ("30 0 2 * * ?", "30 0 2 * * ?"),
+        ("@daily", "@daily"),
+        ("@every 1h30m", "@every 1h30m"),
+    ],
+)
+def test_kubeflow_gets_six_fields(text, expected):
+    assert cron.six_fields(text) == expected
+
+
+@pytest.mark.parametrize("text", ["0 2 * *", "0 0 0 2 * * *", "@sometimes", "0 2 * * $", ""])
+def test_what_is_no_cron_expression_is_refused(text):
+    with pytest.raises(ValueError, match="Received: cron="):
+        cron.six_fields(text)
+
+
+def test_a_run_recurs(submit, kfp_server):
+    result = submit("--cron", "0 2 * * *", "--run-name", "nightly")
+    made = only(kfp_server.recurring)
+    assert made.trigger.cron_schedule.cron == "0 0 2 * * *"
+    assert made.no_catchup
+    assert made.max_concurrency == "1"
+    assert made.mode == "ENABLE"
+    assert made.runtime_config.parameters["rounds"] == 3
+    assert result.stdout == f"nightly recurs: 0 0 2 * * * (recurring run {made.recurring_run_id})\n"
+    assert "cron: 0 0 2 * * *, of which Kubeflow takes the first field for seconds" in result.stderr
+    assert kfp_server.runs == {}
+
+    assert "recurs already" in submit("--cron", "0 2 * * *", "--run-name", "nightly").stdout
+    assert len(kfp_server.recurring) == 1
+    result = submit("--cron", "0 3 * * *", "--run-name", "nightly")
+    assert len(kfp_server.recurring) == 2
+    assert f"! {made.recurring_run_id} bears this name too" in result.stderr
+
+
+def test_a_recurring_run_is_not_made_twice(submit, kfp_server):
+    kfp_server.fail(RESET, method="POST", path="recurringruns", times=2, after=True)
+    submit("--cron", "@daily")
+    assert len(kfp_server.recurring) == 1
