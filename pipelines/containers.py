@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
+from evasion.components.common import tracking
 from evasion.components.step import IMAGE
 from evasion.pipelines import process
 from evasion.pipelines.preflight import Step
@@ -140,6 +141,12 @@ def _for_all(mode: int) -> bool:
     return mode & needed == needed
 
 
+def _identity(client: Engine, name: str) -> str:
+    """Return the name of an image with a digest: that of its registry, or that of this engine where it has none."""
+    found = client.images.get(name)
+    return str(next(iter(found.attrs.get("RepoDigests") or ()), f"{name}@{found.id}"))
+
+
 class Starter:
     """Starts each step in a container of its own.
 
@@ -194,7 +201,7 @@ class Starter:
                 image,
                 # One stream, or the engine would tell errors before what was printed earlier.
                 ["sh", "-c", 'exec "$@" 2>&1', "sh", *command],
-                environment={**self._variables, **variables},
+                environment={**self._variables, tracking.IMAGE: _identity(self._client, image), **variables},
                 network=self._network,
                 volumes=volumes,
                 # Paths may be relative to it.

@@ -21,6 +21,7 @@ from evasion.components.common import tracking
 from evasion.pipelines import containers, preflight, process, server
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.preflight import Step
+from evasion.pipelines.revision import commit_of
 
 # Runs a step: takes its image, its command, its variables and who hears its lines; returns status and last lines.
 Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
@@ -170,7 +171,8 @@ def run(
         variables = _tracking_variables(output, experiment, uri)
         stack.enter_context(_environment(variables | _interpreter_variables()))
         run_dir = _new_folder(output, pipeline.component_spec.name)
-        run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values))
+        commit = commit_of(Path.cwd())
+        run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values, git_commit=commit))
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
@@ -213,6 +215,7 @@ def _interpreter_variables() -> dict[str, str | None]:
     """Return the variables for the steps' Python: lines as they come, TensorFlow and MLflow quiet."""
     return {
         "PYTHONUNBUFFERED": "1",
+        tracking.REVISION: os.environ.get(tracking.REVISION) or commit_of(Path(__file__).parent),
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         # The address of a server that may stop with the run, printed among the results.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -9,11 +9,13 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from inspect import Parameter, cleandoc, signature
 from typing import Any
 from urllib.parse import urlsplit
 
 from evasion.components.common import checks
-from evasion.components.common.tracking import DEFAULT_EXPERIMENT, KUBEFLOW_RUN
+from evasion.components.common.tracking import DEFAULT_EXPERIMENT, IMAGE, KUBEFLOW_RUN
+from evasion.components.track_run.task import MLFLOW_LINK
 from evasion.pipelines.catalog import Pipeline
 
 DEVICES = ("cpu", "gpu")
@@ -69,6 +71,10 @@ class Placement:
         "evasion-mlflow",
         "The Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; it need not exist. Blank for none.",
     )
+    mlflow_link: str = _option(
+        "", "MLflow's address as people reach it, for links in the dashboard; blank for MLFLOW_URI."
+    )
+    kubeflow_link: str = _option("", "The dashboard's address as people reach it, for links in MLflow; blank for none.")
     experiment: str = _option(DEFAULT_EXPERIMENT, "The MLflow experiment; models' names begin with it.")
     timeout: int = _option(360, "Minutes that a try of a step may take; 0 for any.")
     retries: int = _option(2, "How often a failed step is tried again; Kubeflow does not ask why it failed.")
@@ -92,6 +98,8 @@ class Placement:
         _require("mlflow_uri", self.mlflow_uri, r"https?://[^\s/]+\S*", "http:// or https:// and a host")
         if urlsplit(self.mlflow_uri).password is not None:
             raise ValueError("mlflow_uri must hold no password, which is the Secret's. Received: mlflow_uri=…")
+        for name, value in (("mlflow_link", self.mlflow_link), ("kubeflow_link", self.kubeflow_link)):
+            _require(name, value, r"(https?://[^\s/]+\S*)?", "http:// or https:// and a host, or blank")
         checks.required("experiment", self.experiment)
         checks.integer_in("timeout", self.timeout, 0, 2**31 // 60)
         checks.integer_in("retries", self.retries, 0, 100)
@@ -108,8 +116,17 @@ def options() -> Iterator[tuple[str, Any, str]]:
         yield one.name, one.default, one.metadata["help"]
 
 
+# Parameters of placed pipelines that say where a run comes from.
+LINEAGE = {
+    "git_commit": "The commit that asks for the run, recorded in MLflow; blank for none.",
+    "kubeflow_link": "The dashboard's address as people reach it, for the link in MLflow; blank for none.",
+}
+
+
 def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
     """Return a pipeline of the same parameters and steps, named `evasion-…`, that says where they run.
+
+    It has two parameters more, `LINEAGE`, which its run in MLflow bears as tags.
 
     Args:
         pipeline: The pipeline, a function under `dsl.pipeline`.
@@ -123,11 +140,14 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
     name = pipeline.component_spec.name
 
     @functools.wraps(pipeline.pipeline_func)
-    def placed(*arguments: Any) -> Any:
+    def placed(*given: Any) -> Any:
+        *arguments, git_commit, kubeflow_link = given
+        marked = {"pipeline": name, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
         tasks = pipeline_context.Pipeline.get_default_pipeline().tasks
         failed = track_run(pipeline=name, status="FAILED").set_display_name("fail the MLflow run")
         with dsl.ExitHandler(failed, "tracked") as tracked:
-            opened = track_run(pipeline=name, status="RUNNING").set_display_name("open the MLflow run")
+            opened = track_run(**marked, status="RUNNING", git_commit=git_commit, kubeflow_link=kubeflow_link)
+            opened.set_display_name("open the MLflow run")
             result = pipeline.pipeline_func(*arguments)
             own = [task for task in tasks.values() if task not in (failed, opened)]
             awaited = set[str]().union(*map(_awaited, own))
@@ -142,6 +162,16 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
                 _place(task, placement)
         return result
 
+    own = signature(pipeline.pipeline_func)
+    defaults = {"git_commit": "", "kubeflow_link": placement.kubeflow_link}
+    added = [
+        Parameter(one, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=str)
+        for one, default in defaults.items()
+    ]
+    placed.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
+    # The arguments come last in a docstring.
+    told = [cleandoc(pipeline.pipeline_func.__doc__ or ""), *(f"    {one}: {text}" for one, text in LINEAGE.items())]
+    placed.__doc__ = "\n".join(told)
     # Some pipelines bear the name of a step, which kfp takes them for when it loads such a YAML as a component.
     return dsl.pipeline(name=f"evasion-{name}", description=pipeline.description)(placed)
 
@@ -162,12 +192,13 @@ def _place(task: Any, placement: Placement) -> None:
     """Write all that a placement says of one step into it."""
     from kfp import kubernetes
 
-    from evasion.components.step import IMAGE
+    from evasion.components.step import IMAGE as STAGE_IMAGE
 
     model = _runs_model(task)
     gpu = model and placement.device == "gpu"
-    image = placement.image or IMAGE
-    task.set_container_image((placement.gpu_image or f"{image}-gpu") if gpu else image)
+    image = placement.image or STAGE_IMAGE
+    image = (placement.gpu_image or f"{image}-gpu") if gpu else image
+    task.set_container_image(image)
 
     cpus, memory = (placement.cpus, placement.memory) if model else (PLAIN_CPUS, PLAIN_MEMORY)
     task.set_cpu_request(f"{cpus / 4:g}").set_cpu_limit(f"{cpus:g}")
@@ -185,6 +216,9 @@ def _place(task: Any, placement: Placement) -> None:
 
     task.set_env_variable("MLFLOW_TRACKING_URI", placement.mlflow_uri)
     task.set_env_variable("MLFLOW_EXPERIMENT_NAME", placement.experiment)
+    task.set_env_variable(IMAGE, image)
+    if placement.mlflow_link:
+        task.set_env_variable(MLFLOW_LINK, placement.mlflow_link)
     if placement.mlflow_secret:
         kubernetes.use_secret_as_env(task, placement.mlflow_secret, {key: key for key in CREDENTIALS}, optional=True)
     kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN, "metadata.labels['pipeline/runid']")

@@ -88,6 +88,7 @@ def run(
                 "defense": known.describe() if known else None,
             },
         )
+        run.tag({"dataset_sha256": clean.sha256}, name=f"{stage} aware of {known.stage}" if known else "")
         attack = make(target, used["seed"])
         changes = _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
         described = derive.write(adversarial, header, "adv_", changes, "images")

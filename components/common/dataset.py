@@ -108,6 +108,17 @@ class Header:
         """How many images the dataset holds."""
         return sum(self.counts)
 
+    @property
+    def title(self) -> str:
+        """What was done to the images, the last first: `clean`, `fgm`, `jpeg_compression fgm aware`."""
+        attacks, defenses = [], []
+        for entry in self.provenance:
+            if entry["kind"] == "attack":
+                attacks.append(f"{entry['stage']} aware" if entry.get("defense") else str(entry["stage"]))
+            elif entry["kind"] == "defense":
+                defenses.append(str(entry["stage"]))
+        return " ".join([*reversed(defenses), *reversed(attacks or ["clean"])])
+
     def original(self, path: str) -> str:
         """Return the path that an image had before any stage put a prefix before its name."""
         folder, _, name = path.rpartition("/")

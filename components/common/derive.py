@@ -121,6 +121,8 @@ def defend(
             counts=_with_copies(before, copied) if copied is not None and applied else None,
         )
 
+        run.tag({"dataset_sha256": before.sha256}, name=f"{stage} {before.header.title}")
+
         def change(sample: Sample) -> list[Change]:
             results = [] if applied and copied is None else [sample.pixels]
             if applied and (copied is None or copied[sample.index]):

@@ -6,6 +6,11 @@ that bears the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` o
 stage's run stands alone. A stage opens its run before it works, so that a wrong address fails at once, and logs
 results when it has them: if MLflow has gone by then, the artifacts are kept and the stage says that tracking is
 incomplete.
+
+Every run bears tags that say where it comes from: the commit of the steps' code (`mlflow.source.git.commit`), the
+image (`mlflow.docker.image.uri`), Kubeflow's run (`kfp_run_id`); a stage's, the dataset that it worked on
+(`dataset_sha256`) and the report that came of it (`parent_report`); a pipeline's, the commit that asked for it
+(`git_commit`) and Kubeflow's page of the run (`kfp_run_url`).
 """
 
 import dataclasses
@@ -24,9 +29,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"
 KUBEFLOW_RUN = "KFP_RUN_ID"  # set by pipelines/placement.py
+IMAGE = "EVASION_IMAGE"  # set by pipelines/placement.py and pipelines/containers.py
+REVISION = "EVASION_REVISION"  # set by images/Dockerfile and pipelines/local.py
 KUBEFLOW_TAG = "kfp.pipeline_run_id"  # as Kubeflow's backend tags the runs that it opens itself
 DEFAULT_EXPERIMENT = "evasion"
 REPORT = ("report/report.html", "report/report.json")
+_PARENT_TAG = "mlflow.parentRunId"
 _RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -60,6 +68,37 @@ class Stage:
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log finite numbers by name."""
         self._try(lambda client: _log_metrics(client, self.run_id, metrics))
+
+    def tag(self, tags: Mapping[str, str], name: str = "") -> None:
+        """Tag the run, and give it another name.
+
+        Args:
+            tags: Texts by name.
+            name: The run's new name, or `""` to keep the one it has.
+        """
+
+        def log(client: Any) -> None:
+            if name:
+                client.update_run(self.run_id, name=name)
+            _log_tags(client, self.run_id, tags)
+
+        self._try(log)
+
+    def links_report(self, summary: str) -> None:
+        """Tell the pipeline's run and those of its stages where the report is that they led to.
+
+        Args:
+            summary: The name under which this run, that of the pipeline, holds it.
+        """
+        tags = {"parent_report": f"runs:/{self.run_id}/{summary}"}
+
+        def log(client: Any) -> None:
+            experiment = client.get_run(self.run_id).info.experiment_id
+            below = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{self.run_id}'", max_results=1000)
+            for identifier in (self.run_id, *(run.info.run_id for run in below)):
+                _log_tags(client, identifier, tags)
+
+        self._try(log)
 
     def log_file(self, path: Path, name: str) -> None:
         """Log a file under `name`, which may hold folders: `report/report.html`."""
@@ -116,8 +155,8 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
         client = _client()
         parent = _parent(client)
         experiment = client.get_experiment(parent.info.experiment_id) if parent else _experiment(client)
-        tags = {"mlflow.parentRunId": parent.info.run_id} if parent else {}
-        run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, "stage": name})
+        tags = {_PARENT_TAG: parent.info.run_id} if parent else {}
+        run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **_lineage(), "stage": name})
         _log_parameters(client, run.info.run_id, parameters)
     whole = Stage(parent.info.run_id, experiment.name) if parent else None
     opened = Stage(run.info.run_id, experiment.name, whole)
@@ -126,27 +165,29 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
 
 
 @contextmanager
-def pipeline_run(name: str, parameters: Mapping[str, Any]) -> Iterator[str]:
+def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = "") -> Iterator[str]:
     """Open the run of a whole pipeline and yield its id; it ends FINISHED, FAILED or KILLED.
 
     Args:
         name: The pipeline's name.
         parameters: The parameters it was called with.
+        git_commit: The commit that asks for it, or `""`.
 
     Raises:
         TrackingError: If MLflow does not answer.
     """
     with _reachable():
         client = _client()
-        run = client.create_run(
-            _experiment(client).experiment_id, run_name=name, tags={"stage": "pipeline", "pipeline": name}
-        )
+        tags = {**_lineage(git_commit=git_commit), "stage": "pipeline", "pipeline": name}
+        run = client.create_run(_experiment(client).experiment_id, run_name=name, tags=tags)
         _log_parameters(client, run.info.run_id, parameters)
     with _closing(run.info.run_id):
         yield str(run.info.run_id)
 
 
-def mark_pipeline_run(name: str, status: str) -> str:
+def mark_pipeline_run(
+    name: str, status: str, *, run_name: str = "", git_commit: str = "", kubeflow_page: str = ""
+) -> str:
     """Open, finish or fail the run of a pipeline in Kubeflow, which stages find by the id of Kubeflow's run.
 
     Where Kubeflow's backend keeps a run in MLflow itself, it is left to it. A run is failed only while it is under
@@ -155,6 +196,9 @@ def mark_pipeline_run(name: str, status: str) -> str:
     Args:
         name: The pipeline's name.
         status: RUNNING, FINISHED or FAILED.
+        run_name: What Kubeflow's dashboard calls the run, or `""`.
+        git_commit: The commit that asks for it, or `""`.
+        kubeflow_page: Where Kubeflow's dashboard shows it, or `""`.
 
     Returns:
         The run's id, or `""` where there is none to mark.
@@ -170,12 +214,44 @@ def mark_pipeline_run(name: str, status: str) -> str:
             return ""
         if run is None and status == "RUNNING":
             tags = {"stage": "pipeline", "pipeline": name, KUBEFLOW_TAG: kubeflow_run}
-            run = client.create_run(_experiment(client).experiment_id, run_name=name, tags=tags)
+            tags |= _lineage(kfp_run_name=run_name, git_commit=git_commit, kfp_run_url=kubeflow_page)
+            if kubeflow_page:
+                # What MLflow shows as the run's description.
+                tags["mlflow.note.content"] = f"[{run_name or kubeflow_run}]({kubeflow_page}) in Kubeflow"
+            run = client.create_run(_experiment(client).experiment_id, run_name=run_name or name, tags=tags)
         elif run is not None and status == "RUNNING":
             client.update_run(run.info.run_id, status)
         elif run is not None and (status == "FINISHED" or run.info.status == "RUNNING"):
             client.set_terminated(run.info.run_id, status)
         return str(run.info.run_id) if run else ""
+
+
+def page_of_pipeline_run(address: str) -> str:
+    """Return where MLflow shows the pipeline's run, or that which Kubeflow's backend keeps; `""` without one.
+
+    Args:
+        address: MLflow's, as people reach it; `""` for the one that the steps use.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
+    import mlflow
+
+    with _reachable():
+        run = _parent(_client())
+        address = address or _without_password(mlflow.get_tracking_uri())
+        return f"{address.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if run else ""
+
+
+def _lineage(**known: str) -> dict[str, str]:
+    """Return the tags that say where a run comes from, as far as it is known."""
+    found = {
+        "mlflow.source.git.commit": os.environ.get(REVISION, ""),
+        "mlflow.docker.image.uri": os.environ.get(IMAGE, ""),
+        "kfp_run_id": os.environ.get(KUBEFLOW_RUN, ""),
+        **known,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
@@ -214,7 +290,7 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
                 raise  # it did not answer
             raise TrackingError(f"MLflow holds no such run. Received: run_id={run_id!r}") from error
         children = client.search_runs(
-            [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", max_results=1000
+            [run.info.experiment_id], f"tags.`{_PARENT_TAG}` = '{run.info.run_id}'", max_results=1000
         )
         names = {
             one.info.run_id: {file.path for file in client.list_artifacts(one.info.run_id)} for one in (run, *children)
@@ -262,7 +338,7 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
                             )
                             for name in REPORT
                         ]
-                below += tagged("mlflow.parentRunId", run.info.run_id)
+                below += tagged(_PARENT_TAG, run.info.run_id)
             held, below = below, []
     raise TrackingError(
         f"MLflow holds no report of Kubeflow's run {kubeflow_run}: the log of the step `report` says whether tracking "
@@ -462,6 +538,12 @@ def _closing(run_id: str) -> Iterator[None]:
         except (MlflowException, OSError) as error:
             told = _without_password(str(error))
             print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
+
+
+def _log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def _log_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ def infer(*, dataset: Path, model: Path, evaluation: Path, batch_size: int, seed
         card = Card.read(model)
         card.indices_of(data.header.class_names, data.header.image_shape)  # refused before TensorFlow is loaded
         (folder / IMAGES).mkdir(parents=True)
+        run.tag({"dataset_sha256": data.sha256}, name=f"infer {data.header.title}")
         result = _evaluate(data, model, card, folder, used)
         (folder / EVALUATION).write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
         run.log_metrics(result["metrics"] | metrics.flat(result["distances"]))

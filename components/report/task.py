@@ -66,6 +66,7 @@ def report(
                 holder.log_metrics(metrics)
                 holder.log_file(html, "report/report.html")
                 holder.log_file(summary, "report/report.json")
+        (run.whole or run).links_report("report/report.json")
     return metrics
 
 

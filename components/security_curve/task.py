@@ -109,6 +109,7 @@ def security_curve(
         }
         (folder / CURVE).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
         metrics = {f"accuracy_{name}": found["correct"] / len(data) for name, found in measured["controls"].items()}
+        run.tag({"dataset_sha256": data.sha256})
         run.log_metrics(metrics)
         run.log_file(folder / CURVE, CURVE)
     return metrics

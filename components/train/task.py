@@ -100,6 +100,7 @@ def train(
     seed = seeding.resolve(seed)
     with tracking.stage("train", {**parameters, "seed": seed}) as run, Dataset(dataset) as data:
         _require(data.header, model_architecture, validation_split)
+        run.tag({"dataset_sha256": data.sha256})
         name = tracking.registered_name(run.experiment, model_tag, model_architecture) if register_model else ""
 
         import keras

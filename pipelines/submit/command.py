@@ -1,7 +1,6 @@
 """The command `evasion submit`."""
 
 import re
-import subprocess
 import sys
 import time
 import uuid
@@ -34,6 +33,8 @@ from evasion.pipelines.options import (
     placement_parameters,
     told,
 )
+from evasion.pipelines.placement import LINEAGE
+from evasion.pipelines.revision import commit_of
 from evasion.pipelines.submit.auth import identity, in_cluster, own_namespace
 from evasion.pipelines.submit.cron import six_fields
 
@@ -53,10 +54,6 @@ ENDS = {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was cancelled
 KUBEFLOW = "kubeflow"  # the namespace of Kubeflow Pipelines itself
 DASHBOARD, DASHBOARD_PORT = "ml-pipeline-ui", 80
 IN_CLUSTER = f"http://ml-pipeline.{KUBEFLOW}.svc.cluster.local:8888"
-
-# Parameters of compiled pipelines that say whence a run comes.
-LINEAGE_COMMIT = "git_commit"
-LINEAGE = (LINEAGE_COMMIT,)
 
 # A placement's option that bears the name of something else here.
 RENAMED = {"timeout": "step_timeout"}
@@ -271,9 +268,13 @@ def _submit(package: "Package", name: str, experiment: str, arguments: Mapping[s
     from evasion.pipelines.submit import host as hosts
     from evasion.pipelines.submit.forward import ForwardError
 
-    commit = request.git_commit or _commit_here()
+    # What recurs is asked for by no commit: a new one would make another recurring run of it.
+    commit = request.git_commit or ("" if request.cron else commit_of(Path.cwd()))
     known = package.pipeline.component_spec.inputs or {}
-    lineage = {LINEAGE_COMMIT: commit} if LINEAGE_COMMIT in known else {}
+    # A link that the package has settled stays.
+    settled = {name for name in LINEAGE if name in known and known[name].default}
+    whence = {"git_commit": commit, "kubeflow_link": request.host}
+    lineage = {name: value for name, value in whence.items() if name in known and name not in settled}
     try:
         values, planned = package.plan({**arguments, **lineage})
         cron = six_fields(request.cron) if request.cron else ""
@@ -330,15 +331,6 @@ def _connected(request: Request, stack: ExitStack) -> "Host":
         fail(BAD_INPUT, "This host serves several namespaces: yours must be given. Set --namespace.")
     host.namespace = host.namespace or KUBEFLOW
     return host
-
-
-def _commit_here() -> str:
-    """Return the commit of the folder that the user is in, or nothing where it is not under Git."""
-    try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)  # noqa: S607
-    except OSError:
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 @dataclass(frozen=True)

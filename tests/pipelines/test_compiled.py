@@ -16,7 +16,7 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from evasion.pipelines.catalog import pipelines, steps
-from evasion.pipelines.placement import DEVICES, Placement, place
+from evasion.pipelines.placement import DEVICES, LINEAGE, Placement, place
 
 STEPS = COMPILED.parents[1] / "components"
 FILES = sorted(COMPILED.rglob("*.yaml"))
@@ -114,7 +114,7 @@ def test_kfp_reads_it(name):
     pipeline = pipelines()[Path(name).stem]
     loaded = components.load_component_from_file(str(COMPILED / name))
     assert loaded.name == f"evasion-{pipeline.component_spec.name}"
-    assert set(loaded.component_spec.inputs) == set(pipeline.component_spec.inputs)
+    assert set(loaded.component_spec.inputs) == {*pipeline.component_spec.inputs, *LINEAGE}
     spec, settings = read(name)
     assert spec.sdk_version.startswith("kfp-2.")
     assert set(settings) == {executor for executor, *_ in containers(spec)}

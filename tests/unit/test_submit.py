@@ -123,7 +123,10 @@ def test_a_pipeline_is_uploaded_once_run_and_followed(submit, kfp_server):
 def test_a_compiled_file_is_submitted_as_it_is(submit, kfp_server, file):
     submit("--no-wait")
     assert only(kfp_server.packages) == Path(file[0]).read_bytes()
-    assert only(kfp_server.runs).model.runtime_config.parameters == {"rounds": 3, "strict": True}
+    given = only(kfp_server.runs).model.runtime_config.parameters
+    assert {name: given[name] for name in ("rounds", "strict")} == {"rounds": 3, "strict": True}
+    assert given["kubeflow_link"] == kfp_server.address
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|", given["git_commit"])
     shown = " ".join(submit(file[0], "--help").stdout.split())
     assert "--rounds INTEGER How often. [required]" in shown
     assert "--memory" not in shown  # which the file has settled

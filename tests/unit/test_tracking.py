@@ -148,11 +148,26 @@ def in_kubeflow(client, monkeypatch):
     return os.environ["KFP_RUN_ID"]
 
 
-def mark(status):
-    track_run.track_run(pipeline="fgm", status=status)
+@pytest.fixture
+def mark(tmp_path):
+    """Do as the step `track_run`; returns what it shows in the dashboard."""
+
+    def run(status, pipeline="fgm", run_name="", git_commit="", kubeflow_link=""):
+        link = tmp_path / "link" / "link.md"
+        track_run.track_run(
+            link=link,
+            pipeline=pipeline,
+            status=status,
+            run_name=run_name,
+            git_commit=git_commit,
+            kubeflow_link=kubeflow_link,
+        )
+        return link.read_text()
+
+    return run
 
 
-def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, in_kubeflow):
+def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, in_kubeflow, mark):
     mark("RUNNING")
     mark("RUNNING")  # the step was tried again
     with tracking.stage("fgm", {"eps": 0.3}) as run:
@@ -170,7 +185,58 @@ def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, 
     assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FINISHED"]
 
 
-def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, monkeypatch):
+def test_a_run_says_where_it_comes_from(client, in_kubeflow, mark, monkeypatch):
+    monkeypatch.setenv("EVASION_REVISION", "c0ffee")
+    monkeypatch.setenv("EVASION_IMAGE", "registry.example/evasion-pipelines@sha256:1234")
+    link = "https://kubeflow.example/pipeline/"
+    shown = mark("RUNNING", run_name="nightly 7", git_commit="beef", kubeflow_link=link)
+    with tracking.stage("infer", {}) as run:
+        run.tag({"dataset_sha256": "abcd"}, name="infer fgm")
+    run.whole.links_report("report/report.json")
+    whole, stage = runs_of(client)
+    page = f"https://kubeflow.example/pipeline/#/runs/details/{in_kubeflow}"
+    both = {
+        "mlflow.source.git.commit": "c0ffee",
+        "mlflow.docker.image.uri": "registry.example/evasion-pipelines@sha256:1234",
+        "kfp_run_id": in_kubeflow,
+        "parent_report": f"runs:/{whole.info.run_id}/report/report.json",
+    }
+    assert whole.info.run_name == "nightly 7"
+    assert stage.info.run_name == "infer fgm"
+    assert both.items() <= whole.data.tags.items()
+    assert (both | {"dataset_sha256": "abcd", "stage": "infer"}).items() <= stage.data.tags.items()
+    own = {"git_commit": "beef", "kfp_run_name": "nightly 7", "kfp_run_url": page, "pipeline": "fgm"}
+    assert own.items() <= whole.data.tags.items()
+    assert whole.data.tags["mlflow.note.content"] == f"[nightly 7]({page}) in Kubeflow"
+    assert not own.keys() & stage.data.tags.keys() - {"stage"}
+    place = f"/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}"
+    assert shown.startswith("[The run in MLflow](")
+    assert shown.endswith(f"{place})\n")
+    monkeypatch.setenv("EVASION_MLFLOW_LINK", "https://mlflow.example/")
+    assert mark("FINISHED") == f"[The run in MLflow](https://mlflow.example{place})\n"
+
+
+def test_the_report_of_a_run_in_kubeflow_is_fetched(client, in_kubeflow, mark, monkeypatch, tmp_path):
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    output = tmp_path / "output"
+    output.mkdir()
+    with pytest.raises(TrackingError, match=f"MLflow holds no report of Kubeflow's run {in_kubeflow}"):
+        tracking.download_report(in_kubeflow, uri, output)
+    mark("RUNNING")
+    with tracking.stage("report", {}) as run:
+        for name in ("report.html", "report.json"):
+            (tmp_path / name).write_text(f"this {name}")
+            # Where Kubeflow's backend keeps the run, it is in that of the step alone.
+            run.log_file(tmp_path / name, f"report/{name}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    found = tracking.download_report(in_kubeflow, uri, output)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:9"
+    assert [path.read_text() for path in found] == ["this report.html", "this report.json"]
+    assert sorted(output.iterdir()) == found
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+
+def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, mark, monkeypatch):
     mark("RUNNING")
     with pytest.raises(ValueError, match="eps"), tracking.stage("fgm", {}):
         raise ValueError("eps")
@@ -186,7 +252,7 @@ def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, mo
     assert sorted(one.info.status for one in runs_of(client)) == ["FAILED", "FINISHED", "RUNNING"]
 
 
-def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflow, capsys):
+def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflow, mark, capsys):
     mark("FAILED")
     with tracking.stage("fgm", {}) as run:
         assert run.whole is None
@@ -195,7 +261,7 @@ def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflo
     assert "no MLflow run to mark" in capsys.readouterr().out
 
 
-def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, monkeypatch):
+def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, mark, monkeypatch):
     with tracking.pipeline_run("kept by the backend", {}) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", parent)
         for status in ("RUNNING", "FAILED"):
@@ -207,9 +273,9 @@ def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, m
 
 
 @pytest.mark.parametrize(("pipeline", "status"), [("", "RUNNING"), ("fgm", "KILLED")])
-def test_track_run_refuses_what_it_cannot_mark(pipeline, status):
+def test_track_run_refuses_what_it_cannot_mark(mark, pipeline, status):
     with pytest.raises(ValueError, match="must be"):
-        track_run.track_run(pipeline=pipeline, status=status)
+        mark(status, pipeline)
 
 
 @pytest.mark.parametrize(
