@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,12 @@ def test_the_server_holds_the_evaluation(evaluated, mlflow):
     filters = f"tags.`mlflow.parentRunId` = '{evaluated.run_id}'"
     stages = client.search_runs([parent.info.experiment_id], filters)
     assert {parent.info.status, *(one.info.status for one in stages)} == {"FINISHED"}
-    assert {one.info.run_name for one in stages} >= {"load_dataset", "train", "infer", "fgm", "spatial_smoothing"}
+    names = {"load_dataset", "train", "infer clean", "infer fgm", "fgm", "spatial_smoothing clean"}
+    assert {one.info.run_name for one in stages} >= names
+    for stage in stages:
+        assert re.fullmatch("[0-9a-f]{40}", stage.data.tags["mlflow.source.git.commit"])
+        assert re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", stage.data.tags["mlflow.docker.image.uri"])
+        assert stage.data.tags["parent_report"] == f"runs:/{evaluated.run_id}/report/report.json"
     assert "report" in [one.path for one in client.list_artifacts(evaluated.run_id)]
     assert client.get_model_version("evasion_le_net", "1").status == "READY"
 

@@ -150,6 +150,7 @@ def test_every_step_knows_mlflow_its_run_and_its_time_and_some_the_data(name):
         assert {one["name"]: one["value"] for one in container["env"]} == {
             "MLFLOW_TRACKING_URI": "http://mlflow:5000",
             "MLFLOW_EXPERIMENT_NAME": "evasion",
+            "EVASION_IMAGE": container["image"],
         }
         placed = settings[executor]
         (secret,) = placed.secret_as_env
@@ -207,7 +208,8 @@ def test_a_placed_pipeline_leaves_the_pipeline_as_it_was(tmp_path):
     pipeline = pipelines()["fgm"]
     before = compiled(pipeline, tmp_path / "before.yaml")
     placed = place(pipeline, Placement(device="gpu"))
-    assert placed.component_spec.inputs == pipeline.component_spec.inputs
+    assert list(placed.component_spec.inputs) == [*pipeline.component_spec.inputs, *LINEAGE]
+    assert "git_commit" not in pipeline.component_spec.inputs
     assert compiled(pipeline, tmp_path / "after.yaml") == before
     assert "nvidia" not in before
 

@@ -1,6 +1,7 @@
 """Every pipeline for real under kfp.local, chained through MLflow as the original's entry points are."""
 
 import json
+import re
 
 import pytest
 from mlflow import MlflowClient
@@ -57,7 +58,7 @@ def children(result):
     tracking = client(result)
     parent = tracking.get_run(result.run_id)
     runs = tracking.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'")
-    return {one.info.run_name: one for one in runs}
+    return {one.data.tags["stage"]: one for one in runs}
 
 
 def test_train(trained):
@@ -68,6 +69,8 @@ def test_train(trained):
     runs = children(trained)
     assert set(runs) == {"load_dataset", "train", "infer"}
     assert all(one.info.status == "FINISHED" for one in runs.values())
+    assert runs["infer"].info.run_name == "infer clean"
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", runs["infer"].data.tags["mlflow.source.git.commit"])
     # The fault of the original: the test set's metrics were overwritten by the training set's.
     assert runs["infer"].data.metrics["accuracy"] == pytest.approx(metrics["accuracy"])
     assert "accuracy" not in runs["train"].data.metrics

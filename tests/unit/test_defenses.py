@@ -395,7 +395,8 @@ def test_the_run_in_mlflow_holds_parameters_metrics_and_the_tar(
     experiment = mlflow_store.get_experiment_by_name("evasion")
     [run] = mlflow_store.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == stage
+    assert run.info.run_name == f"{stage} clean"
+    assert run.data.tags["stage"] == stage
     expected = {**DEFENSES[stage][1], "apply_fit": False, "apply_predict": True, "seed": 1}
     assert run.data.params == {name: str(value) for name, value in expected.items()}
     assert run.data.metrics == pytest.approx(numbers)
