@@ -63,6 +63,7 @@ class KfpServer:
         self.asked = []  # (method, path, query, headers) of all requests
         self.experiments, self.pipelines, self.versions, self.runs, self.recurring = {}, {}, {}, {}, {}
         self.packages = {}
+        self.started = lambda run: None  # is called with every run that is made
         self._lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
         self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -193,6 +194,7 @@ class KfpServer:
         workflow = f"{version.pipeline_spec['pipelineInfo']['name']}-x7k2p"
         tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root"))
         self.runs[wanted.run_id] = Run(wanted, tasks, self.story, workflow)
+        self.started(wanted)
         return 200, wanted
 
     def list_runs(self, query, body):

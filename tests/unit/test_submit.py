@@ -19,6 +19,7 @@ from kfp import dsl
 from kfp.compiler import Compiler
 from kfp_server import RESET, Story
 
+from evasion.components.common import tracking
 from evasion.components.step import step
 from evasion.pipelines import catalog, cli
 from evasion.pipelines.placement import Placement, place
@@ -374,9 +375,9 @@ def test_a_host_of_several_users_needs_the_namespace(submit, kfp_server):
 
 KUBECTL = """#!{python}
 import socket, sys, threading
-assert sys.argv[1:7] == ["port-forward", "--namespace", "kubeflow", "--address", "127.0.0.1", "service/ml-pipeline-ui"]
+assert sys.argv[1] == "port-forward"
+open("{asked}", "a").write(" ".join(sys.argv[2:]) + "\\n")
 local, remote = sys.argv[7].split(":")
-assert remote == "80"
 server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 server.bind(("127.0.0.1", int(local or 0)))
@@ -410,17 +411,21 @@ def kubectl(tmp_path, monkeypatch, kfp_server):
     def make(text=KUBECTL, connections=1000):
         file = tmp_path / "kubectl"
         port = kfp_server.address.rpartition(":")[2]
-        file.write_text(text.format(python=sys.executable, port=port, connections=connections))
+        file.write_text(
+            text.format(python=sys.executable, port=port, connections=connections, asked=tmp_path / "asked")
+        )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     return make
 
 
-def test_the_host_is_reached_through_kubectl(submit, kfp_server, kubectl):
+def test_the_host_is_reached_through_kubectl(submit, kfp_server, kubectl, tmp_path):
     kubectl()
     result = submit("--port-forward")
     assert len(kfp_server.runs) == 1
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert asked == "--namespace kubeflow --address 127.0.0.1 service/ml-pipeline-ui :80"
     assert kfp_server.address not in result.stdout
 
 
@@ -446,6 +451,67 @@ def test_no_way_to_the_host_is_said(submit, kubectl, monkeypatch, text, said):
     else:
         monkeypatch.setenv("PATH", "/nowhere")
     assert said in submit("--port-forward", code=5).stderr
+
+
+# -- the report
+
+
+@step
+def report():
+    pass
+
+
+@dsl.pipeline(name="reporting")
+def reporting():
+    report()
+
+
+@pytest.fixture(scope="module")
+def reporting_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compiled") / "reporting.yaml"
+    Compiler().compile(place(reporting, Placement()), str(path))
+    return str(path)
+
+
+def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, mlflow_store, tmp_path, monkeypatch):
+    summary = {"headline": "fgm fools it.", "table": [], "checks": []}
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+
+    def log(run):
+        """As the steps of the run do."""
+        monkeypatch.setenv("KFP_RUN_ID", run.run_id)
+        (tmp_path / "report.html").write_text("<p>page</p>")
+        (tmp_path / "report.json").write_text(json.dumps(summary))
+        tracking.mark_pipeline_run("reporting", "RUNNING")
+        with tracking.stage("report", {}) as stage:
+            for name in ("report.html", "report.json"):
+                stage.whole.log_file(tmp_path / name, f"report/{name}")
+
+    kfp_server.started = log
+    output = tmp_path / "a" / "b"
+    result = submit(reporting_file, "--output", str(output), "--tracking-uri", uri)
+    assert json.loads((output / "report.json").read_text()) == summary
+    assert (output / "report.html").read_text() == "<p>page</p>"
+    assert "fgm fools it." in result.stdout
+    assert f"Report: {output / 'report.html'}\n" in result.stdout
+
+
+def test_a_report_that_is_missing_is_said(submit, reporting_file, mlflow_store, tmp_path):
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--tracking-uri", uri, code=5)
+    assert "MLflow holds no report of Kubeflow's run" in result.stderr
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+def test_mlflow_is_reached_through_kubectl_too(submit, reporting_file, kubectl, tmp_path):
+    """The service that the package names, in the run's namespace; here it is the other server, which is no MLflow."""
+    kubectl()
+    result = submit(reporting_file, "--output", str(tmp_path), "--port-forward", "--namespace", "signs", code=5)
+    assert re.search(r"MLflow at http://127\.0\.0\.1:\d+ cannot be used", result.stderr)
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        "--namespace kubeflow --address 127.0.0.1 service/ml-pipeline-ui :80",
+        "--namespace signs --address 127.0.0.1 service/mlflow :5000",
+    ]
 
 
 # -- Ctrl-C
@@ -478,7 +544,7 @@ def interrupted(file, address, answer):
                 seen += os.read(master, 65536).decode()
 
     try:
-        until("measure")
+        until("✓")
         process.send_signal(signal.SIGINT)
         until("Terminate the run? [y/N]")
         os.write(master, answer)
@@ -496,6 +562,7 @@ def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code
     kfp_server.fail(503, method="POST", path="terminate")
     found, seen = interrupted(file, kfp_server.address, answer)
     assert found == code, seen
+    assert re.search("✓.* 1/5 .*open the MLflow run", seen)
     assert only(kfp_server.runs).model.state == state
 
 
