@@ -14,6 +14,7 @@ import graphlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -53,7 +54,7 @@ class Run:
 class KfpServer:
     """The server; `address` is where it answers."""
 
-    def __init__(self, *, multi_user=False):
+    def __init__(self, *, multi_user=False, certificate=None):
         self.multi_user = multi_user
         self.story = Story()
         self.tokens = None  # those that it takes; None to ask for none
@@ -66,7 +67,13 @@ class KfpServer:
         self.started = lambda run: None  # is called with every run that is made
         self._lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
-        self.address = f"http://127.0.0.1:{self._http.server_address[1]}"
+        port = self._http.server_address[1]
+        self.address = f"http://127.0.0.1:{port}"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+            self.address = f"https://localhost:{port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def start(self):

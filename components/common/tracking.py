@@ -9,8 +9,9 @@ incomplete.
 
 Every run bears tags that say where it comes from: the commit of the steps' code (`mlflow.source.git.commit`), the
 image (`mlflow.docker.image.uri`), Kubeflow's run (`kfp_run_id`); a stage's, the dataset that it worked on
-(`dataset_sha256`) and the report that came of it (`parent_report`); a pipeline's, the commit that asked for it
-(`git_commit`) and Kubeflow's page of the run (`kfp_run_url`).
+(`dataset_sha256`) and the report that came of it (`parent_report`; that of a comparison, the hashes of its reports,
+which their runs bear as `report_sha256`); a pipeline's, its testing data, the commit that asked for it (`git_commit`)
+and Kubeflow's page of the run (`kfp_run_url`).
 """
 
 import dataclasses

@@ -39,10 +39,12 @@ def compare(*, reports: list[Path], html: Path, summary: Path, names: str) -> di
     check(names=names)
 
     from evasion.components.common import tracking
+    from evasion.components.common.files import sha256_of
     from evasion.components.compare import comparison
 
     with tracking.stage("compare", {"names": names}) as run:
         metrics = comparison.write(reports, split(names), html, summary)
+        run.tag({"parent_report": ",".join(map(sha256_of, reports))})
         for holder in (run, run.whole):
             if holder:
                 holder.log_metrics(metrics)

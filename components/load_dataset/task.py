@@ -80,7 +80,9 @@ def load_dataset(
             counts = {"images": len(packed), "classes": len(packed.header.class_names), "skipped": skipped}
             sha256 = packed.sha256
         run.log_parameters({"dataset_sha256": sha256})
-        run.tag({"dataset_sha256": sha256})
+        for holder in (run, run.whole):
+            if holder and (holder is run or split == "testing"):
+                holder.tag({"dataset_sha256": sha256})
         run.log_metrics(counts)
     return {**counts, "sha256": sha256}
 

@@ -57,6 +57,7 @@ def report(
     check(clean_accuracy_floor=clean_accuracy_floor)
 
     from evasion.components.common import tracking
+    from evasion.components.common.files import sha256_of
 
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
         metrics = _write(evaluations, curve, html, summary, clean_accuracy_floor)
@@ -66,7 +67,9 @@ def report(
                 holder.log_metrics(metrics)
                 holder.log_file(html, "report/report.html")
                 holder.log_file(summary, "report/report.json")
-        (run.whole or run).links_report("report/report.json")
+        whole = run.whole or run
+        whole.tag({"report_sha256": sha256_of(summary)})
+        whole.links_report("report/report.json")
     return metrics
 
 

@@ -5,6 +5,7 @@ whether it was made.
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import kfp_server_api
 import urllib3
@@ -21,6 +24,7 @@ from evasion.pipelines.submit.auth import AuthenticationError, Identity
 CONNECT, READ = 10.0, 60.0  # seconds
 BACKOFF = 0.5  # seconds before the second retry; each further one waits twice as long
 RETRIES = 5
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 TRANSIENT = (429, 500, 502, 503, 504)
 LOG_LINES = 200  # of a failed step's log
 
@@ -52,6 +56,11 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
 
     def __init__(self, address: str, identity: Identity) -> None:
         configuration = kfp_server_api.Configuration(host=address)
+        # The generated client asks the environment for neither.
+        parts = urlsplit(address)
+        if not proxy_bypass(str(parts.hostname)):
+            configuration.proxy = getproxies().get(parts.scheme)
+        configuration.ssl_ca_cert = next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), None)
         configuration.retries = urllib3.Retry(
             total=RETRIES,
             backoff_factor=BACKOFF,

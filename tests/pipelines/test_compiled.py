@@ -228,6 +228,8 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
         dataset_path="/mnt/images",
         mlflow_uri="https://mlflow.example/lab",
         mlflow_secret="lab.mlflow",
+        mlflow_link="https://mlflow.example",
+        kubeflow_link="https://kubeflow.example",
         experiment="lab",
         timeout=5,
         retries=1,
@@ -252,6 +254,11 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
     assert placed["activeDeadlineSeconds"] == "300"
     assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example/lab"} in container["env"]
     assert {"name": "MLFLOW_EXPERIMENT_NAME", "value": "lab"} in container["env"]
+    assert {"name": "EVASION_IMAGE", "value": container["image"]} in container["env"]
+    assert {"name": "EVASION_MLFLOW_LINK", "value": "https://mlflow.example"} in container["env"]
+    link = spec["root"]["inputDefinitions"]["parameters"]["kubeflow_link"]
+    assert link["defaultValue"] == "https://kubeflow.example"
+    assert "MLflow" in link["description"]
     assert spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 1
 
     none = Placement(device="gpu", gpu_image="a", gpu_taint="", dataset_pvc="", mlflow_secret="", timeout=0, retries=0)

@@ -1,5 +1,6 @@
 """`evasion submit`, against a server that speaks Kubeflow Pipelines' API, with faults in its way."""
 
+import datetime
 import json
 import os
 import pty
@@ -15,9 +16,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from kfp import dsl
 from kfp.compiler import Compiler
-from kfp_server import RESET, Story
+from kfp_server import RESET, Story, serving
 
 from evasion.components.common import tracking
 from evasion.components.step import step
@@ -371,6 +376,45 @@ def test_a_host_of_several_users_needs_the_namespace(submit, kfp_server):
     assert "Set --namespace." in submit(code=2).stderr
     submit("--namespace", "signs")
     assert kfp_server.count("GET", "pipelines$") == 1
+
+
+def test_a_proxy_is_used_unless_it_is_to_be_passed_by(submit, kfp_server, monkeypatch):
+    monkeypatch.setenv("http_proxy", kfp_server.address)  # it answers for any host
+    monkeypatch.delenv("no_proxy", raising=False)
+    submit("--host", "http://kubeflow.invalid", "--no-wait")
+    assert len(kfp_server.runs) == 1
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    submit("--no-wait")
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A file with a key and a certificate of localhost that nobody else has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = tmp_path / "localhost.pem"
+    file.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
+    return str(file)
+
+
+def test_a_host_must_show_a_certificate_that_is_trusted(submit, certificate, monkeypatch):
+    for name in host.CERTIFICATES:
+        monkeypatch.delenv(name, raising=False)
+    with serving(certificate=certificate) as server:
+        assert "CERTIFICATE_VERIFY_FAILED" in submit("--host", server.address, code=5).stderr
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        submit("--host", server.address)
+        assert len(server.runs) == 1
 
 
 KUBECTL = """#!{python}
