@@ -185,6 +185,17 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
     assert len(children(first)) >= 8
     logged = client(first).list_artifacts(first.run_id, "report")
     assert sorted(one.path for one in logged) == ["report/report.html", "report/report.json"]
+    whole = client(first).get_run(first.run_id)
+    stages = client(first).search_runs(
+        [whole.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first.run_id}'", max_results=1000
+    )
+    names = [one.info.run_name for one in stages if one.data.tags["stage"] == "infer"]
+    assert {"infer clean", "infer fgm", "infer jpeg_compression clean", "infer jpeg_compression fgm aware"} <= {*names}
+    assert len(set(names)) == len(names)
+    reports = {one.data.tags["parent_report"] for one in (whole, *stages)}
+    assert reports == {f"runs:/{first.run_id}/report/report.json"}
+    loaded = next(one for one in stages if one.info.run_name == "infer clean")
+    assert whole.data.tags["dataset_sha256"] == loaded.data.tags["dataset_sha256"]
 
     registered = {**arguments, "data_dir_train": "", "model": "evasion_whole_le_net/1"}
     assert table(run("fgm_evaluation", **registered)) == table(first)
