@@ -1,7 +1,8 @@
-"""The templates of `manifests/ci` do what they say: every script of theirs is run, but what installs and submits.
+"""The templates of `manifests/ci` do what they say: every script of theirs is run, but what installs.
 
-A small stand-in records what `evasion submit` is asked and puts a real report where it would. The rest of `evasion` is
-the command itself (compiling, which is slow, once for each template); comments go to an HTTP server.
+GitHub's compiles, submits to a server that speaks Kubeflow's API, fetches the report from MLflow and gates, all by the
+command itself. The others do not compile, which is slow, and a small stand-in records what `evasion submit` is asked
+and puts a real report where it would. Comments go to an HTTP server.
 """
 
 import json
@@ -21,7 +22,10 @@ from urllib.parse import parse_qs
 import jsonschema
 import pytest
 import yaml
+from kfp_server import KfpServer, Story
 from lab import FGM, Lab, Report
+
+from evasion.components.common import tracking
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "ci"
 SCHEMA = json.loads(Path(__file__).with_name("data").joinpath("tekton-task.json").read_text())
@@ -32,15 +36,14 @@ case "$1" in
   submit)
     printf '%s\\n' "$@" > submitted
     env > environment
-    mkdir -p evasion
-    if [ "$SUBMIT_CODE" = 0 ]; then cp "$REPORT" evasion/report.json; fi
-    exit "$SUBMIT_CODE" ;;
+    if [ "$SUBMIT_CODE" = 0 ]; then mkdir -p evasion; cp "$REPORT" evasion/report.json; fi
+    if [ -n "$SUBMIT_CODE" ]; then exit "$SUBMIT_CODE"; fi ;;
   compile) if [ "$COMPILE" != really ]; then exit; fi ;;
 esac
 exec "{sys.executable}" -c 'from evasion.pipelines.cli import main; main(prog_name="evasion")' "$@"
 """
-ARGUMENTS = ["--data-dir-test=/data/test set", "--model=signs $(touch injected)", "--eps=0.3"]
-SUBMITTED = ["submit", "infer", *ARGUMENTS, "--wait", "--timeout", "90m", "--output", "evasion"]
+ARGUMENTS = ["--data-dir-test=/data/test set", "--model=signs $(touch injected)", "--model-architecture=le_net"]
+SUBMITTED = ["submit", "fgm_evaluation", *ARGUMENTS, "--wait", "--timeout", "90m", "--output", "evasion"]
 
 
 def yaml_of(name: str) -> Any:
@@ -158,19 +161,19 @@ def project(tmp_path: Path, report: Path) -> Project:
 
 # GitHub.
 
-GITHUB = {"inputs.pipeline": "infer", "inputs.arguments": "\n".join([*ARGUMENTS, "", "  "]), "inputs.timeout": "90m"}
+GITHUB = {"inputs.arguments": "\n".join([*ARGUMENTS, "", "  "]), "inputs.timeout": "90m"}
 GITHUB |= {"inputs.package": "evasion @ git+https://git.example/e", "inputs.host": "https://kfp.example"}
 GITHUB |= {"inputs.tracking-uri": "https://mlflow.example", "secrets.KFP_TOKEN": "a token"}
 
 
-def github(project: Project) -> Ran:
+def github(project: Project, **given: str) -> Ran:
     """Run the steps of the workflow that have a script."""
     found = yaml_of("github.yaml")
     job = found["jobs"]["gate"]
     values = {
         f"inputs.{name}": str(each.get("default", "")) for name, each in found["on"]["workflow_call"]["inputs"].items()
     }
-    values |= GITHUB
+    values |= GITHUB | given
 
     def resolved(env: Mapping[str, str]) -> dict[str, str]:
         return {name: re.sub(r"\$\{\{ (.*?) \}\}", lambda m: values.get(m[1], ""), text) for name, text in env.items()}
@@ -190,20 +193,44 @@ def github(project: Project) -> Ran:
     return went
 
 
-def test_github_tells_of_a_failure(project: Project) -> None:
+def test_github_submits_gates_and_tells(
+    project: Project, kfp_server: KfpServer, mlflow_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, in a cluster that finds the report below the run that it was asked for."""
+    create_run = KfpServer.create_run
+
+    def track(*asked: Any) -> Any:
+        status, run = create_run(*asked)
+        report = Path(project.environment["REPORT"])
+        held = mlflow_store.create_run("0", tags={tracking.KUBEFLOW_TAG: run.run_id})
+        for file in (report, report.with_suffix(".html")):
+            mlflow_store.log_artifact(held.info.run_id, str(file), "report")
+        return status, run
+
+    monkeypatch.setattr(
+        KfpServer,
+        "ROUTES",
+        tuple((route, track if handle is create_run else handle) for route, handle in KfpServer.ROUTES),
+    )
+    kfp_server.tokens = {"a token"}
+    kfp_server.story = Story(per_look=1000)
+    project.environment |= {"SUBMIT_CODE": "", "COMPILE": "really"}
     project.gate("robust_accuracy >= 0.5")
-    project.environment["COMPILE"] = "really"
-    went = github(project)
+    addresses = {"inputs.host": kfp_server.address, "inputs.tracking-uri": os.environ["MLFLOW_TRACKING_URI"]}
+    went = github(project, **addresses)
     assert went.code == 1, went.output
     assert went.ran == ["Compile", "Submit and wait", "Gate", "Tell"]
-    assert (project.root / "evasion" / "compiled" / "infer.yaml").is_file()
+    (run,) = kfp_server.runs.values()
+    given = run.model.runtime_config.parameters
+    # An input is text, never a command.
+    assert given["model"] == "signs $(touch injected)"
+    assert not (project.root / "injected").exists()
     assert project.submitted() == SUBMITTED
-    assert [project.seen(name) for name in ("KFP_HOST", "KFP_TOKEN")] == ["https://kfp.example", "a token"]
+    assert (project.root / "evasion" / "compiled" / "fgm_evaluation.yaml").is_file()
+    assert (project.root / "evasion" / "report.json").read_bytes() == Path(project.environment["REPORT"]).read_bytes()
     assert (project.root / "output").read_text() == "outcome=fail\n"
     assert (project.root / "summary").read_text() == (project.root / "evasion" / "gate.md").read_text()
     assert {"gate.xml", "gate.sarif", "gate.json", "gate.md"} < {each.name for each in project.root.glob("evasion/*")}
-    # An input is text, never a command.
-    assert not (project.root / "injected").exists()
 
 
 def test_github_without_a_run_has_nothing_to_tell(project: Project) -> None:
@@ -226,7 +253,7 @@ def test_github_gives_scripts_no_expressions() -> None:
 
 def gitlab(project: Project, **variables: str) -> Ran:
     job = yaml_of("gitlab.yaml")[".evasion-gate"]
-    env = {**job["variables"], "EVASION_PIPELINE": "infer", "EVASION_TIMEOUT": "90m"}
+    env = {**job["variables"], "EVASION_TIMEOUT": "90m"}
     env |= {"EVASION_ARGUMENTS": "\n".join(ARGUMENTS) + "\n", **variables}
     # All of `script` runs in one shell, `after_script` in another, whatever became of the first.
     went = project.bash("\n".join(job["script"][1:]), env=env)
@@ -236,7 +263,6 @@ def gitlab(project: Project, **variables: str) -> Ran:
 
 def test_gitlab_tells_of_a_failure(project: Project, host: Host) -> None:
     project.gate("robust_accuracy >= 0.5")
-    project.environment["COMPILE"] = "really"
     variables = {"EVASION_NOTE_TOKEN": "a note's token", "CI_MERGE_REQUEST_IID": "7", "CI_PROJECT_ID": "12"}
     went = gitlab(project, CI_API_V4_URL=f"{host.address}/api/v4", KFP_HOST="https://kfp.example", **variables)
     assert (went.code, went.ran) == (1, ["0"]), went.output
@@ -268,7 +294,6 @@ def tekton(project: Project, **params: str) -> Ran:
     results.mkdir()
     values = {f"params.{each['name']}": each.get("default", "") for each in task["params"]}
     values |= {
-        "params.pipeline": "infer",
         "params.timeout": "90m",
         **{f"params.{key}": text for key, text in params.items()},
     }
@@ -303,7 +328,6 @@ def results(project: Project) -> dict[str, str]:
 
 def test_tekton_tells_of_a_failure(project: Project, host: Host) -> None:
     project.gate("robust_accuracy >= 0.5")
-    project.environment["COMPILE"] = "really"
     went = tekton(project, **{"comments-url": f"{host.address}/repos/o/n/issues/7/comments"})
     assert (went.code, went.ran) == (1, ["compile", "submit", "gate", "tell"]), went.output
     assert project.submitted() == SUBMITTED
