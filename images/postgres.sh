@@ -1,6 +1,23 @@
 #!/bin/sh
-# Start PostgreSQL, in $PGDATA, for whoever shares its network: it listens to 127.0.0.1 alone and asks for no password.
+# Start PostgreSQL, in $PGDATA. Without $POSTGRES_PASSWORD it listens to 127.0.0.1 alone and asks for no password. With
+# it, it listens to all and asks for that one; it may be another one at the next start.
 set -eu
-[ -s "$PGDATA/PG_VERSION" ] ||
-  initdb --username=mlflow --auth=trust --encoding=UTF8 --no-locale
-exec postgres -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp
+if [ -z "${POSTGRES_PASSWORD-}" ]; then
+  [ -s "$PGDATA/PG_VERSION" ] ||
+    initdb --username=mlflow --auth=trust --encoding=UTF8 --no-locale
+  exec postgres -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp
+fi
+
+as_owner() { postgres --single -j postgres > /dev/null; }
+[ -s "$PGDATA/PG_VERSION" ] || {
+  initdb --username=postgres --auth=trust --encoding=UTF8 --no-locale
+  # By the socket, which is in this container alone, as anyone; from elsewhere as one who owns two databases.
+  printf '%s\n' 'local all all trust' 'host all mlflow all scram-sha-256' > "$PGDATA/pg_hba.conf"
+  printf '%s\n\n' \
+    'create role mlflow login;' \
+    'create database mlflow owner mlflow;' \
+    'create database mlflow_auth owner mlflow;' | as_owner
+}
+printf '%s\n\n' "alter role mlflow password \$password\$$POSTGRES_PASSWORD\$password\$;" | as_owner
+unset POSTGRES_PASSWORD
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp
