@@ -169,7 +169,7 @@ HELPER := deployment/evasion-data
 load-data: $(DATA)  ## Copy the folder DATA into the claim evasion-data: MNIST digits, if it is not said
 	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 1 $(HELPER)
 	$(KUBECTL) rollout status --namespace $(NAMESPACE) --timeout 10m $(HELPER)
-	tar --create --directory $(dir $(abspath $(DATA))) $(notdir $(abspath $(DATA))) \
+	tar --create --dereference --directory $(dir $(abspath $(DATA))) $(notdir $(abspath $(DATA))) \
 	  | $(KUBECTL) exec --namespace $(NAMESPACE) --stdin $(HELPER) -- python3 /etc/evasion/receive.py /data
 	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 0 $(HELPER)
 

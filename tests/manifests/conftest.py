@@ -50,9 +50,14 @@ def discovery(tmp_path_factory):
     `api/discovery` in its source), and no object.
     """
     said = json.loads(Path(__file__).with_name("discovery.json").read_text(encoding="utf-8"))
-    nothing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+    nothing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no object is here", "code": 404}
+    nothing["reason"] = "NotFound"
 
     class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def do_GET(self):
             path = self.path.partition("?")[0]
             self.send_response(200 if path in said else 404)

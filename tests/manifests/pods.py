@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from evasion.components.step import IMAGE
+
 Object = Mapping[str, Any]
 ROOT = Path(__file__).parents[2]
 # With what quoting must survive.
@@ -107,7 +109,7 @@ class Node:
                 volumes[str(source)] = {"bind": mount["mountPath"], "mode": mode}
             else:
                 claim = kind["persistentVolumeClaim"]["claimName"]
-                source = self._volume(claim, container["image"], context["fsGroup"])
+                source = self.volume(claim) or self._made(claim, context["fsGroup"])
                 volumes[source.name] = {"bind": mount["mountPath"], "mode": mode}
         service = template(workload)["metadata"]["labels"]["app.kubernetes.io/name"]
         return self._engine.containers.create(
@@ -154,14 +156,17 @@ class Node:
             (folder / name).write_text(text, encoding="utf-8")
         return folder
 
-    def _volume(self, claim: str, image: str, group: int) -> Any:
-        if claim not in self._volumes:
-            self._volumes[claim] = self._engine.volumes.create(f"evasion-pods-{self._key}-{claim}")
-            self._engine.containers.run(
-                image.rsplit("-", 1)[0],
-                ["python3", "-c", f"import os; os.chown('/volume', 0, {group}); os.chmod('/volume', 0o2775)"],
-                user="0",
-                volumes={self._volumes[claim].name: {"bind": "/volume", "mode": "rw"}},
-                remove=True,
-            )
-        return self._volumes[claim]
+    def volume(self, claim: str) -> Any:
+        """The volume of a claim, if a container has used it."""
+        return self._volumes.get(claim)
+
+    def _made(self, claim: str, group: int) -> Any:
+        made = self._volumes[claim] = self._engine.volumes.create(f"evasion-pods-{self._key}-{claim}")
+        self._engine.containers.run(
+            IMAGE,
+            ["python3", "-c", f"import os; os.chown('/volume', 0, {group}); os.chmod('/volume', 0o2775)"],
+            user="0",
+            volumes={made.name: {"bind": "/volume", "mode": "rw"}},
+            remove=True,
+        )
+        return made

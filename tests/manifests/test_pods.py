@@ -1,7 +1,11 @@
 """MLflow and PostgreSQL as the manifests start them: same images, users, variables, read-only roots and volumes."""
 
+import io
+import socket
+import tarfile
 import time
 from contextlib import ExitStack
+from unittest.mock import ANY
 
 import pods
 import pytest
@@ -187,3 +191,48 @@ def test_an_old_database_is_migrated_and_kept_from_others(render, start, node):
         assert end(CONNECT.format("mlflow"))[0] == 0
         assert "password authentication failed" in end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
         assert "no pg_hba.conf entry" in end(CONNECT.format("postgres"))[1]
+
+
+def send(container, command, sent):
+    """Run a command in a container with this on its standard input; return its status and what it said."""
+    api = container.client.api
+    started = api.exec_create(container.id, command, stdin=True)["Id"]
+    stream = api.exec_start(started, socket=True)
+    with stream, stream._sock as wire:
+        wire.sendall(sent)
+        wire.shutdown(socket.SHUT_WR)
+        said = stream.read().decode(errors="replace")
+    return api.exec_inspect(started)["ExitCode"], said
+
+
+def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine):
+    objects = render("overlays/local")
+    receive = ["python3", "/etc/evasion/receive.py", "/data"]
+
+    def packed(files):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o600
+                tar.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    def held():
+        """What another user reads there."""
+        show = "import pathlib; [print(path.read_text()) for path in pathlib.Path('/data').rglob('*.png')]"
+        bound = {node.volume("evasion-data").name: {"bind": "/data", "mode": "ro"}}
+        image = containers.image("cpu")
+        return engine.containers.run(image, ["python3", "-c", show], user="1234", volumes=bound, remove=True).split()
+
+    with start() as run:
+        helper = run(objects, "Deployment", "evasion-data")
+        assert send(helper, receive, packed({"mnist/0/a.png": b"first", "mnist/1/b.png": b"second"})) == (0, ANY)
+        assert sorted(held()) == [b"first", b"second"]
+        status, said = send(helper, receive, packed({"../a": b"out"}))
+        assert (status, "Names must lie in the folder" in said) == (1, True)
+        # A transfer that breaks off changes nothing.
+        assert send(helper, receive, packed({"mnist/0/a.png": b"third" * 4096})[:9000])[0] == 1
+        assert sorted(held()) == [b"first", b"second"]
+        assert send(helper, receive, packed({"mnist/0/a.png": b"fourth"})) == (0, ANY)
+        assert held() == [b"fourth"]

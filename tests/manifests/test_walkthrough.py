@@ -1,0 +1,192 @@
+"""Every command of manifests/README.md, run as far as a machine without a cluster can."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pods
+import pytest
+from conftest import KUBECTL
+from pods import ROOT
+
+from evasion.components.step import IMAGE
+from evasion.pipelines import containers
+from evasion.pipelines.catalog import pipelines
+
+TEXT = (ROOT / "manifests/README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    [shlex.split(line.removeprefix("$ ")) for line in block.replace("\\\n", "").splitlines()]
+    for block in re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
+]
+COMMANDS = [command for block in BLOCKS for command in block]
+
+
+def of(program, *words):
+    return [one for one in COMMANDS if one[0] == program and list(words) == one[1 : 1 + len(words)]]
+
+
+def option(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    programs = {command[0] for command in COMMANDS}
+    assert programs == {"make", "kind", "kubectl", "gcloud", ".venv/bin/evasion"}
+    assert {command[1] for command in of("make")} == {"image", "deploy", "load-data"}
+    assert {command[1] for command in of(".venv/bin/evasion")} == {"submit"}
+
+
+def test_five_commands_from_clone_to_a_green_run():
+    assert [command[0] for command in BLOCKS[0]] == ["make", "kind", "make", "make", ".venv/bin/evasion"]
+
+
+# What `make` does with kubectl, without a cluster: it is shown what would be applied, and what runs in a pod runs here.
+SHIM = """
+import json, os, subprocess, sys
+arguments = sys.argv[1:]
+with open(os.environ["SAID"], "a") as said:
+    print(json.dumps(arguments), file=said)
+if arguments[0] == "apply":
+    options = ["--dry-run=client", "--validate=false", *json.loads(os.environ["DISCOVERY"])]
+    sys.exit(subprocess.call([os.environ["REAL"], *arguments, *options]))
+if arguments[0] == "exec":
+    places = {"python3": sys.executable, "/etc/evasion": "manifests/base/data", "/data": os.environ["CLAIM"]}
+    command = arguments[arguments.index("--") + 1 :]
+    for name, place in places.items():
+        command = [place + word.removeprefix(name) if word.startswith(name) else word for word in command]
+    sys.exit(subprocess.call(command))
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, discovery, monkeypatch):
+    """Runs make in a clone of its own; returns what it printed and what it asked kubectl."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for name in (".venv", "Makefile", "pyproject.toml", "requirements"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "manifests", folder / "manifests", ignore=shutil.ignore_patterns("secrets"))
+    (tmp_path / "kubectl.py").write_text(SHIM)
+    (tmp_path / "claim").mkdir()
+    said = tmp_path / "said"
+    variables = {"SAID": said, "REAL": KUBECTL, "CLAIM": tmp_path / "claim", "DISCOVERY": json.dumps(discovery)}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+    def make(*arguments):
+        said.write_text("")
+        # --assume-old: what is installed here is not to be installed again.
+        settings = ["--assume-old=.venv/.installed", f"KUBECTL={sys.executable} {tmp_path / 'kubectl.py'}"]
+        done = subprocess.run(["make", *settings, *arguments], cwd=folder, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [json.loads(line) for line in said.read_text().splitlines()]
+
+    make.folder = folder
+    make.claim = tmp_path / "claim"
+    return make
+
+
+def test_make_image_makes_what_kind_loads_and_the_overlay_runs(clone, render):
+    printed, _ = clone("--dry-run", *of("make", "image")[0][1:])
+    assert f"image={IMAGE}" in printed
+    targets = re.search(r"for target in ([a-z ]+);", printed).group(1).split()
+    (loaded,) = of("kind")
+    assert loaded[3:] == [containers.image(target) for target in targets]
+    workloads = [one for one in render("overlays/local") if one["kind"] in ("Deployment", "StatefulSet")]
+    assert {one["image"] for workload in workloads for one in pods.containers(workload)} == set(loaded[3:])
+
+
+@pytest.mark.parametrize("command", [one for one in of("make") if one[1] == "deploy"], ids=" ".join)
+def test_make_deploy_makes_secrets_once_and_applies_the_overlay(clone, command):
+    overlay = dict(word.split("=") for word in command[2:]).get("OVERLAY", "local")
+    printed, asked = clone(*command[1:])
+    assert "deployment.apps/mlflow created (dry run)" in printed
+    applied, waited = asked
+    assert applied == ["apply", "-k", f"manifests/overlays/{overlay}"]
+    namespace = option(waited, "--namespace")
+    assert waited == ["rollout", "status", "--namespace", namespace, "--timeout", "10m", "deployment/mlflow"]
+    assert f"namespace: {namespace}\n" in (ROOT / applied[-1] / "kustomization.yaml").read_text()
+
+    secrets = {path: path.read_text() for path in clone.folder.glob("manifests/base/secrets/*")}
+    values = re.findall("=(.*)", "".join(secrets.values()))
+    assert {path.stat().st_mode & 0o777 for path in secrets} == {0o600}
+    assert len(values) == len(set(values)) == 5
+    assert not [value for value in values if len(value) == 48 and value in printed]
+    clone(*command[1:])
+    assert secrets == {path: path.read_text() for path in secrets}
+
+
+def test_make_load_data_copies_digits_into_the_claim(clone, mnist):
+    shutil.copytree(mnist, clone.folder / "data" / "mnist")
+    (command,) = [one for one in of("make") if one[1] == "load-data"]
+    _, asked = clone(*command[1:])
+    helper = ["--namespace", "kubeflow", "deployment/evasion-data"]
+    assert [[word for word in one if word not in helper] for one in asked] == [
+        ["scale", "--replicas", "1"],
+        ["rollout", "status", "--timeout", "10m"],
+        ["exec", "--stdin", "--", "python3", "/etc/evasion/receive.py", "/data"],
+        ["scale", "--replicas", "0"],
+    ]
+    assert all(word in one for one in asked for word in helper)
+    folders = (mnist, clone.claim / "mnist")
+    sent, arrived = ({path.relative_to(top): path.read_bytes() for path in top.rglob("*.png")} for top in folders)
+    assert sent == arrived
+
+
+def test_make_load_data_copies_a_folder_of_ones_own(clone, tmp_path):
+    folder = tmp_path / "signs"
+    (folder / "stop").mkdir(parents=True)
+    (folder / "stop" / "a.png").write_bytes(b"image")
+    (folder / "stop" / "b.png").symlink_to("a.png")
+    _, asked = clone("load-data", f"DATA={folder}", "OVERLAY=air-gapped")
+    assert {option(one, "--namespace") for one in asked} == {"evasion"}
+    assert (clone.claim / "signs" / "stop" / "b.png").read_bytes() == b"image"
+
+
+@pytest.mark.parametrize("command", of("kubectl"), ids=lambda one: " ".join(one[1:3]))
+def test_kubectl_takes_the_command_for_objects_that_there_are(command, render, discovery):
+    understood = command[1 : command.index(">")] if ">" in command else command[1:]
+    done = subprocess.run([KUBECTL, *discovery, *understood], text=True, capture_output=True)
+    # It has understood the command, and asks for an object, or sends one, to a server that has none.
+    assert "no object is here" in done.stderr, done.stderr
+    namespace = option(command, "--namespace")
+    objects = render("overlays/local" if namespace == "kubeflow" else "overlays/gke")
+    assert objects[0]["metadata"]["namespace"] == namespace
+    there = {(one["kind"].lower(), one["metadata"]["name"]) for one in objects}
+    named = [
+        tuple(word.split("/")) for word in command if re.fullmatch("(service|statefulset|deployment)/[a-z-]+", word)
+    ]
+    if command[1:3] == ["create", "token"]:
+        named = [("serviceaccount", command[3])]
+    assert set(named) <= there
+    assert named or "default-editor" in command or "docker-registry" in command
+
+
+def test_gcloud_is_told_what_the_overlay_says(render):
+    objects = render("overlays/gke")
+    account = pods.find(objects, "ServiceAccount", "mlflow")
+    email = account["metadata"]["annotations"]["iam.gke.io/gcp-service-account"]
+    create, let, give, nodes = of("gcloud")
+    assert create[-1] == email.partition("@")[0]
+    assert email in let
+    project = re.fullmatch(r".*@(.*)\.iam\.gserviceaccount\.com", email).group(1)
+    assert option(let, "--member") == f"serviceAccount:{project}.svc.id.goog[{account['metadata']['namespace']}/mlflow]"
+    assert option(give, "--member") == f"serviceAccount:{email}"
+    bucket = next(word for word in give if word.startswith("gs://"))
+    mlflow = pods.containers(pods.find(objects, "Deployment", "mlflow"))[-1]
+    assert pods.environment(objects, mlflow)["MLFLOW_ARTIFACTS_DESTINATION"].startswith(bucket)
+    on_gpus = next(one for one in of(".venv/bin/evasion") if "--node-selector" in one)
+    accelerator = re.search("type=([a-z0-9-]+)", option(nodes, "--accelerator")).group(1)
+    assert option(on_gpus, "--node-selector") == f"cloud.google.com/gke-accelerator={accelerator}"
+    assert option(on_gpus, "--image").rpartition(":")[0] == mlflow["image"].rpartition(":")[0]
+
+
+@pytest.mark.parametrize("command", of(".venv/bin/evasion"), ids=lambda one: "gpu" if "gpu" in one else "cpu")
+def test_submit_takes_its_options(command):
+    pipeline = pipelines()[command[2]]
+    named = {word.removeprefix("--").replace("-", "_") for word in command if word.startswith("--")}
+    own = named & set(pipeline.component_spec.inputs)
+    assert {"data_dir_test", "model_architecture"} <= own
