@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-images compile bench bench-art robustness lint format lock
+.PHONY: help setup demo test test-fast test-images test-cluster compile bench bench-art robustness lint format lock
 .PHONY: base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
@@ -35,13 +35,20 @@ $(KUBECTL_TESTED): requirements/kubectl.txt .ci/kubectl $(INSTALLED)
 	.ci/kubectl
 
 test: $(KUBECTL_TESTED)  ## Run all tests that need no container engine
-	$(BIN)/pytest $(PARALLEL) -m "not docker"
+	$(BIN)/pytest $(PARALLEL) -m "not docker and not cluster"
 
 test-fast: $(KUBECTL_TESTED)  ## Run the tests that take seconds
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not docker"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not docker and not cluster"
 
 test-images: $(KUBECTL_TESTED)  ## Run the tests of the images; needs `make image`
 	$(BIN)/pytest $(PARALLEL) -m docker
+
+APISERVER := build/cluster/kube-apiserver
+$(APISERVER): tests/manifests/cluster/main.go tests/manifests/cluster/go.mod
+	cd tests/manifests/cluster && CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o $(CURDIR)/$@ .
+
+test-cluster: $(KUBECTL_TESTED) $(APISERVER)  ## Apply the manifests to an API server of Kubernetes, built with Go
+	$(BIN)/pytest -m cluster
 
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
