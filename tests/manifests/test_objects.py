@@ -1,9 +1,11 @@
 """What every overlay renders: objects that Kubernetes knows, that fit each other and that have no right too many."""
 
 import functools
+import ipaddress
 import json
 import re
 import subprocess
+from collections import Counter
 
 import kubernetes_validate
 import pods
@@ -270,14 +272,17 @@ def test_nothing_but_gke_lets_mlflow_out(objects, overlay):
         for peer in rule["to"]
         if "ipBlock" in peer
     }
-    assert ("0.0.0.0/0" in blocks) == bool(blocks) == (overlay == "gke")
+    metadata = {"169.254.169.252/32", "169.254.169.254/32"}
+    assert blocks - {"169.254.20.10/32"} == ({"0.0.0.0/0", *metadata} if overlay == "gke" else set())
 
 
 def test_air_gapped_steps_reach_private_networks_alone(render):
     objects = render("overlays/air-gapped")
     (rule,) = pods.find(objects, "NetworkPolicy", "evasion-steps")["spec"]["egress"]
     blocks = [peer["ipBlock"]["cidr"] for peer in rule["to"] if "ipBlock" in peer]
-    assert blocks == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
+    networks = [ipaddress.ip_network(block) for block in blocks]
+    assert all(network.is_private for network in networks)
+    assert ipaddress.ip_network("10.0.0.0/8") in networks
     assert may_connect(objects, STEP, labels(pods.find(objects, "Deployment", "mlflow")), 5000)
 
 
@@ -286,26 +291,52 @@ def quantity(text):
     return float(number) * {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
-def test_limits_leave_room_for_what_they_limit(objects, overlay):
+def asked_by_all_steps(pipeline):
+    """What the steps of a compiled pipeline ask for together."""
+    spec, *_ = yaml.safe_load_all((ROOT / f"pipelines/compiled/cpu/{pipeline}.yaml").read_text())
+    executors, components = spec["deploymentSpec"]["executors"], spec["components"]
+    asked = Counter()
+
+    def add(graph):
+        for task in graph["dag"]["tasks"].values():
+            inner = components[task["componentRef"]["name"]]
+            if "dag" in inner:
+                add(inner)
+            else:
+                container = executors[inner["executorLabel"]].get("container", {})
+                for name in ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit"):
+                    asked[name] += quantity(container.get("resources", {}).get(f"resource{name}", 0))
+
+    add(spec["root"])
+    return asked
+
+
+def test_limits_leave_room_for_an_evaluation(objects, overlay):
     if overlay == "local":  # Kubeflow's own pods lie in this namespace
         assert not of(objects, "ResourceQuota", "LimitRange")
         return
     hard = pods.find(objects, "ResourceQuota", "evasion")["spec"]["hard"]
     (limit,) = pods.find(objects, "LimitRange", "evasion")["spec"]["limits"]
-    placement = Placement()
-    for name, of_step in (("cpu", placement.cpus), ("memory", placement.memory * 2**30)):
+    asked = asked_by_all_steps("fgm_evaluation")
+    for name, of_step in (("cpu", Placement().cpus), ("memory", Placement().memory * 2**30)):
         assert of_step <= quantity(limit["max"][name])
-        ours = sum(
-            quantity(one["resources"]["limits"][name])
-            for workload in workloads(objects)
-            for one in pods.containers(workload)
-        )
-        assert ours + 3 * of_step < quantity(hard[f"limits.{name}"])
-        assert quantity(limit["defaultRequest"][name]) <= quantity(limit["default"][name])
-    gpus = int(hard[f"requests.{placement.gpu_type}"])
-    assert gpus >= placement.gpus if overlay in ("gke", "gpu-operator") else gpus == 0
+        for kind in ("requests", "limits"):
+            containers = [one for workload in workloads(objects) for one in pods.containers(workload)]
+            ours = sum(quantity(one["resources"][kind][name]) for one in containers)
+            steps = asked[f"{name.capitalize()}{kind.capitalize().rstrip('s')}"]
+            assert steps > of_step
+            assert steps + ours < quantity(hard[f"{kind}.{name}"])
+
+
+def test_gpus_are_limited_where_there_are_some(objects, overlay):
+    if overlay == "local":
+        return
+    gpu = Placement().gpu_type
+    gpus = int(pods.find(objects, "ResourceQuota", "evasion")["spec"]["hard"][f"requests.{gpu}"])
+    assert gpus >= Placement().gpus if overlay in ("gke", "gpu-operator") else gpus == 0
     # A limit without defaults would be given to every container.
-    in_range = {key for key in ("max", "default", "defaultRequest") if placement.gpu_type in limit[key]}
+    (limit,) = pods.find(objects, "LimitRange", "evasion")["spec"]["limits"]
+    in_range = {key for key in ("max", "default", "defaultRequest") if gpu in limit[key]}
     assert in_range == ({"max", "default", "defaultRequest"} if overlay == "gpu-operator" else set())
 
 
