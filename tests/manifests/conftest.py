@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pods import ROOT, copy
-
-KUBECTL = ROOT / ".venv" / "bin" / "kubectl"  # of `make test`, which installs it
+from pods import KUBECTL, copy
 
 
 @pytest.fixture(scope="session")

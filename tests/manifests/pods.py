@@ -13,6 +13,7 @@ from evasion.components.step import IMAGE
 
 Object = Mapping[str, Any]
 ROOT = Path(__file__).parents[2]
+KUBECTL = ROOT / ".venv" / "bin" / "kubectl"  # of `make test`, which installs it
 # With what quoting must survive.
 VALUES = {
     "steps.env": {"MLFLOW_TRACKING_USERNAME": "evasion", "MLFLOW_TRACKING_PASSWORD": "the steps' $word"},

@@ -14,8 +14,7 @@ import time
 import pods
 import pytest
 import yaml
-from conftest import KUBECTL
-from pods import ROOT
+from pods import KUBECTL, ROOT
 
 from evasion.pipelines.placement import Placement
 

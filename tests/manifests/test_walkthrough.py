@@ -9,8 +9,7 @@ import sys
 
 import pods
 import pytest
-from conftest import KUBECTL
-from pods import ROOT
+from pods import KUBECTL, ROOT
 
 from evasion.components.step import IMAGE
 from evasion.pipelines import containers
