@@ -150,47 +150,58 @@ with engine.begin() as connection:
 CONNECT = "import psycopg; psycopg.connect('host=postgres dbname=mlflow user={}')"
 
 
-def test_an_old_database_is_migrated_and_kept_from_others(render, start, node):
+@pytest.fixture
+def database(render, start, node):
+    """PostgreSQL, empty; `begin` starts what prepares it for MLflow, or other code in its place."""
     objects = render("overlays/local")
     deployment = pods.find(objects, "Deployment", "mlflow")
     prepare, _ = pods.containers(deployment)
 
-    def end(code=None, **variables):
-        """Run the container that prepares, or other code in its place; return its status and what it said."""
-        container = {
-            **prepare,
-            "env": [*prepare["env"], *({"name": name, "value": value} for name, value in variables.items())],
-        }
-        if code is not None:
-            container["command"] = ["python3", "-c", code]
-        made = node.create(objects, deployment, container)
-        made.start()
-        return made.wait(timeout=60)["StatusCode"], made.logs().decode()
+    class Database:
+        def begin(self, code=None, **variables):
+            env = [*prepare["env"], *({"name": name, "value": value} for name, value in variables.items())]
+            container = {**prepare, "env": env, **({} if code is None else {"command": ["python3", "-c", code]})}
+            made = node.create(objects, deployment, container)
+            made.start()
+            return made
+
+        def end(self, *arguments, **variables):
+            """Return the status with which it ends, and what it said."""
+            begun = self.begin(*arguments, **variables)
+            return begun.wait(timeout=120)["StatusCode"], begun.logs().decode()
+
+        def ask(self, query):
+            command = ["psql", "--username=postgres", "--tuples-only", "--command", query, "mlflow"]
+            return self.run(command).split()
+
+        def run(self, command):
+            status, said = self.container.exec_run(command)
+            assert status == 0, said
+            return said.decode()
 
     with start() as run:
-        postgres = run(objects, "StatefulSet", "postgres")
+        Database.container = run(objects, "StatefulSet", "postgres")
+        yield Database()
 
-        def ask(query):
-            return (
-                postgres.exec_run(["psql", "--user=postgres", "--tuples-only", "--command", query, "mlflow"])
-                .output.decode()
-                .split()
-            )
 
-        assert end(OLD)[0] == 0
-        assert ask("select version_num from alembic_version") == ["97727af70f4d"]
-        assert ask("select to_regclass('logged_models')") == []
-        status, said = end()
-        assert status == 0, said
-        assert ask("select name from experiments") == ["old"]
-        assert ask("select to_regclass('logged_models')") == ["logged_models"]
+def test_an_old_database_is_migrated_by_one_of_two_servers_that_start_together(database):
+    assert database.end(OLD)[0] == 0
+    assert database.ask("select version_num from alembic_version") == ["97727af70f4d"]
+    assert database.ask("select to_regclass('logged_models')") == []
+    for begun in [database.begin(), database.begin()]:
+        assert begun.wait(timeout=120)["StatusCode"] == 0, begun.logs().decode()
+    assert database.ask("select name from experiments") == ["old"]
+    assert database.ask("select to_regclass('logged_models')") == ["logged_models"]
+    # As README says a copy is made.
+    assert "\told\t" in database.run(["pg_dump", "--username", "mlflow", "mlflow"])
 
-        assert ask("select rolname from pg_roles where rolcanlogin and (rolsuper or rolcreatedb or rolcreaterole)") == [
-            "postgres"
-        ]
-        assert end(CONNECT.format("mlflow"))[0] == 0
-        assert "password authentication failed" in end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
-        assert "no pg_hba.conf entry" in end(CONNECT.format("postgres"))[1]
+
+def test_the_database_is_for_one_user_who_has_the_password(database):
+    assert database.end(CONNECT.format("mlflow"))[0] == 0
+    assert "password authentication failed" in database.end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
+    assert "no pg_hba.conf entry" in database.end(CONNECT.format("postgres"))[1]
+    mighty = "select rolname from pg_roles where rolcanlogin and (rolsuper or rolcreatedb or rolcreaterole)"
+    assert database.ask(mighty) == ["postgres"]
 
 
 def send(container, command, sent):
