@@ -86,7 +86,7 @@ lint: $(INSTALLED)  ## Check style, formatting, types, workflows and scripts
 	$(BIN)/hadolint images/Dockerfile
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck manifests/ci/github.yaml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci manifests/ci/gitlab.yaml
-	$(BIN)/shellcheck .ci/engine .ci/run images/*.sh
+	$(BIN)/shellcheck .ci/engine .ci/kubectl .ci/run images/*.sh
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix

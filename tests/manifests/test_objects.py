@@ -239,6 +239,9 @@ def test_who_reaches_whom(objects):
 
     assert may_connect(objects, STEP, mlflow, 5000)
     assert may_connect(objects, GATEWAY, mlflow, 5000, mesh)
+    task = yaml.safe_load((ROOT / "manifests/ci/tekton.yaml").read_text())
+    assert may_connect(objects, task["metadata"]["labels"], mlflow, 5000)
+    assert not may_connect(objects, task["metadata"]["labels"], postgres, 5432)
     assert may_connect(objects, mlflow, postgres, 5432)
     for source, target, port, namespace in (
         (stranger, mlflow, 5000, None),
@@ -372,7 +375,7 @@ def test_git_holds_no_value_of_a_secret(tmp_path):
     secrets = [f"manifests/base/secrets/{name}.env" for name in ("server", "steps")]
     assert git("check-ignore", *secrets) == secrets
     assert not [path for path in git("ls-files", "manifests") if "secrets" in path]
-    for path in ROOT.glob("manifests/**/*.yaml"):
+    for path in [*ROOT.glob("manifests/base/**/*.yaml"), *ROOT.glob("manifests/overlays/**/*.yaml")]:
         assert "Secret" not in [one and one["kind"] for one in yaml.safe_load_all(path.read_text())], path
 
 
