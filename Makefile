@@ -48,7 +48,7 @@ $(APISERVER): tests/manifests/cluster/main.go tests/manifests/cluster/go.mod
 	cd tests/manifests/cluster && CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o $(CURDIR)/$@ .
 
 test-cluster: $(KUBECTL_TESTED) $(APISERVER)  ## Apply the manifests to an API server of Kubernetes, built with Go
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest tests/manifests -m cluster
 
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface

@@ -66,6 +66,11 @@ def test_kubernetes_knows_every_field_of_every_object(render, version, monkeypat
     assert len(distinct) > 50
 
 
+def test_the_readme_says_for_which_versions():
+    oldest, _, newest = (kubernetes_validate.utils.major_minor(version) for version in VERSIONS)
+    assert f"Kubernetes {oldest} to {newest}." in (ROOT / "manifests/README.md").read_text(encoding="utf-8")
+
+
 def test_the_validator_objects_to_what_kubernetes_does_not_know(render):
     deployment = json.loads(json.dumps(pods.find(render("overlays/local"), "Deployment", "mlflow")))
     deployment["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
