@@ -100,6 +100,15 @@ def test_what_pipelines_expect_is_there(objects, overlay):
     assert (expected.dataset_pvc in names(objects, "PersistentVolumeClaim")) == (overlay != "gke")
 
 
+def test_steps_on_several_nodes_can_mount_the_data(objects, overlay):
+    claims = [
+        one["spec"]["accessModes"]
+        for one in of(objects, "PersistentVolumeClaim")
+        if one["metadata"]["name"] == "evasion-data"
+    ]
+    assert claims == {"local": [["ReadWriteOnce"]], "gke": []}.get(overlay, [["ReadWriteMany"]])
+
+
 def test_what_is_referred_to_exists(objects, overlay):
     for workload in workloads(objects):
         spec = pods.template(workload)["spec"]
