@@ -196,6 +196,19 @@ def test_an_old_database_is_migrated_by_one_of_two_servers_that_start_together(d
     assert "\told\t" in database.run(["pg_dump", "--username", "mlflow", "mlflow"])
 
 
+def test_a_start_that_was_killed_leaves_no_half_of_a_database(render, start, node):
+    objects = render("overlays/local")
+    workload = pods.find(objects, "StatefulSet", "postgres")
+    (declared,) = pods.containers(workload)
+    killed = node.create(objects, workload, {**declared, "command": ["sh", "-c", "initdb -D $PGDATA.new > /dev/null"]})
+    killed.start()
+    assert killed.wait(timeout=60)["StatusCode"] == 0
+    with start() as run:
+        postgres = run(objects, "StatefulSet", "postgres")
+        status, said = postgres.exec_run(["psql", "--username=mlflow", "--list", "mlflow"])
+        assert (status, b"mlflow_auth" in said) == (0, True)
+
+
 def test_the_database_is_for_one_user_who_has_the_password(database):
     assert database.end(CONNECT.format("mlflow"))[0] == 0
     assert "password authentication failed" in database.end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
