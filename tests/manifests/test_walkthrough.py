@@ -9,11 +9,12 @@ import sys
 
 import pods
 import pytest
+from click.testing import CliRunner
 from pods import KUBECTL, ROOT
 
 from evasion.components.step import IMAGE
-from evasion.pipelines import containers
-from evasion.pipelines.catalog import pipelines
+from evasion.pipelines import cli, containers
+from evasion.pipelines.submit import watch
 
 TEXT = (ROOT / "manifests/README.md").read_text(encoding="utf-8")
 BLOCKS = [
@@ -184,8 +185,17 @@ def test_gcloud_is_told_what_the_overlay_says(render):
 
 
 @pytest.mark.parametrize("command", of(".venv/bin/evasion"), ids=lambda one: "gpu" if "gpu" in one else "cpu")
-def test_submit_takes_its_options(command):
-    pipeline = pipelines()[command[2]]
-    named = {word.removeprefix("--").replace("-", "_") for word in command if word.startswith("--")}
-    own = named & set(pipeline.component_spec.inputs)
-    assert {"data_dir_test", "model_architecture"} <= own
+def test_submit_runs_the_pipeline_in_the_images_of_the_overlay(command, kfp_server, render, monkeypatch):
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
+    arguments = [word for word in command[1:] if word != "--port-forward"]  # the server here is not behind kubectl
+    result = CliRunner().invoke(cli.main, [*arguments, "--host", kfp_server.address])
+    assert result.exit_code == 0, result.output
+    (run,) = kfp_server.runs.values()
+    assert run.model.runtime_config.parameters["data_dir_test"] == option(command, "--data-dir-test")
+    (version,) = kfp_server.versions.values()
+    executors = version.pipeline_spec["deploymentSpec"]["executors"].values()
+    images = {one["container"]["image"] for one in executors if "container" in one}
+    overlay = "gke" if "gpu" in command else "local"
+    mlflow = pods.find(render(f"overlays/{overlay}"), "Deployment", "mlflow")
+    of_steps = pods.containers(mlflow)[0]["image"].removesuffix("-mlflow")
+    assert images == ({of_steps, f"{of_steps}-gpu"} if overlay == "gke" else {of_steps})
