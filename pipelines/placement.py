@@ -54,7 +54,7 @@ class Placement:
         "", "The steps' image, in a registry that the cluster reaches; blank for its local name, of this version."
     )
     gpu_image: str = _option("", "With gpu, the image of steps that run a model; blank for IMAGE-gpu.")
-    gpus: int = _option(1, "With gpu, how many a step gets. The steps use one.")
+    gpus: int = _option(1, "With gpu, how many `train` gets and uses; other steps use one, and more shards more.")
     gpu_type: str = _option("nvidia.com/gpu", "With gpu, how the cluster names the resource.")
     gpu_taint: str = _option("nvidia.com/gpu", "With gpu, the taint of its nodes that steps tolerate; blank for none.")
     node_selector: tuple[str, ...] = _option(
@@ -205,7 +205,8 @@ def _place(task: Any, placement: Placement) -> None:
     task.set_memory_request(_mebibytes(memory / 2)).set_memory_limit(_mebibytes(memory))
     if gpu:
         # Constants: older backends ignore a limit that is a parameter of the pipeline.
-        task.set_accelerator_type(placement.gpu_type).set_accelerator_limit(placement.gpus)
+        gpus = placement.gpus if task.component_spec.name == "train" else 1
+        task.set_accelerator_type(placement.gpu_type).set_accelerator_limit(gpus)
         if placement.gpu_taint:
             kubernetes.add_toleration(task, key=placement.gpu_taint, operator="Exists", effect="NoSchedule")
         for label in placement.node_selector:

@@ -19,22 +19,30 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
         places: Which images, shape (images,).
         batch_size: Images a batch; the last one may be smaller.
         shuffle_seed: Draws a new order for each epoch; None keeps the order of `places`.
+        replicas: Into how many parts Keras divides a batch: fewer images than that, at the end, go into the last batch.
     """
 
     def __init__(
-        self, data: Dataset, places: npt.NDArray[np.int64], batch_size: int, shuffle_seed: int | None = None
+        self,
+        data: Dataset,
+        places: npt.NDArray[np.int64],
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        replicas: int = 1,
     ) -> None:
         super().__init__()
+        self._batches = math.ceil(len(places) / batch_size) - int(0 < len(places) % batch_size < replicas)
         self._data, self._places, self._batch_size = data, places, batch_size
         self._random = None if shuffle_seed is None else np.random.default_rng([shuffle_seed, 1])
         self._classes = np.eye(len(data.header.class_names), dtype=np.float32)
         self._shuffle()
 
     def __len__(self) -> int:
-        return math.ceil(len(self._places) / self._batch_size)
+        return self._batches
 
     def __getitem__(self, index: int) -> tuple[Floats, npt.NDArray[np.float32]]:
-        places = self._places[index * self._batch_size : (index + 1) * self._batch_size]
+        end = None if index == len(self) - 1 else (index + 1) * self._batch_size
+        places = self._places[index * self._batch_size : end]
         x = to_float(np.stack([self._data.pixels(place) for place in places]))
         return x, self._classes[self._data.labels[places]]
 

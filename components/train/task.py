@@ -91,6 +91,7 @@ def train(
     }
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
+    import contextlib
     import dataclasses
 
     from evasion.components.common import architectures, seeding, tracking
@@ -106,26 +107,34 @@ def train(
         import keras
         import tensorflow as tf
 
+        from evasion.components.train import mirrored
+
         keras.utils.set_random_seed(seed)
         tf.config.experimental.enable_op_determinism()  # same seed, same model, whatever the threads do
-        network = architectures.build(model_architecture, len(data.header.class_names), weights, weights_sha256)
-        if apply_defense:
-            from evasion.components.train.madry import adversarially_trained
+        held_out = round(len(data) * validation_split)
+        several = mirrored.strategy([min(batch_size, n) for n in (len(data) - held_out, held_out) if n])
+        with several.scope() if several else contextlib.nullcontext():
+            network = architectures.build(model_architecture, len(data.header.class_names), weights, weights_sha256)
+            mirrored.synchronize(network, several is not None)
+            if apply_defense:
+                from evasion.components.train.madry import adversarially_trained
 
-            network = adversarially_trained(network, eps=eps, eps_step=eps_step, max_iter=max_iter)
-        network.compile(
-            optimizer=getattr(keras.optimizers, _CLASSES[optimizer])(learning_rate),
-            loss=keras.losses.CategoricalCrossentropy(),
-            metrics=["accuracy"],
-            # On a CPU, XLA compiles for each batch shape and gains nothing.
-            jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
-        )
-        metrics = _fit(network, data, epochs, batch_size, validation_split, seed)
+                network = adversarially_trained(network, eps=eps, eps_step=eps_step, max_iter=max_iter)
+            network.compile(
+                optimizer=getattr(keras.optimizers, _CLASSES[optimizer])(learning_rate),
+                loss=mirrored.MeanOverReplicas() if several else keras.losses.CategoricalCrossentropy(),
+                metrics=["accuracy"],
+                # On a CPU, XLA compiles for each batch shape and gains nothing.
+                jit_compile="auto" if tf.config.list_physical_devices("GPU") and not several else False,
+            )
+        replicas = several.num_replicas_in_sync if several else 1
+        metrics = _fit(network, data, epochs, batch_size, validation_split, seed, replicas)
         if not all(map(math.isfinite, metrics.values())):
             raise ValueError(
                 f"Training diverged, its loss is no number any more: lower learning_rate. "
                 f"Received: learning_rate={learning_rate}"
             )
+        mirrored.synchronize(network, False)  # on one device it would round otherwise
         plain = keras.Model(network.input, network.output, name=model_architecture)
         card = model_artifact.save(
             plain,
@@ -167,7 +176,7 @@ def _require(header: Any, model_architecture: str, validation_split: float) -> N
 
 
 def _fit(
-    network: Any, data: Any, epochs: float, batch_size: int, validation_split: float, seed: int
+    network: Any, data: Any, epochs: float, batch_size: int, validation_split: float, seed: int, replicas: int = 1
 ) -> dict[str, float]:
     """Fit for a float number of epochs and return the metrics of the last."""
     import keras
@@ -177,8 +186,8 @@ def _fit(
 
     order = np.random.default_rng(seed).permutation(len(data))
     held_out = round(len(data) * validation_split)
-    feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed)
-    validation = Feed(data, np.sort(order[:held_out]), batch_size) if held_out else None
+    feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed, replicas=replicas)
+    validation = Feed(data, np.sort(order[:held_out]), batch_size, replicas=replicas) if held_out else None
     history = network.fit(
         feed,
         epochs=math.ceil(epochs),
