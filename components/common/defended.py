@@ -1,5 +1,6 @@
 """A model behind a defense, as an attacker who knows the defense sees it."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common.classifier import Classifier
-from evasion.components.common.dataset import Floats, to_float, to_pixels
+from evasion.components.common.dataset import Floats, Pixels, to_float, to_pixels
 from evasion.components.common.transformations import Transformation
 
 
@@ -18,7 +19,8 @@ class Defended(Classifier):
     itself as if the defense were the identity: the straight-through form of BPDA (Athalye et al. 2018,
     arXiv:1802.00420, section 4.1). Of a defense that draws at random, outputs and gradients are averaged over draws:
     EOT (Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397). The draws are the
-    attacker's own, not those that the defense will make.
+    attacker's own, not those that the defense will make; they depend on the seed and the image alone, so neither on the
+    images before it nor on the shard that it is in.
 
     Args:
         model: The `keras.Model`.
@@ -31,7 +33,7 @@ class Defended(Classifier):
         super().__init__(model)
         self._transformation = transformation
         self._draws = eot_samples if transformation.random else 1
-        self._random = np.random.default_rng([seed, 2])
+        self._seed = seed
 
     def attacked_outputs(self, x: Floats) -> Floats:
         """Return `outputs`; the gradient is found with them unless it is that of further draws."""
@@ -62,5 +64,10 @@ class Defended(Classifier):
     def _defended(self, x: Floats) -> Iterable[Floats]:
         """Yield the batch as the defense makes it of the images that would be saved, once a draw."""
         pixels = to_pixels(x)
+        randoms = [self._random(image) for image in pixels]
         for _ in range(self._draws):
-            yield to_float(np.stack([self._transformation.apply(image, self._random) for image in pixels]))
+            yield to_float(np.stack([*map(self._transformation.apply, pixels, randoms)]))
+
+    def _random(self, image: Pixels) -> np.random.Generator:
+        drawn = hashlib.sha256(image.tobytes()).digest() if self._transformation.random else b""
+        return np.random.default_rng([self._seed, 2, int.from_bytes(drawn[:8], "big")])

@@ -63,9 +63,6 @@ def pgd(
     from evasion.components.common import attacks
 
     def make(target: Any, drawn: int) -> attacks.Attack:
-        import numpy as np
-
-        np.random.seed(drawn)  # noqa: NPY002 - ART draws its starting points from NumPy's global state
         method = projected_gradient_descent(
             target.art,
             norm=norm,
@@ -75,10 +72,12 @@ def pgd(
             num_random_init=num_random_init,
             batch_size=batch_size,
         )
-        return attacks.Attack(
-            lambda x, y: method.generate(x, y=y),
-            stays_without_gradient=not num_random_init,
-        )
+
+        def generate(x: Any, y: Any) -> Any:
+            _seed_starting_points(drawn, x)
+            return method.generate(x, y=y)
+
+        return attacks.Attack(generate, stays_without_gradient=not num_random_init)
 
     return attacks.run(
         stage="pgd",
@@ -90,6 +89,16 @@ def pgd(
         seed=seed,
         make=make,
     )
+
+
+def _seed_starting_points(seed: int, x: Any) -> None:
+    """Let ART, which draws from NumPy's global state, draw the same for a batch whatever it attacked before."""
+    import hashlib
+
+    import numpy as np
+
+    drawn = hashlib.sha256(f"{seed} ".encode() + x.tobytes()).digest()
+    np.random.seed(np.frombuffer(drawn, dtype=np.uint32))  # noqa: NPY002
 
 
 def projected_gradient_descent(
