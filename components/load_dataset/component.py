@@ -16,14 +16,17 @@ def load_dataset(
     dataset_run_id: str = "",
     dataset_tar_name: str = "",
     dataset_name: str = "",
-) -> None:
+    shards: int = 1,
+    batch_size: int = 32,
+) -> list[str]:
     """Pack a folder of images, or take a packed dataset from an MLflow run.
 
     JPEG, PNG, BMP, GIF and WebP images of any mode become 8-bit RGB or gray images of the size that the
     architecture takes (bilinear, not cropped). No image is left out unless skip_unreadable says so.
 
     Args:
-        dataset: The packed dataset: one tar of PNGs with their labels and where they come from.
+        dataset: The packed dataset: one tar of PNGs with their labels and where they come from. With several shards, a
+            folder of such tars, for a loop that imports each by its address.
         model_architecture: Decides size and channels of the images: shallow_net, le_net, alex_net, resnet50 or vgg16.
         data_dir: Folder of one folder a class, local or gs://bucket/prefix. Not used with load_dataset_from_mlruns.
         split: training or testing. Defenses apply to the first by apply_fit, to the second by apply_predict.
@@ -32,6 +35,12 @@ def load_dataset(
         dataset_run_id: The MLflow run of the stage that made the dataset, or of its pipeline.
         dataset_tar_name: Name of that run's artifact, such as fgm.tar.
         dataset_name: Name of the folder in that tar, such as fgm.
+        shards: Over how many tars the images are dealt out, in their order, at most as many as there are batches.
+        batch_size: Images that a model is later given at a time: each shard but the last holds whole batches, so that
+            results do not depend on the number of shards.
+
+    Returns:
+        The addresses of the shards; of a single one, that of the dataset.
     """
     from pathlib import Path
 
@@ -48,5 +57,8 @@ def load_dataset(
             dataset_run_id=dataset_run_id,
             dataset_tar_name=dataset_tar_name,
             dataset_name=dataset_name,
+            shards=shards,
+            batch_size=batch_size,
         )
     )
+    return [f"{dataset.uri}/{name}" for name in task.shard_names(shards)] or [dataset.uri]

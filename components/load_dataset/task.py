@@ -18,12 +18,18 @@ def check(
     dataset_run_id: str,
     dataset_tar_name: str,
     dataset_name: str,
+    shards: int,
+    batch_size: int,
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
     checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
     checks.one_of("split", split, SPLITS)
+    checks.positive_integer("shards", shards)
+    checks.positive_integer("batch_size", batch_size)
     if load_dataset_from_mlruns:
+        if shards > 1:
+            raise ValueError(f"shards must be 1 with load_dataset_from_mlruns. Received: shards={shards}")
         for name, value in (
             ("dataset_run_id", dataset_run_id),
             ("dataset_tar_name", dataset_tar_name),
@@ -45,11 +51,13 @@ def load_dataset(
     dataset_run_id: str,
     dataset_tar_name: str,
     dataset_name: str,
+    shards: int,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Write the dataset artifact; the parameters are those of the step of this name.
 
     Returns:
-        `images`, `classes`, `skipped` and `sha256`, flat.
+        `images`, `classes`, `skipped` and `sha256`, flat; of several shards the hash is that of the lines of theirs.
     """
     parameters = {
         "data_dir": data_dir,
@@ -60,11 +68,14 @@ def load_dataset(
         "dataset_run_id": dataset_run_id,
         "dataset_tar_name": dataset_tar_name,
         "dataset_name": dataset_name,
+        "shards": shards,
+        "batch_size": batch_size,
     }
     check(**parameters)  # type: ignore[arg-type]
 
     from evasion.components.common import tracking
     from evasion.components.common.dataset import Dataset
+    from evasion.components.common.files import joined
 
     shape = ARCHITECTURES[model_architecture].input_shape
     with tracking.stage("load_dataset", parameters) as run:
@@ -74,17 +85,33 @@ def load_dataset(
         else:
             from evasion.components.load_dataset.pack import pack
 
-            skipped = pack(dataset, data_dir, shape, split, skip_unreadable)
-            run.log_file(dataset, "load_dataset.tar")
-        with Dataset(dataset) as packed:
-            counts = {"images": len(packed), "classes": len(packed.header.class_names), "skipped": skipped}
-            sha256 = packed.sha256
+            skipped = pack(dataset, data_dir, shape, split, skip_unreadable, shards, batch_size)
+            if shards == 1:
+                run.log_file(dataset, "load_dataset.tar")
+            for name in shard_names(shards):
+                run.log_file(dataset / name, f"load_dataset-{name}")
+        images, hashes = 0, []
+        for tar in [dataset / name for name in shard_names(shards)] or [dataset]:
+            with Dataset(tar) as packed:
+                images += len(packed)
+                classes = len(packed.header.class_names)
+                hashes.append(packed.sha256)
+        counts = {"images": images, "classes": classes, "skipped": skipped}
+        sha256 = joined(hashes)
         run.log_parameters({"dataset_sha256": sha256})
         for holder in (run, run.whole):
             if holder and (holder is run or split == "testing"):
                 holder.tag({"dataset_sha256": sha256})
         run.log_metrics(counts)
     return {**counts, "sha256": sha256}
+
+
+def shard_names(shards: int) -> list[str]:
+    """Return the files of several shards in their folder; a single one has no folder.
+
+    None begins with another's name, since a bucket finds a file by how its name begins.
+    """
+    return [f"{place:05d}-of-{shards:05d}.tar" for place in range(1, shards + 1)] if shards > 1 else []
 
 
 def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:

@@ -57,6 +57,8 @@ def load(folder: Path, name: str, split: str) -> Path:
         dataset_run_id="",
         dataset_tar_name="",
         dataset_name="",
+        shards=1,
+        batch_size=BATCH["batch_size"],
     )
     return folder / split
 

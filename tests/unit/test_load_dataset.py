@@ -26,6 +26,8 @@ FROM_FOLDER = {
     "dataset_run_id": "",
     "dataset_tar_name": "",
     "dataset_name": "",
+    "shards": 1,
+    "batch_size": 32,
 }
 
 
