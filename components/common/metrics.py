@@ -3,6 +3,9 @@
 import math
 from array import array
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -33,6 +36,12 @@ def share(name: str, successes: int, trials: int) -> dict[str, float]:
         return {}
     low, high = interval(successes, trials)
     return {name: successes / trials, f"{name}_low": low, f"{name}_high": high}
+
+
+def success(successes: int, right_before: int) -> dict[str, float]:
+    """Return how many of the images that were right before an attack are wrong now, and their share."""
+    counts: dict[str, float] = {"right_before": right_before, "attack_successes": successes}
+    return counts | share("attack_success_rate", successes, right_before)
 
 
 def distances(before: Pixels, after: Pixels) -> dict[str, float]:
@@ -97,7 +106,9 @@ def flat(described: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 class Tally:
-    """Counts predictions batch by batch, in integers; what it holds does not grow with the number of images.
+    """Counts predictions batch by batch, exactly; what it holds does not grow with the number of images.
+
+    Tallies of parts of a dataset, saved and read back, add up to that of the whole, to the last bit.
 
     Precision, recall, AUC and the four counts are defined as in the original demo: over all (image, class)
     pairs together, a class being predicted where its probability is above 0.5. The AUC is that of the ROC curve
@@ -115,7 +126,7 @@ class Tally:
 
     def __init__(self, classes: int) -> None:
         self.confusion = np.zeros((classes, classes), dtype=np.int64)
-        self._loss = 0.0
+        self._loss = Fraction()  # a sum of floats depends on their order
         self._scores = np.zeros((2, 2 * self._HALF + 1), dtype=np.int64)  # of wrong and of right (image, class) pairs
         self._above = np.zeros(2, dtype=np.int64)
 
@@ -130,7 +141,8 @@ class Tally:
         np.add.at(self.confusion, (labels, predicted), 1)
         right = np.zeros(probabilities.shape, dtype=bool)
         right[np.arange(len(labels)), labels] = True
-        self._loss -= float(np.log(np.maximum(probabilities[right], np.finfo(np.float64).tiny)).sum())
+        losses = -np.log(np.maximum(probabilities[right], np.finfo(np.float64).tiny))
+        self._loss += sum(map(Fraction, losses.tolist()))
         lacking = np.clip(1 - probabilities, 0, 1)
         bins = np.minimum(probabilities, lacking).astype(np.float32).view(np.int32) >> self._BITS
         bins = np.where(probabilities > 0.5, 2 * self._HALF - bins, bins)
@@ -139,13 +151,42 @@ class Tally:
             self._above[truth] += np.count_nonzero(probabilities[chosen] > 0.5)
         return predicted
 
+    def save(self, path: Path) -> None:
+        """Write all counts to a file that `read` adds up with others."""
+        places, bins = np.nonzero(self._scores)
+        np.savez_compressed(
+            path,
+            confusion=np.array(list(nonzero(self.confusion)), dtype=np.int64).reshape(-1, 3),
+            scores=np.stack([places, bins, self._scores[places, bins]]),
+            above=self._above,
+            loss=np.array(str(self._loss)),
+        )
+
+    @classmethod
+    def read(cls, paths: Iterable[Path], classes: int) -> Self:
+        """Return the tally of several parts, each as `save` wrote it.
+
+        Raises:
+            ValueError, KeyError, OSError: A file is damaged, is of other classes or is not there.
+        """
+        whole = cls(classes)
+        for path in paths:
+            with np.load(path, allow_pickle=False) as part:
+                true, predicted, count = part["confusion"].T
+                np.add.at(whole.confusion, (true, predicted), count)
+                places, bins, count = part["scores"]
+                np.add.at(whole._scores, (places, bins), count)
+                whole._above += part["above"]
+                whole._loss += Fraction(str(part["loss"]))
+        return whole
+
     def result(self) -> dict[str, float]:
         """Return the metrics of all batches as plain numbers; one that has nothing to divide by is left out."""
         images, correct = int(self.confusion.sum()), int(np.trace(self.confusion))
         wrong_pairs, right_pairs = (int(count) for count in self._scores.sum(axis=1))
         false_positives, true_positives = (int(count) for count in self._above)
         found: dict[str, float] = {"images": images, "correct": correct, **share("accuracy", correct, images)}
-        found["loss"] = self._loss / max(images, 1)
+        found["loss"] = float(self._loss / max(images, 1))
         if true_positives + false_positives:
             found["precision"] = true_positives / (true_positives + false_positives)
         if right_pairs and wrong_pairs:

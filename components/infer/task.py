@@ -1,19 +1,18 @@
 """Evaluate a model on a packed dataset: what it predicts of every image, and the numbers of it all."""
 
 import csv
-import hashlib
 import heapq
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import checks, sampling
 
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
+COUNTS = "counts.npz"
 IMAGES = "images"
-SHOWN = 24  # images kept for a report's pictures
 SATURATED = 1 - 2**-24  # a probability that float32 cannot tell from 1
 
 
@@ -104,10 +103,10 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
         place = folder / IMAGES / path
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(png)
+    tally.save(folder / COUNTS)
     found = tally.result()
     if aimed_here:
-        found |= {"right_before": right_before, "attack_successes": fooled}
-        found |= metrics.share("attack_success_rate", fooled, right_before)
+        found |= metrics.success(fooled, right_before)
     return {
         "dataset": dataclasses.asdict(header) | {"sha256": data.sha256},
         "model": dataclasses.asdict(card),
@@ -125,9 +124,9 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
 
 
 def _keep(shown: list[tuple[int, str, bytes]], path: str, original: str, pixels: Any, encode: Any) -> None:
-    """Keep the images whose originals' hashes are the smallest: the same ones in every evaluation of a pipeline."""
-    rank = -int.from_bytes(hashlib.sha256(original.encode()).digest()[:8], "big")
-    if len(shown) < SHOWN:
+    """Keep the images whose rank is the lowest: the same ones in every evaluation of a pipeline."""
+    rank = -sampling.rank(original)
+    if len(shown) < sampling.SHOWN:
         heapq.heappush(shown, (rank, path, encode(pixels)))
     elif rank > shown[0][0]:
         heapq.heapreplace(shown, (rank, path, encode(pixels)))

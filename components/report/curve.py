@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evasion.components.report import shards
 from evasion.components.report.evaluations import Aim, Evaluations
 from evasion.components.report.outcomes import Outcome, Outcomes
 from evasion.components.report.table import Share
@@ -62,30 +62,31 @@ class Series:
 class Curve:
     """All lines of one model on one dataset, and what their attack is held to."""
 
-    directory: Path
+    directories: tuple[Path, ...]
     attack: str
     norm: str
     eps: float
     chance: float
     images: int
-    seed: int | None
+    seed: Any  # of a sharded dataset, a list where each shard drew its own
     series: list[Series]
     controls: dict[str, Share]
     settings: dict[str, dict[str, Any]]
 
     @classmethod
-    def read(cls, directory: Path, evaluations: Evaluations) -> Curve:
-        """Read the folder and hold it to the evaluations.
+    def read(cls, given: Sequence[Path], evaluations: Evaluations) -> Curve:
+        """Read the folder, or those of all shards in any order, and hold them to the evaluations.
 
         Raises:
             ValueError: If it does not hold a whole curve, or one of another model or of other original images.
         """
-        path = directory / "curve.json"
+        parts = shards.read(given, "curve.json", "a security curve", "security_curve")
+        path = parts[0][0] / "curve.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = shards.curve([content for _, content in parts])
             images = int(found["images"])
             curve = cls(
-                directory,
+                tuple(directory for directory, _ in parts),
                 str(found["attack"]),
                 str(found["norm"]),
                 float(found["eps"]),
@@ -98,18 +99,12 @@ class Curve:
             )
             model, data, version = found["model"], found["dataset"]["sha256"], found["schema_version"]
             names = f"{model['architecture']} {model['sha256']}"
-        except FileNotFoundError:
-            raise ValueError(f"{directory} is not a security curve: it has no curve.json") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not as security_curve writes it: {error}") from None
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path} must be of schema_version {SCHEMA_VERSION}. Received: {version}")
-        if not (directory / "predictions.csv").is_file():
-            raise ValueError(f"{directory} is not a security curve: it has no predictions.csv")
         first = evaluations.first
         _same("model", f"{first.model['architecture']} {first.model['sha256']}", names)
         _same("original dataset", first.root_sha256, data)
@@ -132,12 +127,13 @@ class Curve:
 
     def predictions(self) -> Iterator[dict[str, str]]:
         """Rows of `predictions.csv`, one after the other: path, label, and what each control was taken for."""
-        path = self.directory / "predictions.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if missing := [name for name in ("path", "label", *self.controls) if row.get(name) is None]:
-                    raise ValueError(f"{path} lacks {', '.join(missing)}")
-                yield row
+        for directory in self.directories:
+            path = directory / "predictions.csv"
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    if missing := [name for name in ("path", "label", *self.controls) if row.get(name) is None]:
+                        raise ValueError(f"{path} lacks {', '.join(missing)}")
+                    yield row
 
     def outcome(self, control: str, outcomes: Outcomes) -> Outcome | None:
         """Which images the model got right under one of the controls, if it was made."""

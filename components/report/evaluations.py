@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from evasion.components.common import sampling
+from evasion.components.report import shards
 
 if TYPE_CHECKING:
     from evasion.components.report.outcomes import Outcomes
@@ -47,7 +50,7 @@ class Stage:
     name: str
     kind: str
     parameters: dict[str, Any]
-    seed: int | None
+    seed: Any  # of a sharded dataset, a list where each shard drew its own
     versions: dict[str, str]
     parent_sha256: str | None
     model_sha256: str | None
@@ -149,12 +152,12 @@ NONE = Treatment()
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One model's predictions on one dataset, as `infer` measured them."""
+    """One model's predictions on one dataset, as `infer` measured them, in one directory or one for each shard."""
 
-    directory: Path
+    directories: tuple[Path, ...]
     dataset: dict[str, Any]
     model: dict[str, Any]
-    seed: int | None
+    seed: Any
     batch_size: int | None
     versions: dict[str, str]
     metrics: dict[str, Any]
@@ -164,16 +167,22 @@ class Evaluation:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def read(cls, directory: Path) -> Evaluation:
-        """Read an evaluation directory.
+    def read(cls, given: Sequence[Path]) -> Evaluation:
+        """Read an evaluation.
+
+        Args:
+            given: Its directory, or those of all shards of its dataset, in any order.
 
         Raises:
-            ValueError: If the directory does not hold a whole evaluation.
+            ValueError: If a directory does not hold a whole evaluation, or a shard is missing.
         """
+        parts = shards.read(given, "evaluation.json", "an evaluation", "infer")
+        directories = tuple(directory for directory, _ in parts)
+        path = directories[0] / "evaluation.json"
         try:
-            found = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+            found = shards.evaluation(parts, _predictions(directories))
             evaluation = cls(
-                directory=directory,
+                directories=directories,
                 dataset=found["dataset"],
                 model=found["model"],
                 seed=found.get("seed"),
@@ -188,20 +197,12 @@ class Evaluation:
             needed = [evaluation.dataset["sha256"], evaluation.model["sha256"], evaluation.model["architecture"]]
             numbers = [evaluation.metrics[name] for name in ("images", "correct", "accuracy")]
             interval = [evaluation.metrics[name] for name in ("accuracy_low", "accuracy_high")]
-        except FileNotFoundError:
-            raise ValueError(f"{directory} is not an evaluation: it has no evaluation.json") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{directory / 'evaluation.json'} is not valid JSON: {error}") from None
         except KeyError as error:
-            raise ValueError(f"{directory / 'evaluation.json'} lacks {error}") from None
+            raise ValueError(f"{path} lacks {error}") from None
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"{directory / 'evaluation.json'} is not as infer writes it: {error}") from None
+            raise ValueError(f"{path} is not as infer writes it: {error}") from None
         if not all(needed) or not all(isinstance(number, int | float) for number in numbers + interval):
-            raise ValueError(
-                f"{directory / 'evaluation.json'} is not as infer writes it: a hash or an accuracy is empty"
-            )
-        if not (directory / "predictions.csv").is_file():
-            raise ValueError(f"{directory} is not an evaluation: it has no predictions.csv")
+            raise ValueError(f"{path} is not as infer writes it: a hash or an accuracy is empty")
         return evaluation
 
     @property
@@ -264,18 +265,28 @@ class Evaluation:
 
     def predictions(self) -> Iterator[dict[str, str]]:
         """Rows of `predictions.csv`, one after the other."""
-        path = self.directory / "predictions.csv"
+        return _predictions(self.directories)
+
+    def pictures(self) -> dict[str, Path]:
+        """The saved sample of images, by original path; of several shards' samples the one of all images."""
+        found = {}
+        for directory in self.directories:
+            folder = directory / "images"
+            for path in sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".png"):
+                found[self.original(path.relative_to(folder).as_posix())] = path
+        if len(self.directories) > 1:
+            found = {original: found[original] for original in sorted(found, key=sampling.rank)[: sampling.SHOWN]}
+        return found
+
+
+def _predictions(directories: Iterable[Path]) -> Iterator[dict[str, str]]:
+    for directory in directories:
+        path = directory / "predictions.csv"
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if missing := [name for name in _COLUMNS if row.get(name) is None]:
                     raise ValueError(f"{path} lacks {', '.join(missing)}")
                 yield row
-
-    def pictures(self) -> dict[str, Path]:
-        """The saved sample of images, by original path."""
-        folder = self.directory / "images"
-        found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() == ".png")
-        return {self.original(path.relative_to(folder).as_posix()): path for path in found}
 
 
 def _title(attack: Treatment, defense: Treatment, knowledge: str | None) -> str:
@@ -358,11 +369,11 @@ class Evaluations:
         return [(title, evaluation) for title, _, _, evaluation in self.placed()]
 
 
-def collect(directories: list[Path]) -> Evaluations:
+def collect(directories: Iterable[Sequence[Path]]) -> Evaluations:
     """Read evaluations and hold them together.
 
     Args:
-        directories: Evaluation directories, in any order.
+        directories: Of each evaluation its directory, or those of its shards, all in any order.
 
     Returns:
         The evaluations by attack and defense.
@@ -370,9 +381,9 @@ def collect(directories: list[Path]) -> Evaluations:
     Raises:
         ValueError: If there is none, or if they are of different models or of different original images.
     """
-    if not directories:
+    read = [Evaluation.read(given) for given in directories]
+    if not read:
         raise ValueError("report needs at least one evaluation. Received: none. Connect the output of infer to it.")
-    read = [Evaluation.read(directory) for directory in directories]
     _same("model", "Make a report for each model.", {e: f"{e.model['architecture']} {e.model['sha256']}" for e in read})
     _same("original dataset", "Make a report for each dataset.", {e: e.root_sha256 for e in read})
 

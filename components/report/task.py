@@ -35,13 +35,15 @@ def check(*, clean_accuracy_floor: float, **_: object) -> None:
 
 
 def report(
-    *, evaluations: list[Path], curve: Path | None, html: Path, summary: Path, clean_accuracy_floor: float
+    *, evaluations: list[list[Path]], curve: list[Path], html: Path, summary: Path, clean_accuracy_floor: float
 ) -> dict[str, float]:
     """Compare evaluations of one model on one dataset: clean, attacked and defended.
 
     Args:
-        evaluations: Directories that `infer` wrote, in any order; any of them may be missing, but not all.
-        curve: Directory that `security_curve` wrote, of the same model and original images, or None.
+        evaluations: Of each evaluation the directory that `infer` wrote, or those of all shards of its dataset, all in
+            any order; any evaluation may be missing, but not all.
+        curve: The directory that `security_curve` wrote, or those of all shards, of the same model and original
+            images; or none.
         html: Where to write the page, self-contained.
         summary: Where to write the same numbers as JSON.
         clean_accuracy_floor: Clean accuracy in [0, 1] below which the report says not to trust the rest.
@@ -74,7 +76,7 @@ def report(
 
 
 def _write(
-    evaluations: list[Path], curve: Path | None, html: Path, summary: Path, clean_accuracy_floor: float
+    evaluations: list[list[Path]], curve: list[Path], html: Path, summary: Path, clean_accuracy_floor: float
 ) -> dict[str, float]:
     from evasion.components.common.files import replacing
     from evasion.components.report import gallery, minimal, page, table

@@ -28,6 +28,8 @@ LOAD = {
     "dataset_run_id": "",
     "dataset_tar_name": "",
     "dataset_name": "",
+    "shards": 1,
+    "batch_size": 100,
 }
 TRAIN = {
     "model_tag": "",
@@ -99,8 +101,8 @@ STAGES = [
         "report",
         "",
         {
-            "evaluations": ["{n}/evaluation"],
-            "curve": "{n}/curve",
+            "evaluations": [["{n}/evaluation"]],
+            "curve": ["{n}/curve"],
             "html": "{n}/report.html",
             "summary": "{n}/report.json",
         },
@@ -111,7 +113,9 @@ RUN = """
 import importlib, json, re, sys
 from pathlib import Path
 stage, artifacts, parameters = json.loads(sys.argv[1])
-paths = {name: [*map(Path, one)] if isinstance(one, list) else Path(one) for name, one in artifacts.items()}
+def path(one):
+    return [*map(path, one)] if isinstance(one, list) else Path(one)
+paths = {name: path(one) for name, one in artifacts.items()}
 getattr(importlib.import_module(f"evasion.components.{stage}.task"), stage)(**paths, **parameters)
 # Not getrusage, whose peak includes that of the process which started this one.
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]))

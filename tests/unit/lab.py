@@ -195,8 +195,8 @@ class Report:
 
     def __init__(self, folder: Path, evaluations: list[Path], floor: float = 0.9, curve: Path | None = None):
         self.metrics = task.report(
-            evaluations=evaluations,
-            curve=curve,
+            evaluations=[[each] for each in evaluations],
+            curve=[curve] if curve else [],
             html=folder / "out" / "report.html",
             summary=folder / "out" / "report.json",
             clean_accuracy_floor=floor,

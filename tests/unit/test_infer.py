@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evasion.components.common import dataset
+from evasion.components.common import dataset, sampling
 from evasion.components.common import model as model_artifact
 from evasion.components.common.dataset import Dataset
 from evasion.components.common.model import ModelError
@@ -303,7 +303,7 @@ def test_every_evaluation_keeps_the_same_originals(evaluate, digits_tar, attacke
         found, rows, folder, _ = evaluate(tar, le_net_artifact, name)
         kept = {path.relative_to(folder / "images").as_posix(): path for path in folder.glob("images/*/*.png")}
         saved = unpacked(tar)
-        assert len(kept) == task.SHOWN == 24
+        assert len(kept) == sampling.SHOWN == 24
         assert set(kept) <= {row["path"] for row in rows}
         assert all(np.array_equal(np.asarray(Image.open(path)), saved[name]) for name, path in kept.items())
         prefix = found["dataset"]["prefix"]

@@ -491,7 +491,7 @@ def test_a_failed_report_leaves_the_old_one(lab: Lab, tmp_path: Path) -> None:
     ],
 )
 def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -> None:
-    evaluation = Evaluation.read(lab.evaluate("clean"))
+    evaluation = Evaluation.read([lab.evaluate("clean")])
     evaluation.dataset["prefix"] = prefix
     assert evaluation.original(path) == original
 

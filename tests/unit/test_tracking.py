@@ -510,6 +510,7 @@ def test_when_the_server_dies_amid_a_stage_the_work_is_kept(
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
         "evaluation.json",
         "predictions.csv",
+        "counts.npz",
         "images",
     }
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
