@@ -82,6 +82,7 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
         weights: str = default(train, "weights"),
         weights_sha256: str = default(train, "weights_sha256"),
         skip_unreadable: bool = default(load_dataset, "skip_unreadable"),
+        shards: int = default(load_dataset, "shards"),
         clean_accuracy_floor: float = default(report, "clean_accuracy_floor"),
         seed: int = default(train, "seed"),
     ) -> None:
@@ -125,12 +126,18 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
             weights: For resnet50 and vgg16: imagenet, none, or a weights file, local or gs://; without top to train.
             weights_sha256: What the hash of that file must be, or blank.
             skip_unreadable: Leave out images that cannot be read, and record them, instead of failing.
+            shards: Into how many parts the images to attack are dealt out, at most as many as there are batches. Each
+                is attacked, defended and evaluated by steps of its own, in a cluster at once, to the same numbers.
             clean_accuracy_floor: The report warns if the clean accuracy is below, in [0, 1].
             seed: From 0 to 4294967295; -1 draws one in each stage and records it.
         """
-        clean = load_dataset(
-            data_dir=data_dir_test, model_architecture=model_architecture, skip_unreadable=skip_unreadable
-        ).outputs["dataset"]
+        packed = load_dataset(
+            data_dir=data_dir_test,
+            model_architecture=model_architecture,
+            skip_unreadable=skip_unreadable,
+            shards=shards,
+            batch_size=batch_size,
+        )
 
         with dsl.If(model != "", "registered"):
             registered = load_model(name=model, model_architecture=model_architecture)
@@ -167,22 +174,8 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
                 weights_sha256=weights_sha256,
                 seed=seed,
             )
-        # Of the three the address is handed on and imported: kfp.local knows no `OneOf` of artifacts.
-        target = dsl.importer(
-            artifact_uri=dsl.OneOf(registered.outputs["uri"], trained.outputs["uri"], pretrained.outputs["uri"]),
-            artifact_class=dsl.Model,
-        ).output
-
-        def evaluate(dataset: Any, name: str) -> Any:
-            return (
-                infer(dataset=dataset, model=target, batch_size=batch_size, seed=seed)
-                .set_display_name(f"infer {name}")
-                .outputs["evaluation"]
-            )
-
-        def defended(name: str, dataset: Any, of: str) -> Any:
-            made = DEFENSES[name](dataset=dataset, **settings[name], seed=seed)
-            return made.set_display_name(f"{name} {of}").outputs["defended"]
+        # Of the three the address is handed on: kfp.local knows no `OneOf` of artifacts.
+        found = dsl.OneOf(registered.outputs["uri"], trained.outputs["uri"], pretrained.outputs["uri"])
 
         # A new attack or defense is one line here, its settings, and one in the table above.
         size = {"batch_size": batch_size, "eps": eps, "norm": norm, "eot_samples": eot_samples}
@@ -198,35 +191,51 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
             "jpeg_compression": {"quality": jpeg_compression_quality},
             "gaussian_augmentation": {"sigma": gaussian_augmentation_sigma},
         }
-        clean_defended = {name: defended(name, clean, "clean") for name in defenses}
-        evaluations = [evaluate(clean, "clean")]
-        evaluations += [evaluate(made, f"{name} clean") for name, made in clean_defended.items()]
-        for attack in attacks:
+        evaluations: list[Any] = []
+        # Over addresses, of which each shard imports its own: a step would be given all shards of one artifact, and
+        # Kubeflow has no loop over artifacts. Its importer takes an address from a loop, not from a step.
+        with dsl.ParallelFor(packed.outputs["Output"], name="shard") as address:
+            clean = dsl.importer(artifact_uri=address, artifact_class=dsl.Dataset).set_display_name("shard").output
+            target = dsl.importer(artifact_uri=found, artifact_class=dsl.Model).set_display_name("model").output
 
-            def attacked(title: str, attack: str = attack, **known: Any) -> Any:
-                made = ATTACKS[attack](dataset=clean, model=target, **known, **settings[attack], seed=seed)
-                return made.set_display_name(title).outputs["adversarial"]
+            def evaluate(dataset: Any, name: str) -> None:
+                made = infer(dataset=dataset, model=target, batch_size=batch_size, seed=seed)
+                evaluations.append(made.set_display_name(f"infer {name}").outputs["evaluation"])
 
-            oblivious = attacked(attack)
-            evaluations.append(evaluate(oblivious, attack))
+            def defended(name: str, dataset: Any, of: str) -> Any:
+                made = DEFENSES[name](dataset=dataset, **settings[name], seed=seed)
+                return made.set_display_name(f"{name} {of}").outputs["defended"]
+
+            clean_defended = {name: defended(name, clean, "clean") for name in defenses}
+            evaluate(clean, "clean")
             for name, made in clean_defended.items():
-                aware = attacked(f"{attack} aware of {name}", defense=made)
-                for images, title in ((oblivious, attack), (aware, f"{attack} aware")):
-                    evaluations.append(evaluate(defended(name, images, title), f"{name} {title}"))
-        curve = security_curve(
-            dataset=clean,
-            model=target,
-            **{f"defended_{number}": made for number, made in enumerate(clean_defended.values(), 1)},
-            batch_size=batch_size,
-            eps=eps,
-            norm=norm,
-            eps_values=eps_values,
-            eot_samples=eot_samples,
-            seed=seed,
-        ).outputs["curve"]
+                evaluate(made, f"{name} clean")
+            for attack in attacks:
+
+                def attacked(title: str, attack: str = attack, **known: Any) -> Any:
+                    made = ATTACKS[attack](dataset=clean, model=target, **known, **settings[attack], seed=seed)
+                    return made.set_display_name(title).outputs["adversarial"]
+
+                oblivious = attacked(attack)
+                evaluate(oblivious, attack)
+                for name, made in clean_defended.items():
+                    aware = attacked(f"{attack} aware of {name}", defense=made)
+                    for images, title in ((oblivious, attack), (aware, f"{attack} aware")):
+                        evaluate(defended(name, images, title), f"{name} {title}")
+            curve = security_curve(
+                dataset=clean,
+                model=target,
+                **{f"defended_{number}": made for number, made in enumerate(clean_defended.values(), 1)},
+                batch_size=batch_size,
+                eps=eps,
+                norm=norm,
+                eps_values=eps_values,
+                eot_samples=eot_samples,
+                seed=seed,
+            ).outputs["curve"]
         report(
-            **{f"evaluation_{number}": evaluation for number, evaluation in enumerate(evaluations, 1)},
-            curve=curve,
+            **{f"evaluation_{number}": dsl.Collected(made) for number, made in enumerate(evaluations, 1)},
+            curve=dsl.Collected(curve),
             clean_accuracy_floor=clean_accuracy_floor,
         )
 

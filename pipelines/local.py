@@ -1,5 +1,6 @@
 """Runs a pipeline on this machine: kfp.local, in processes or in containers, tracked in MLflow."""
 
+import copy
 import functools
 import io
 import json
@@ -12,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -283,6 +284,8 @@ class _Session:
     log_path: Path
     results: list[StepResult] = field(default_factory=list)
     started: list[Step] = field(default_factory=list)
+    rounds: int = 1  # of the loop, and which of them it is
+    round: int = 1
 
     def run(self, pipeline: Pipeline, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Run the pipeline with kfp.local and return its outputs."""
@@ -291,6 +294,7 @@ class _Session:
         with (
             _settings_kept(),
             _steps_started_by(self),
+            _loops_run_by(self),
             redirect_stdout(_Plain(self.log)),
             warnings.catch_warnings(),
         ):
@@ -310,8 +314,11 @@ class _Session:
     def start(self, task: str) -> Step:
         """Note that a task starts, and return its step."""
         step = self.steps.get(task) or Step(task, task, task, {}, frozenset(), {})
+        if step.looped and self.rounds > 1:
+            step = replace(step, name=f"{step.name} {self.round}/{self.rounds}")
         self.started.append(step)
-        self.listener.step_started(step, len(self.started), max(len(self.steps), len(self.started)))
+        total = sum(self.rounds if each.looped else 1 for each in self.steps.values())
+        self.listener.step_started(step, len(self.started), max(total, len(self.started)))
         return step
 
     def hear(self, line: str) -> None:
@@ -363,6 +370,44 @@ def _steps_started_by(session: _Session) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
+
+
+@contextmanager
+def _loops_run_by(session: _Session) -> Iterator[None]:
+    """Let loops run here, one item after the other.
+
+    kfp runs two items at once, in threads which an interrupt does not reach, and keeps a step's error to itself; two
+    steps that run a model would share the cores that one of them has use for. It also gives the item for every
+    parameter of the loop that another step found.
+    """
+    from kfp.compiler.pipeline_spec_builder import to_protobuf_value
+    from kfp.local.orchestrator import task_spec_utils
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ParallelExecutor, execute_task
+    from kfp.local.status import Status
+
+    def run(_: Any, *, tasks: Sequence[tuple[str, Any]], io_store: Any, parallelism_limit: int, **given: Any) -> Any:  # noqa: ARG001
+        found = {}
+        session.rounds = len(tasks)
+        for session.round, (name, spec) in enumerate(tasks, 1):
+            found[name], status = execute_task(task_name=name, task_spec=spec, io_store=io_store, **given)
+            if status == Status.FAILURE:
+                return {}, status
+        return found, Status.SUCCESS
+
+    def one_round(loop: Any, item: Any, _: str) -> Any:
+        spec = copy.deepcopy(loop)
+        place = spec.inputs.parameters[spec.parameter_iterator.item_input]
+        place.runtime_value.constant.CopyFrom(to_protobuf_value(item))
+        spec.ClearField("parameter_iterator")
+        return spec
+
+    originals = ParallelExecutor.execute_parallel_tasks, task_spec_utils.create_parameter_loop_iteration_task_spec
+    ParallelExecutor.execute_parallel_tasks = run
+    task_spec_utils.create_parameter_loop_iteration_task_spec = one_round
+    try:
+        yield
+    finally:
+        ParallelExecutor.execute_parallel_tasks, task_spec_utils.create_parameter_loop_iteration_task_spec = originals
 
 
 def _in_process(

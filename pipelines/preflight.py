@@ -60,6 +60,7 @@ class Step:
         arguments: The parameters that the pipeline passes and whose value is known before it runs.
         later: The parameters that the pipeline passes and whose value another step will find.
         origin: For each parameter that a pipeline's parameter is handed to, the name of that one.
+        looped: Whether it runs once for each item of a loop.
     """
 
     task: str
@@ -68,6 +69,7 @@ class Step:
     arguments: Mapping[str, Any]
     later: frozenset[str]
     origin: Mapping[str, str]
+    looped: bool = False
 
 
 def complete(pipeline: Pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
     """Return the steps that will run with these arguments, each after those that it depends on.
 
     Branches whose condition is known to be false are left out; those that depend on what a step will find
-    are in.
+    are in. A step in a loop, of which a step will find the items, is in once.
 
     Args:
         pipeline: The pipeline.
@@ -151,7 +153,9 @@ class _Value:
     origin: str | None = None
 
 
-def _walk(spec: Mapping[str, Any], dag: Mapping[str, Any], scope: Mapping[str, _Value]) -> Iterator[Step]:
+def _walk(
+    spec: Mapping[str, Any], dag: Mapping[str, Any], scope: Mapping[str, _Value], looped: bool = False
+) -> Iterator[Step]:
     """Yield the steps of one graph of a compiled pipeline; `scope` holds the graph's known inputs."""
     from kfp.local import graph_utils
 
@@ -164,7 +168,7 @@ def _walk(spec: Mapping[str, Any], dag: Mapping[str, Any], scope: Mapping[str, _
         if _is_false(task.get("triggerPolicy", {}).get("condition", ""), inputs):
             continue
         if "dag" in component:
-            yield from _walk(spec, component["dag"], inputs)
+            yield from _walk(spec, component["dag"], inputs, looped or "parameterIterator" in task)
             continue
         command: list[str] = (
             spec["deploymentSpec"]["executors"][component["executorLabel"]].get("container", {}).get("args", [])
@@ -180,6 +184,7 @@ def _walk(spec: Mapping[str, Any], dag: Mapping[str, Any], scope: Mapping[str, _
                 arguments={key: known.value for key, known in inputs.items()},
                 later=frozenset(task.get("inputs", {}).get("parameters", {}).keys() - inputs.keys()),
                 origin={key: known.origin for key, known in inputs.items() if known.origin},
+                looped=looped,
             )
 
 

@@ -57,7 +57,8 @@ def component(name, declared):
     for key, arrow in (("inputDefinitions", "takes"), ("outputDefinitions", "gives")):
         for artifact, one in declared.get(key, {}).get("artifacts", {}).items():
             optional = ", or nothing" if one.get("isOptional") else ""
-            yield f"    {arrow} {artifact}: {one['artifactType']['schemaTitle']}{optional}"
+            several = "list of " if one.get("isArtifactList") else ""
+            yield f"    {arrow} {artifact}: {several}{one['artifactType']['schemaTitle']}{optional}"
     for output, one in declared.get("outputDefinitions", {}).get("parameters", {}).items():
         yield f"    gives {output}: {one['parameterType']}"
 
@@ -69,6 +70,9 @@ def graph(spec, dag, indent):
             settings.append(f"if {task['triggerPolicy']['condition']}")
         if "strategy" in task.get("triggerPolicy", {}):
             settings.append(task["triggerPolicy"]["strategy"])
+        if "parameterIterator" in task:
+            items = task["parameterIterator"]["items"]["inputParameter"]
+            settings.append(f"for each of {came_from(task['inputs']['parameters'][items])}")
         inner = spec["components"][task["componentRef"]["name"]]
         if "dag" not in inner:
             settings.append("cached" if task.get("cachingOptions", {}).get("enableCache") else "not cached")

@@ -199,6 +199,16 @@ def test_the_pipelines_run_is_opened_first_finished_last_and_failed_on_exit(name
     assert not inner["track-run-2"].dependent_tasks
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_asked_of_kubeflow_that_it_cannot_do(name):
+    """Its importer reads an address from what its group is given, from no other step; its loops are over parameters."""
+    spec, _ = read(name)
+    for _, task in tasks(spec):
+        assert not task.HasField("artifact_iterator")
+        if spec.components[task.component_ref.name].executor_label.startswith("exec-importer"):
+            assert task.inputs.parameters["uri"].component_input_parameter
+
+
 def compiled(pipeline, path):
     compiler.Compiler().compile(pipeline, str(path))
     return path.read_text()
@@ -246,6 +256,8 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
         "resourceMemoryRequest": "1536Mi",
     }
     assert container["resources"]["accelerator"]["resourceCount"] == "2"
+    other = spec["deploymentSpec"]["executors"]["exec-infer"]["container"]
+    assert other["resources"]["accelerator"]["resourceCount"] == "1"  # it has no use for two
     assert container["resources"]["accelerator"]["resourceType"] == "example.com/gpu"
     assert placed["tolerations"][0]["key"] == "dedicated"
     assert placed["nodeSelector"]["labels"] == {"pool": "fast", "zone": ""}

@@ -96,6 +96,41 @@ def refusing(how: str = "rule"):
     pack(data_dir="y").after(packed)
 
 
+@step
+def deal(parts: int) -> list[str]:
+    return [f"part {place}" for place in range(parts)]
+
+
+@step
+def name() -> str:
+    return "whole"
+
+
+@step
+def work(part: str, of: str, made: Output[Dataset], fail_at: str):
+    import pathlib
+
+    if part == fail_at:
+        raise ValueError(f"part must be another. Received: part={part!r}")
+    pathlib.Path(made.path).write_text(f"{part} of {of}")
+
+
+@step
+def gather(parts: Input[list[Dataset]], all_parts: Output[Artifact]):
+    import pathlib
+
+    pathlib.Path(all_parts.path).write_text(", ".join(pathlib.Path(part.path).read_text() for part in parts))
+
+
+@dsl.pipeline
+def looping(parts: int = 3, fail_at: str = ""):
+    dealt = deal(parts=parts)
+    named = name().after(dealt)
+    with dsl.ParallelFor(dealt.output) as part:
+        made = work(part=part, of=named.output, fail_at=fail_at)
+    gather(parts=dsl.Collected(made.outputs["made"]))
+
+
 @dsl.pipeline
 def measuring_nothing():
     not_a_number()
@@ -202,10 +237,12 @@ def test_a_pipeline_without_report_and_a_folder_of_its_own(packed, output):
 
 def test_kfp_is_left_as_it_was(packed):
     from kfp.local.config import LocalExecutionConfig
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ParallelExecutor
     from kfp.local.subprocess_task_handler import SubprocessTaskHandler
 
     assert LocalExecutionConfig.instance is None
     assert isinstance(SubprocessTaskHandler, type)
+    assert ParallelExecutor.execute_parallel_tasks.__module__.startswith("kfp.")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +265,30 @@ def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
     assert failure.value.log.is_file()
     last = [event for event in heard.events if event[0] == "started"][-1]
     assert last[1] == "refuse"  # nothing has been started after it
+
+
+def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
+    heard = Heard()
+    result = local.run(looping, {}, output=output, experiment="e", listener=heard)
+    assert result.steps[-1].outputs["all_parts"].read_text() == "part 0 of whole, part 1 of whole, part 2 of whole"
+    started = [event[1:] for event in heard.events if event[0] == "started"]
+    # How many rounds there are is known when the loop begins.
+    assert started == [
+        ("deal", 1, 4),
+        ("name", 2, 4),
+        ("work 1/3", 3, 6),
+        ("work 2/3", 4, 6),
+        ("work 3/3", 5, 6),
+        ("gather", 6, 6),
+    ]
+
+
+def test_a_step_that_fails_in_a_loop_ends_the_run_with_its_own_error(output):
+    heard = Heard()
+    with pytest.raises(local.StepFailedError) as failure:
+        local.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=heard)
+    assert str(failure.value) == "work 2/3: part must be another. Received: part='part 1'"
+    assert [event[1] for event in heard.events if event[0] == "started"][-1] == "work 2/3"
 
 
 def test_a_failed_run_is_failed_in_mlflow(output):
@@ -275,7 +336,8 @@ INTERRUPTED = """
 
     @dsl.pipeline
     def sleeping(marks: str):
-        sleep(marks=marks)
+        with dsl.ParallelFor(["a loop", "which kfp would run in threads"]):
+            sleep(marks=marks)
 
     local.run(sleeping, {"marks": MARKS}, output=Path(MARKS), experiment="e")
 """
