@@ -1,6 +1,7 @@
 """What tests of several folders need: small packed datasets, folders of images, and an MLflow of their own."""
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from PIL import Image
 
 from evasion.components.common import dataset, tracking
 from evasion.components.common.dataset import Header, Sample
+
+# A job in the background ignores interrupts, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_pixels(images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
