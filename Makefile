@@ -158,12 +158,13 @@ DATA ?= data/mnist
 secrets: $(SECRETS)/server.env $(SECRETS)/steps.env  ## Make up the passwords of MLflow and PostgreSQL, which git ignores
 
 # Both are whole or not there.
-random = $$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')
-write = umask 077; mkdir -p $(@D); printf '%s\n' $(1) > $@.partial && mv $@.partial $@
+write = umask 077; mkdir -p $(@D); $(PYTHON) -c 'import secrets, sys; \
+  print(*(f"{name}{secrets.token_hex(24)}" if name.endswith("=") else name for name in sys.argv[1:]), sep="\n")' \
+  $(1) > $@.partial && mv $@.partial $@
 $(SECRETS)/server.env:
-	@$(call write,MLFLOW_AUTH_ADMIN_PASSWORD=$(random) MLFLOW_FLASK_SERVER_SECRET_KEY=$(random) PGPASSWORD=$(random))
+	@$(call write,MLFLOW_AUTH_ADMIN_PASSWORD= MLFLOW_FLASK_SERVER_SECRET_KEY= PGPASSWORD=)
 $(SECRETS)/steps.env:
-	@$(call write,MLFLOW_TRACKING_USERNAME=evasion MLFLOW_TRACKING_PASSWORD=$(random))
+	@$(call write,MLFLOW_TRACKING_USERNAME=evasion MLFLOW_TRACKING_PASSWORD=)
 
 deploy: secrets  ## Apply OVERLAY to the cluster of kubectl's context, and wait until MLflow runs
 	$(KUBECTL) apply -k manifests/overlays/$(OVERLAY)
@@ -174,11 +175,12 @@ data/mnist: | $(INSTALLED)
 
 HELPER := deployment/evasion-data
 load-data: $(DATA)  ## Copy the folder DATA into the claim evasion-data: MNIST digits, if it is not said
-	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 1 $(HELPER)
-	$(KUBECTL) rollout status --namespace $(NAMESPACE) --timeout 10m $(HELPER)
+	set -e; trap '$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 0 $(HELPER)' EXIT; \
+	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 1 $(HELPER); \
+	$(KUBECTL) rollout status --namespace $(NAMESPACE) --timeout 10m $(HELPER); \
 	tar --create --dereference --directory $(dir $(abspath $(DATA))) $(notdir $(abspath $(DATA))) \
-	  | $(KUBECTL) exec --namespace $(NAMESPACE) --stdin $(HELPER) -- python3 /etc/evasion/receive.py /data
-	$(KUBECTL) scale --namespace $(NAMESPACE) --replicas 0 $(HELPER)
+	  | $(KUBECTL) exec --namespace $(NAMESPACE) --stdin $(HELPER) -- python3 /etc/evasion/receive.py /data \
+	    $$(find -L $(DATA) -type f | wc -l)
 
 clean:  ## Remove what was built, run and installed
 	rm -rf $(VENV) build data runs

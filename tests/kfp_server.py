@@ -37,6 +37,7 @@ class Story:
 
     ends: str | None = "SUCCEEDED"
     fails: str = ""  # the display name of the task that fails, or with "-driver" its driver
+    fails_in: int = 0  # in a loop, the round in which it fails
     error: str = ""
     per_look: int = 4  # steps that end at every look
     log: dict[str, str] = field(default_factory=dict)  # what the pods of a step print, by its task name
@@ -199,7 +200,9 @@ class KfpServer:
         wanted.run_id, wanted.created_at, wanted.state = str(uuid.uuid4()), now(), "PENDING"
         wanted.storage_state = "AVAILABLE"
         workflow = f"{version.pipeline_spec['pipelineInfo']['name']}-x7k2p"
-        tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root"))
+        given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
+        rounds = int(given.get("shards", 1))
+        tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root", rounds))
         self.runs[wanted.run_id] = Run(wanted, tasks, self.story, workflow)
         self.started(wanted)
         return 200, wanted
@@ -237,7 +240,7 @@ class KfpServer:
         run = self.runs.get(query.get("runid"))
         for task in run.tasks if run else ():
             if query["podname"] in pods(run.workflow, task) and task.name in run.story.log:
-                return 200, run.story.log[task.name]
+                return 200, run.story.log[task.name] if task.round == run.story.fails_in else "All is well."
         return 500, f"Could not get main container logs: pods {query['podname']!r} not found"
 
     ROUTES = (
@@ -265,7 +268,8 @@ class KfpServer:
         run.looks += 1
         steps = [task for task in run.tasks if task.executor]
         done = (run.looks - 1) * story.per_look
-        broken = next((n for n, task in enumerate(steps) if story.fails.removesuffix("-driver") == task.name), None)
+        fails = story.fails.removesuffix("-driver"), story.fails_in
+        broken = next((n for n, task in enumerate(steps) if (task.name, task.round) == fails), None)
         over = story.ends is not None and (done >= len(steps) or not story.per_look)
         details = [detail("root-driver", "SUCCEEDED", [node_id(run.workflow, f"{run.workflow}.root")])]
         for number, task in enumerate(steps):
@@ -298,18 +302,26 @@ class Task:
     path: str
     retries: int | None
     executor: bool
+    round: int = 0
 
 
-def walk(spec, dag, above):
-    """All tasks, each after those that it waits for, and those of inner graphs behind the graph."""
+def walk(spec, dag, above, rounds, place=0):
+    """All tasks, each after those that it waits for, and those of inner graphs behind the graph.
+
+    Of a loop, Kubeflow makes a node for each round, named as in its argocompiler/dag.go and by Argo.
+    """
     waits = {name: set(task.get("dependentTasks", ())) for name, task in dag["tasks"].items()}
     for name in graphlib.TopologicalSorter(waits).static_order():
         task = dag["tasks"][name]
         inner = spec["components"][task["componentRef"]["name"]]
         retries = int(task["retryPolicy"]["maxRetryCount"]) if "retryPolicy" in task else None
-        yield Task(name, f"{above}.{name}", retries, "dag" not in inner)
-        if "dag" in inner:
-            yield from walk(spec, inner["dag"], f"{above}.{name}")
+        yield Task(name, f"{above}.{name}", retries, "dag" not in inner, place)
+        if "dag" in inner and "parameterIterator" in task:
+            for number in range(rounds):
+                graph = f"{above}.{name}.iteration-iterations({number}:{number}).iteration-item"
+                yield from walk(spec, inner["dag"], graph, rounds, number)
+        elif "dag" in inner:
+            yield from walk(spec, inner["dag"], f"{above}.{name}", rounds, place)
 
 
 def node_id(workflow, path):

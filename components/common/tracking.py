@@ -36,6 +36,7 @@ KUBEFLOW_TAG = "kfp.pipeline_run_id"  # as Kubeflow's backend tags the runs that
 DEFAULT_EXPERIMENT = "evasion"
 REPORT = ("report/report.html", "report/report.json")
 _PARENT_TAG = "mlflow.parentRunId"
+MOST_RUNS = 50_000  # that MLflow hands out at once: some thousand shards' stages
 _RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -95,7 +96,7 @@ class Stage:
 
         def log(client: Any) -> None:
             experiment = client.get_run(self.run_id).info.experiment_id
-            below = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{self.run_id}'", max_results=1000)
+            below = client.search_runs([experiment], f"tags.`{_PARENT_TAG}` = '{self.run_id}'", max_results=MOST_RUNS)
             for identifier in (self.run_id, *(run.info.run_id for run in below)):
                 _log_tags(client, identifier, tags)
 
@@ -291,7 +292,7 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
                 raise  # it did not answer
             raise TrackingError(f"MLflow holds no such run. Received: run_id={run_id!r}") from error
         children = client.search_runs(
-            [run.info.experiment_id], f"tags.`{_PARENT_TAG}` = '{run.info.run_id}'", max_results=1000
+            [run.info.experiment_id], f"tags.`{_PARENT_TAG}` = '{run.info.run_id}'", max_results=MOST_RUNS
         )
         names = {
             one.info.run_id: {file.path for file in client.list_artifacts(one.info.run_id)} for one in (run, *children)
@@ -324,7 +325,7 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
         experiments = [one.experiment_id for one in client.search_experiments()]
 
         def tagged(name: str, value: str) -> list[Any]:
-            return list(client.search_runs(experiments, f"tags.`{name}` = '{value}'", max_results=1000))
+            return list(client.search_runs(experiments, f"tags.`{name}` = '{value}'", max_results=MOST_RUNS))
 
         # Where Kubeflow's backend keeps the run, the report lies below the run that it opened for the step.
         held, below = tagged(KUBEFLOW_TAG, kubeflow_run), []

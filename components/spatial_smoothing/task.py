@@ -28,8 +28,8 @@ def transformation(*, window_size: int, **_: object) -> Transformation:
     size, reach = (window_size, window_size, 1), window_size // 2
 
     def smooth(pixels: Pixels, _: object) -> Pixels:
-        # Hundreds of times as fast as SciPy, OpenCV knows odd windows alone, and mirrors an image only once.
-        if window_size % 2 and 1 <= reach <= min(pixels.shape[:2]):
+        # Hundreds of times as fast as SciPy, OpenCV knows odd windows up to 255 alone, and mirrors an image only once.
+        if window_size % 2 and 1 <= reach <= min(127, *pixels.shape[:2]):
             # By itself it would repeat the pixels at the border.
             mirrored = cv2.copyMakeBorder(pixels, reach, reach, reach, reach, cv2.BORDER_REFLECT)
             return cv2.medianBlur(mirrored, window_size)[reach:-reach, reach:-reach].reshape(pixels.shape)  # type: ignore[return-value]

@@ -115,6 +115,16 @@ def around(found: list[Measure], threshold: Threshold) -> list[tuple[Measure, Me
     return pairs
 
 
+def unseen(found: list[Measure], threshold: Threshold) -> list[str]:
+    """The attacks of the report a threshold speaks of that were not measured at its eps; the curve is FGM's."""
+    if threshold.eps is None or threshold.attack is not None:
+        return []
+    meant = [each for each in found if each.attack and not each.drawn and _is_meant(each, replace(threshold, eps=None))]
+    here = {str(each.attack).split()[0] for each in matching(found, threshold)}
+    here |= {str(each.attack).split()[0] for pair in around(found, threshold) for each in pair}
+    return sorted({str(each.attack).split()[0] for each in meant} - here)
+
+
 def lacking(found: list[Measure], threshold: Threshold) -> str:
     """Say what a threshold asks for that the report does not hold, and what that holds instead."""
     alike = [measure for measure in found if measure.metric == threshold.metric]

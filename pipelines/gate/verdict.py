@@ -11,7 +11,7 @@ from typing import Any
 from evasion.components.compare.models import Model
 from evasion.components.report.findings import NORMAL
 from evasion.components.report.table import percent, points
-from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures
+from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures, unseen
 from evasion.pipelines.gate.threshold import DIFFERENCES, Threshold
 
 ADVICE = {
@@ -82,7 +82,14 @@ def of_thresholds(model: Model, thresholds: list[Threshold]) -> Iterator[Verdict
             _between(threshold, *pair) for pair in around(found, threshold)
         ]
         if judged:
-            yield max(judged, key=lambda verdict: _badness(threshold, verdict))
+            worst = max(judged, key=lambda verdict: _badness(threshold, verdict))
+            if worst.outcome is Outcome.PASS and (others := ", ".join(unseen(found, threshold))):
+                told = f"{worst.found} would do, but {others} was not measured at this eps"
+                advice = (
+                    f"Evaluate {others} there, or name the attack: `with {str(worst.numbers['attack']).split()[0]}`."
+                )
+                worst = replace(worst, outcome=Outcome.UNKNOWN, found=told, advice=advice)
+            yield worst
         else:
             advice = "Evaluate it, or ask for what there is."
             told = lacking(found, threshold)

@@ -6,13 +6,14 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from evasion.components.common.tracking import DEFAULT_EXPERIMENT
 from evasion.pipelines.options import (
@@ -148,7 +149,8 @@ def _common_options() -> list[click.Option]:
         click.Option(
             ["--output"],
             type=click.Path(file_okay=False, path_type=Path),
-            help="The folder for report.html and report.json of the run, fetched from MLflow.",
+            help="The folder for report.html and report.json of the run, fetched from MLflow. One with a password "
+            "takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
         ),
         click.Option(
             ["--tracking-uri"],
@@ -256,7 +258,10 @@ submit = _Submitted(
 
 
 def _request(values: Mapping[str, Any]) -> Request:
-    return Request(**{one.name: values[one.name] for one in fields(Request)})
+    request = Request(**{one.name: values[one.name] for one in fields(Request)})
+    named = click.get_current_context().get_parameter_source("host")
+    # What is asked for outdoes what the environment says.
+    return replace(request, host="") if request.port_forward and named is ParameterSource.ENVIRONMENT else request
 
 
 def _submit(package: "Package", name: str, experiment: str, arguments: Mapping[str, Any], request: Request) -> None:

@@ -44,7 +44,14 @@ def _pods(run: Any, spec: Mapping[str, Any], task: str) -> Iterator[str]:
     ]
     yield from (detail.pod_name for detail in details if detail.display_name == task and detail.pod_name)
     workflow = _workflow(details)
-    for path, retries in _paths(spec, spec["root"]["dag"], f"{workflow}.root", task) if workflow else ():
+    named = [detail for detail in details if detail.display_name in (task, f"{task}-driver")]
+    failed = {child.pod_name for detail in named if detail.state == "FAILED" for child in detail.child_tasks or ()}
+    paths = [*_paths(spec, spec["root"]["dag"], f"{workflow}.root", task, len(named))] if workflow else []
+    # Of the rounds of a loop, those that failed.
+    there = [
+        one for one in paths if not failed.isdisjoint(f"{workflow}-{_hash(one[0] + end)}" for end in ("", ".executor"))
+    ]
+    for path, retries in there or paths:
         if retries is None:
             yield f"{workflow}-system-container-impl-{_hash(f'{path}.executor')}"
         for number in range(retries or 0, -1, -1) if retries is not None else ():
@@ -60,15 +67,23 @@ def _workflow(details: list[Any]) -> str:
 
 
 def _paths(
-    spec: Mapping[str, Any], dag: Mapping[str, Any], above: str, wanted: str
+    spec: Mapping[str, Any], dag: Mapping[str, Any], above: str, wanted: str, rounds: int
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield the path of each task of a name through the graphs, and how often it is tried again; None for once."""
+    """Yield the path of each task of a name through the graphs, and how often it is tried again; None for once.
+
+    A loop is looked through up to its `rounds`-th round.
+    """
     for name, task in dag.get("tasks", {}).items():
         inner = spec["components"][task["componentRef"]["name"]]
         if name == wanted:
             yield f"{above}.{name}", int(task["retryPolicy"]["maxRetryCount"]) if "retryPolicy" in task else None
-        if "dag" in inner:
-            yield from _paths(spec, inner["dag"], f"{above}.{name}", wanted)
+        if "dag" not in inner:
+            continue
+        inside = [f"{above}.{name}"]
+        if "parameterIterator" in task:
+            inside = [f"{above}.{name}.iteration-iterations({n}:{n}).iteration-item" for n in range(rounds)]
+        for graph in inside:
+            yield from _paths(spec, inner["dag"], graph, wanted, rounds)
 
 
 def _hash(text: str) -> int:

@@ -100,8 +100,17 @@ def progress(run: Any, planned: Sequence[Step]) -> list[Progress]:
     """
     nodes: dict[str, Any] = {}
     for detail in (run.run_details.task_details if run.run_details else None) or ():
-        nodes[str(detail.display_name)] = detail
+        name = str(detail.display_name)
+        # In a loop several nodes bear it: the step is where the one is that has come the least far.
+        nodes[name] = min(nodes.get(name, detail), detail, key=_how_far)
     return [_progress(step, nodes) for step in planned]
+
+
+_ORDER = ("FAILED", "CANCELED", "CANCELING", "RUNNING", "PENDING", "SKIPPED", "SUCCEEDED")
+
+
+def _how_far(node: Any) -> int:
+    return _ORDER.index(node.state) if node.state in _ORDER else _ORDER.index("PENDING")
 
 
 def _progress(step: Step, nodes: Mapping[str, Any]) -> Progress:

@@ -171,7 +171,7 @@ def test_steps_get_gpus_where_there_are_some(applied, admit):
         assert "exceeded quota: evasion" in asked
     else:
         assert asked["spec"]["containers"][0]["resources"]["limits"][gpu] == "1"
-        refused = "exceeded quota: evasion" if overlay == "gke" else f"maximum {gpu} usage per Container is 1"
+        refused = "exceeded quota: evasion" if overlay == "gke" else f"maximum {gpu} usage per Container is 4"
         assert refused in too_many
 
 

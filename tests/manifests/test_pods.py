@@ -231,7 +231,9 @@ def send(container, command, sent):
 
 def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine):
     objects = render("overlays/local")
-    receive = ["python3", "/etc/evasion/receive.py", "/data"]
+
+    def receive(files):
+        return ["python3", "/etc/evasion/receive.py", "/data", str(files)]
 
     def packed(files):
         buffer = io.BytesIO()
@@ -251,12 +253,12 @@ def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine)
 
     with start() as run:
         helper = run(objects, "Deployment", "evasion-data")
-        assert send(helper, receive, packed({"mnist/0/a.png": b"first", "mnist/1/b.png": b"second"})) == (0, ANY)
+        assert send(helper, receive(2), packed({"mnist/0/a.png": b"first", "mnist/1/b.png": b"second"})) == (0, ANY)
         assert sorted(held()) == [b"first", b"second"]
-        status, said = send(helper, receive, packed({"../a": b"out"}))
+        status, said = send(helper, receive(1), packed({"../a": b"out"}))
         assert (status, "Names must lie in the folder" in said) == (1, True)
         # A transfer that breaks off changes nothing.
-        assert send(helper, receive, packed({"mnist/0/a.png": b"third" * 4096})[:9000])[0] == 1
+        assert send(helper, receive(1), packed({"mnist/0/a.png": b"third" * 4096})[:9000])[0] == 1
         assert sorted(held()) == [b"first", b"second"]
-        assert send(helper, receive, packed({"mnist/0/a.png": b"fourth"})) == (0, ANY)
+        assert send(helper, receive(1), packed({"mnist/0/a.png": b"fourth"})) == (0, ANY)
         assert held() == [b"fourth"]

@@ -1,11 +1,13 @@
 """Every command of manifests/README.md, run as far as a machine without a cluster can."""
 
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pods
 import pytest
@@ -123,17 +125,43 @@ def test_make_load_data_copies_digits_into_the_claim(clone, mnist):
     shutil.copytree(mnist, clone.folder / "data" / "mnist")
     (command,) = [one for one in of("make") if one[1] == "load-data"]
     _, asked = clone(*command[1:])
+    folders = (mnist, clone.claim / "mnist")
+    sent, arrived = ({path.relative_to(top): path.read_bytes() for path in top.rglob("*.png")} for top in folders)
     helper = ["--namespace", "kubeflow", "deployment/evasion-data"]
     assert [[word for word in one if word not in helper] for one in asked] == [
         ["scale", "--replicas", "1"],
         ["rollout", "status", "--timeout", "10m"],
-        ["exec", "--stdin", "--", "python3", "/etc/evasion/receive.py", "/data"],
+        ["exec", "--stdin", "--", "python3", "/etc/evasion/receive.py", "/data", str(len(sent))],
         ["scale", "--replicas", "0"],
     ]
     assert all(word in one for one in asked for word in helper)
-    folders = (mnist, clone.claim / "mnist")
-    sent, arrived = ({path.relative_to(top): path.read_bytes() for path in top.rglob("*.png")} for top in folders)
     assert sent == arrived
+
+
+def test_a_transfer_that_breaks_off_between_files_changes_nothing(tmp_path):
+    """A tar that ends there looks whole."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in range(4):
+            member = tarfile.TarInfo(f"mnist/{number}.png")
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"image"))
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "old.png").write_bytes(b"old")
+    receive = [sys.executable, ROOT / "manifests/base/data/receive.py", tmp_path, "4"]
+    for length in (1024, 2048, 2500):
+        cut = subprocess.run(receive, input=buffer.getvalue()[:length], capture_output=True)
+        assert cut.returncode == 1
+        assert b"The transfer broke off" in cut.stderr
+        assert [path.name for path in (tmp_path / "mnist").iterdir()] == ["old.png"]
+    subprocess.run(receive, input=buffer.getvalue(), check=True, capture_output=True)
+    assert len([*(tmp_path / "mnist").iterdir()]) == 4
+
+
+def test_without_python_no_password_is_made_up(clone):
+    with pytest.raises(AssertionError, match="nosuch"):
+        clone("secrets", "PYTHON=nosuch")
+    assert not [*clone.folder.glob("manifests/base/secrets/*.env")]
 
 
 def test_make_load_data_copies_a_folder_of_ones_own(clone, tmp_path):

@@ -109,6 +109,9 @@ def test_both_medians_agree_on_every_size():
         expected = median_filter(image, size=(window, window, 1), mode="reflect")
         found = smoothing.transformation(window_size=window).apply(image, random)
         np.testing.assert_array_equal(found, expected)
+    white = np.full((130, 130, 1), 255, np.uint8)
+    for window in (255, 257):
+        np.testing.assert_array_equal(smoothing.transformation(window_size=window).apply(white, random), white)
 
 
 @pytest.mark.parametrize("shape", [GRAY, COLOUR, (37, 50, 3), (224, 224, 3)], ids=str)

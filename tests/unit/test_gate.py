@@ -270,6 +270,18 @@ def test_what_the_report_lacks_cannot_be_told(usual: Model, text: str, said: str
     assert said in found.found
 
 
+@pytest.mark.parametrize(("text", "outcome"), [("at eps 0.1", "cannot tell"), ("at eps 0.1 with fgm", "pass")])
+def test_an_attack_that_was_not_measured_at_this_eps_is_not_forgotten(usual: Model, text: str, outcome: str) -> None:
+    """The curve is FGM's: of PGD, which the table has at its own eps, it says nothing."""
+    report = copy.deepcopy(usual.report)
+    other = copy.deepcopy(report["table"][0]) | {"attack": "pgd"}
+    report["table"].append(other)
+    model = Model("both", usual.path, report)
+    (found,) = verdict.of_thresholds(model, [parse(f"robust_accuracy >= 0.5 {text}")])
+    assert found.outcome.value == outcome
+    assert ("but pgd was not measured at this eps" in found.found) == (outcome == "cannot tell")
+
+
 @pytest.mark.parametrize(
     ("text", "expected", "said"),
     [

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import kfp_server_api
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
@@ -205,6 +207,35 @@ def test_a_failed_steps_log_is_shown(submit, kfp_server):
     assert "line 101\n" in shown
     assert "line 99\n" not in shown
     assert "The last lines of judge" not in result.stderr
+
+
+def test_of_shards_the_one_that_failed_counts_and_its_log_is_shown(submit, kfp_server):
+    kfp_server.story = Story(ends="FAILED", fails="fgm", fails_in=1, error="exit code 1", log={"fgm": "No eps."})
+    result = submit(*EVALUATION, "--model-architecture", "le_net", "--shards", "3", code=1)
+    assert "fgm: failed in 5.0 s: exit code 1" in result.stderr
+    assert "The last lines of fgm (pod evasion-fgm-evaluation-x7k2p-" in result.stderr
+    assert "    No eps.\n" in result.stderr
+    assert "All is well." not in result.stderr
+
+
+def test_of_the_rounds_of_a_loop_the_one_counts_that_has_come_the_least_far():
+    def state(*states):
+        details = [kfp_server_api.V2beta1PipelineTaskDetail(display_name="fgm", state=one) for one in states]
+        run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=details))
+        (found,) = watch.progress(run, [SimpleNamespace(task="fgm")])
+        return found.state
+
+    assert state("SUCCEEDED", "FAILED", "SUCCEEDED") == "FAILED"
+    assert state("RUNNING", "SUCCEEDED") == state("SUCCEEDED", "RUNNING") == "RUNNING"
+    assert state("SUCCEEDED", "SUCCEEDED") == "SUCCEEDED"
+
+
+def test_port_forward_outdoes_the_variable(monkeypatch):
+    monkeypatch.setenv("KFP_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = CliRunner().invoke(cli.main, ["submit", "fgm", *FGM, "--port-forward"])
+    assert result.exit_code == 5
+    assert "kubectl" in result.stderr
 
 
 def test_a_log_that_is_not_to_be_had_is_told_where_to_look_for(submit, kfp_server):

@@ -1,6 +1,7 @@
 """Unpack the tar on standard input into the folder given; what is there already under its names is replaced.
 
-Every file and folder of the tar's root appears whole or not at all, readable for all: a step may run as any user.
+The second argument is how many files there must be: a tar that breaks off between two of them looks whole. Every file
+and folder of the tar's root appears whole or not at all, readable for all: a step may run as any user.
 """
 
 import os
@@ -10,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-data = Path(sys.argv[1])
+data, files = Path(sys.argv[1]), int(sys.argv[2])
 os.umask(0o022)
 with tempfile.TemporaryDirectory(dir=data, prefix=".receiving-") as received:
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as sent:
@@ -31,6 +32,8 @@ with tempfile.TemporaryDirectory(dir=data, prefix=".receiving-") as received:
                 shutil.copyfile(Path(received, member.linkname), target)
             else:
                 sys.exit(f"There must be files and folders alone. Received: {member.name!r}")
+    if (found := sum(path.is_file() for path in Path(received).rglob("*"))) != files:
+        sys.exit(f"The transfer broke off: {found} of {files} files came.")
     for source in Path(received).iterdir():
         target = data / source.name
         if target.is_dir():
