@@ -102,7 +102,7 @@ class Starter:
                     self._end()
                     group = int(status.read_end.readline() or 0)
                 if group:
-                    _stop(group, output.read_end, take)
+                    _stop(group, output.read_end, status.read_end, take)
                 raise
             # Without a status, the process that would have told it was killed as well.
             return int(status.read_end.readline() or -signal.SIGKILL), list(last_lines)
@@ -124,7 +124,7 @@ def _pipe() -> Iterator[_Pipe]:
         yield _Pipe(reader, writer)
 
 
-def _stop(group: int, output: Iterable[str], take: Callable[[str], None]) -> None:
+def _stop(group: int, output: Iterable[str], status: IO[str], take: Callable[[str], None]) -> None:
     """Interrupt a step, so that it can close its MLflow run, and end it if that takes too long."""
     kill = functools.partial(_signal_group, group, signal.SIGKILL)
     timer = threading.Timer(GRACE, kill)
@@ -133,9 +133,11 @@ def _stop(group: int, output: Iterable[str], take: Callable[[str], None]) -> Non
         _signal_group(group, signal.SIGINT)
         for line in output:
             take(line)
+        # The process that leads the group takes no interrupt: it tells once the step is gone, and nothing if killed.
+        status.readline()
     finally:
         timer.cancel()
-        kill()
+        kill()  # what the step left running
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
