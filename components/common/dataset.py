@@ -43,8 +43,7 @@ SPLITS = ("training", "testing")
 HEADER = "dataset.json"
 ROWS = "samples.csv"
 COLUMNS = ("path", "label", "source")
-THREADS = 2
-CHUNK = 8  # images that a thread takes at once
+CHUNK_BYTES = 64 << 10  # of pixels that a thread takes at once
 AHEAD_BYTES = 32 << 20  # of pixels, decoded and waiting for the next hand
 MAX_HEADER_BYTES = 16 << 20
 MAX_ROW_BYTES = 16 << 10
@@ -54,9 +53,18 @@ SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 
 def ahead(image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Return how `ordered_map` shall work on images of this shape: far enough ahead, in bounded memory."""
-    images = AHEAD_BYTES // math.prod(image_shape)
-    return {"threads": THREADS, "ahead": min(max(images, 2 * CHUNK), 512), "chunk": CHUNK}
+    """Return how `ordered_map` shall work on images of this shape: far enough ahead, in bounded memory.
+
+    Small images are soon done, so that two threads would mostly wait for the interpreter: they get one, and many of
+    them are handed over at once.
+    """
+    size = math.prod(image_shape)
+    chunk = min(max(CHUNK_BYTES // size, 8), 64)
+    return {
+        "threads": 1 if size < CHUNK_BYTES // 8 else 2,
+        "ahead": min(max(AHEAD_BYTES // size, 2 * chunk), 512),
+        "chunk": chunk,
+    }
 
 
 class DatasetError(ValueError):

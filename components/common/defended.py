@@ -64,10 +64,10 @@ class Defended(Classifier):
     def _defended(self, x: Floats) -> Iterable[Floats]:
         """Yield the batch as the defense makes it of the images that would be saved, once a draw."""
         pixels = to_pixels(x)
-        randoms = [self._random(image) for image in pixels]
+        randoms = [self._random(image) if self._transformation.random else None for image in pixels]
         for _ in range(self._draws):
             yield to_float(np.stack([*map(self._transformation.apply, pixels, randoms)]))
 
     def _random(self, image: Pixels) -> np.random.Generator:
-        drawn = hashlib.sha256(image.tobytes()).digest() if self._transformation.random else b""
+        drawn = hashlib.sha256(image.tobytes()).digest()
         return np.random.default_rng([self._seed, 2, int.from_bytes(drawn[:8], "big")])

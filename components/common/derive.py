@@ -15,7 +15,7 @@ from evasion.components.common import dataset, metrics, seeding, tracking, versi
 from evasion.components.common.concurrency import ordered_map, prefetched
 from evasion.components.common.dataset import Dataset, Header, Pixels, Sample
 from evasion.components.common.progress import track
-from evasion.components.common.transformations import Transformation, generator
+from evasion.components.common.transformations import Transformation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def defend(
         Summaries of the distances between the defended images and their parents.
     """
     used = {**parameters, "seed": seeding.resolve(parameters["seed"])}
-    with tracking.stage(stage, used) as run, Dataset(source) as before:
+    with tracking.stage_meanwhile(stage, used) as opening, Dataset(source) as before:
         applied = bool(used["apply_fit"] if before.header.split == "training" else used["apply_predict"])
         header = before.header.derive(
             name=stage,
@@ -121,21 +121,20 @@ def defend(
             counts=_with_copies(before, copied) if copied is not None and applied else None,
         )
 
-        run.tag({"dataset_sha256": before.sha256}, name=f"{stage} {before.header.title}")
-
         def change(sample: Sample) -> list[Change]:
             results = [] if applied and copied is None else [sample.pixels]
             if applied and (copied is None or copied[sample.index]):
-                results.append(
-                    transformation.apply(sample.pixels, generator(used["seed"], before.header.original(sample.source)))
-                )
+                original = before.header.original(sample.source)
+                results.append(transformation.of(sample.pixels, used["seed"], original))
             return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
         with (
             closing(before.samples()) as samples,
             closing(ordered_map(change, samples, **dataset.ahead(header.image_shape))) as changes,
         ):
-            described = write(output, header, "def_", changes, "images")
+            described = write(output, header, "def_", opening.watched(changes), "images")
+        run = opening.stage()
+        run.tag({"dataset_sha256": before.sha256}, name=f"{stage} {before.header.title}")
         run.log_metrics(described)
         run.log_file(output, f"{stage}.tar")
     return described

@@ -1,11 +1,11 @@
 """MLflow: one run a stage below one run a pipeline; the only module that imports it.
 
-Where runs go is MLflow's own business (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of
-the pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; where they do not, it is the one
-that bears the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` opens and ends. Without either a
-stage's run stands alone. A stage opens its run before it works, so that a wrong address fails at once, and logs
-results when it has them: if MLflow has gone by then, the artifacts are kept and the stage says that tracking is
-incomplete.
+Where runs go is MLflow's own business (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of the
+pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; where they do not, it is the one that
+bears the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` opens and ends. Without either a stage's run
+stands alone. A stage opens its run before it works, or while it works on its first images, so that a wrong address
+fails at once, and logs results when it has them: if MLflow has gone by then, the artifacts are kept and the stage
+says that tracking is incomplete.
 
 Every run bears tags that say where it comes from: the commit of the steps' code (`mlflow.source.git.commit`), the
 image (`mlflow.docker.image.uri`), Kubeflow's run (`kfp_run_id`); a stage's, the dataset that it worked on
@@ -19,10 +19,13 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 # MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -153,6 +156,55 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
     Raises:
         TrackingError: If MLflow does not answer.
     """
+    opened = _open(name, parameters)
+    with _closing(lambda: opened.run_id):
+        yield opened
+
+
+class Opening:
+    """The run of a stage that a thread is opening while the stage works.
+
+    Args:
+        opened: The run to come.
+    """
+
+    def __init__(self, opened: "Future[Stage]") -> None:
+        self._opened = opened
+
+    def watched(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items of the work until MLflow turns out not to answer; the end waits for its answer.
+
+        Raises:
+            TrackingError: If it does not.
+        """
+        for item in items:
+            if self._opened.done():
+                self._opened.result()
+            yield item
+        self._opened.result()
+
+    def stage(self) -> Stage:
+        """Return the run, once it is open.
+
+        Raises:
+            TrackingError: If MLflow does not answer.
+        """
+        return self._opened.result()
+
+
+@contextmanager
+def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Opening]:
+    """Like `stage`, for one that has less to import than MLflow: it works while a thread imports that.
+
+    Hand the work's items through `Opening.watched`, which tells of a wrong address.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        opening = Opening(thread.submit(_open, name, parameters))
+        with _closing(lambda: opening.stage().run_id):
+            yield opening
+
+
+def _open(name: str, parameters: Mapping[str, Any]) -> Stage:
     with _reachable():
         client = _client()
         parent = _parent(client)
@@ -161,9 +213,7 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[Stage]:
         run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **_lineage(), "stage": name})
         _log_parameters(client, run.info.run_id, parameters)
     whole = Stage(parent.info.run_id, experiment.name) if parent else None
-    opened = Stage(run.info.run_id, experiment.name, whole)
-    with _closing(opened.run_id):
-        yield opened
+    return Stage(run.info.run_id, experiment.name, whole)
 
 
 @contextmanager
@@ -183,7 +233,7 @@ def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = 
         tags = {**_lineage(git_commit=git_commit), "stage": "pipeline", "pipeline": name}
         run = client.create_run(_experiment(client).experiment_id, run_name=name, tags=tags)
         _log_parameters(client, run.info.run_id, parameters)
-    with _closing(run.info.run_id):
+    with _closing(lambda: run.info.run_id):
         yield str(run.info.run_id)
 
 
@@ -523,7 +573,7 @@ def _without_password(text: str) -> str:
 
 
 @contextmanager
-def _closing(run_id: str) -> Iterator[None]:
+def _closing(run_id: Callable[[], str]) -> Iterator[None]:
     status = "FAILED"
     try:
         yield
@@ -532,14 +582,19 @@ def _closing(run_id: str) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        from mlflow.exceptions import MlflowException
+        with suppress(TrackingError):  # never opened, which is told already
+            _end(run_id(), status)
 
-        try:
-            with _environment(PATIENT):
-                _client().set_terminated(run_id, status)
-        except (MlflowException, OSError) as error:
-            told = _without_password(str(error))
-            print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
+
+def _end(run_id: str, status: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _environment(PATIENT):
+            _client().set_terminated(run_id, status)
+    except (MlflowException, OSError) as error:
+        told = _without_password(str(error))
+        print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
 
 
 def _log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

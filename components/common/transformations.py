@@ -19,11 +19,21 @@ class Transformation:
     Attributes:
         apply: Given an image, uint8 (height, width, channels), and a random generator, returns what it becomes,
             of the same type and shape.
-        random: Whether it draws from the generator.
+        random: Whether it draws from the generator; if not, it is called with None.
     """
 
-    apply: Callable[[Pixels, np.random.Generator], Pixels]
+    apply: Callable[[Pixels, Any], Pixels]
     random: bool = False
+
+    def of(self, pixels: Pixels, seed: int, original: str) -> Pixels:
+        """Return what a stage makes of an image.
+
+        Args:
+            pixels: The image, uint8 (height, width, channels).
+            seed: The stage's.
+            original: The path that the image had when it was loaded.
+        """
+        return self.apply(pixels, generator(seed, original) if self.random else None)
 
 
 @dataclass(frozen=True)

@@ -193,12 +193,8 @@ def _measure(
         """Return images as the model meets them: in 8 bits, and through the defense with the draws that it makes."""
         pixels = to_pixels(x)
         if defense:
-            apply = defense.transformation.apply
-            made = [
-                apply(image, generator(defense.seed, sample.source))
-                for image, sample in zip(pixels, batch, strict=True)
-            ]
-            pixels = np.stack(made)
+            made = zip(pixels, batch, strict=True)
+            pixels = np.stack([defense.transformation.of(x, defense.seed, sample.source) for x, sample in made])
         return to_float(pixels)
 
     with _table(predictions, list(controls)) as write:

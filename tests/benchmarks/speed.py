@@ -24,7 +24,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,9 +40,10 @@ from rich.console import Console
 from evasion.components.common import architectures, classifier
 from evasion.components.common import dataset as packed
 from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Header, Sample, to_float, to_pixels
+from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.dataset import Header, Pixels, Sample, to_float, to_pixels
 from evasion.components.common.files import remove
-from evasion.components.common.transformations import generator
+from evasion.components.common.transformations import Transformation
 from evasion.components.fgm import task as fgm
 from evasion.components.gaussian_augmentation import task as gaussian_augmentation
 from evasion.components.jpeg_compression import task as jpeg_compression
@@ -385,10 +385,14 @@ def photographs(count: int) -> np.ndarray:
     return np.stack(crops)
 
 
-def defended(transformation: object, images: np.ndarray) -> None:
-    """Apply a defense as its stage does: image by image, on two threads."""
-    with ThreadPoolExecutor(packed.THREADS) as pool:
-        list(pool.map(lambda n: transformation.apply(images[n], generator(0, str(n))), range(len(images))))
+def defended(transformation: Transformation, images: np.ndarray) -> None:
+    """Apply a defense to images in memory, on the threads on which its stage does."""
+
+    def change(place: int) -> Pixels:
+        return transformation.of(images[place], 0, str(place))
+
+    for _ in ordered_map(change, range(len(images)), **packed.ahead(images[0].shape)):
+        pass
 
 
 def by(preprocessor: Callable, images: np.ndarray) -> None:
