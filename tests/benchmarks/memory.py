@@ -14,8 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import readme
 
 SIZES = (1_000, 10_000)
 ALLOWED = 1.05
@@ -156,19 +155,19 @@ def peak(folder: Path, stage: str, artifacts: dict, parameters: dict) -> int:
 
 
 def main() -> int:
-    """Measure all stages, print the table, and say whether one grew."""
-    table = Table("stage", *(f"{size:,} images, MiB" for size in SIZES), "ratio", title="Peak memory of a stage")
-    grown = []
+    """Measure all stages, write the README's table, and say whether one grew."""
+    rows, grown = [], []
     with tempfile.TemporaryDirectory() as temporary:
         for size in SIZES:
             write_images(Path(temporary, str(size), "images"), size)
         for stage, note, artifacts, parameters in STAGES:
             name = f"{stage} {note}".strip()
             small, large = (peak(Path(temporary, str(size)), stage, artifacts, parameters) for size in SIZES)
-            table.add_row(name, *(f"{one / 2**20:,.0f}" for one in (small, large)), f"{large / small:.3f}")
+            rows.append([name, *(f"{one / 2**20:,.0f}" for one in (small, large)), f"{large / small:.3f}"])
+            print(*rows[-1], sep="  ", file=sys.stderr)
             if large > ALLOWED * small:
                 grown.append(name)
-    Console(width=90).print(table)
+    readme.put("memory.py", readme.table(["stage", *(f"{size:,} images, MiB" for size in SIZES), "ratio"], rows))
     if grown:
         print(f"Memory grows with the number of images in: {', '.join(grown)}")
     return bool(grown)

@@ -32,6 +32,7 @@ import keras
 import numpy as np
 import psutil
 import pyperf
+import readme
 import requests
 import tensorflow as tf
 from PIL import Image
@@ -59,7 +60,7 @@ with warnings.catch_warnings():
     from art.estimators.classification import TensorFlowV2Classifier
 
 ROOT = Path(__file__).parents[2]
-JSON, README = ROOT / "docs/benchmark.json", ROOT / "README.md"
+JSON = ROOT / "docs/benchmark.json"
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 EPS = 8 / 255
 OURS = "stage"
@@ -133,11 +134,11 @@ class Bench:
         order = np.random.default_rng(0).permutation(len(labels))
         self.digits = images[order].reshape(-1, 28, 28, 1).astype(np.uint8)
         self.labels = labels[order]
-        self.photographs = photographs(160)
+        self.photographs = photographs(320)
         names = tuple("0123456789")
         self.digits_tar = self.pack("digits", self.digits, self.labels, names)
         self.few_tar = self.pack("few", self.digits[:1536], self.labels[:1536], names, split="training")
-        self.photographs_tar = self.pack("photographs", self.photographs, np.arange(160) % 4, tuple("abcd"))
+        self.photographs_tar = self.pack("photographs", self.photographs, np.arange(320) % 4, tuple("abcd"))
         self.files = folder / "files"
         for number, (image, label) in enumerate(zip(self.digits, self.labels, strict=True)):
             (self.files / str(label)).mkdir(parents=True, exist_ok=True)
@@ -330,7 +331,7 @@ class Bench:
                 5,
             ),
         }
-        for size, images in ((224, photographs), (28, digits)):
+        for size, images in ((224, photographs[:160]), (28, digits)):
             for name, (ours, theirs, least) in made.items():
                 yield Row(
                     f"{name}, {size}×{size}, {len(images):,} images",
@@ -519,12 +520,6 @@ def shards(bench: Bench) -> Iterator[tuple[int, int, float, float]]:
         yield number, len(steps), sum(result.seconds for result in steps), looped / number
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> int:
     """Measure, write the README's tables, and say what is slower than asked."""
     console, benchmarks, missed = Console(stderr=True), [], []
@@ -561,16 +556,14 @@ def main() -> int:
     )
     told = [
         f"Medians of {ROUNDS} rounds (2 where a round takes long) on {machine()}.",
-        table(["work", "images a second", "times as fast as", "asked"], rates),
+        readme.table(["work", "images a second", "times as fast as", "asked"], rates),
         passes,
-        table(["start of", "seconds", "asked, at most"], started),
+        readme.table(["start of", "seconds", "asked, at most"], started),
         "An evaluation of 1,000 digits by le_net, with FGM and JPEG compression, in shards, one step after the other. "
         "In a cluster the shards run at once.",
-        table(["shards", "steps", "all steps, s", "those of one shard, s"], costs),
+        readme.table(["shards", "steps", "all steps, s", "those of one shard, s"], costs),
     ]
-    marked = re.compile(r"(<!-- made by make bench -->\n).*?(<!-- end -->)", re.DOTALL)
-    text = "\n\n".join(told)
-    README.write_text(marked.sub(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", README.read_text()))
+    readme.put("speed.py", "\n\n".join(told))
     print("\n".join(missed) or "Everything is as fast as asked.")
     return bool(missed)
 

@@ -17,6 +17,7 @@ from scipy.ndimage import median_filter
 from scipy.spatial.distance import cosine
 
 from evasion.components.common.dataset import Dataset
+from evasion.components.common.tracking import TrackingError
 from evasion.components.gaussian_augmentation.task import gaussian_augmentation
 from evasion.components.jpeg_compression.task import jpeg_compression
 from evasion.components.spatial_smoothing import task as smoothing
@@ -60,6 +61,15 @@ def content(path):
         images[name.partition("/")[2]] = pixels.reshape(*pixels.shape[:2], -1)
     rows = list(csv.DictReader(io.StringIO(files[names[-1]].decode(), newline="")))
     return json.loads(files[names[0]]), images, rows
+
+
+def test_a_defense_that_cannot_be_tracked_leaves_nothing(defend, make_dataset, random_pixels, monkeypatch, tmp_path):
+    source = make_dataset(random_pixels(4, GRAY))
+    before = set(tmp_path.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match="cannot be used"):
+        defend("spatial_smoothing", source)
+    assert set(tmp_path.iterdir()) == before
 
 
 def stacked(path):

@@ -1,6 +1,7 @@
 """MLflow: in a database, behind a real server, and when that server is gone."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -281,7 +282,7 @@ def test_track_run_refuses_what_it_cannot_mark(mark, pipeline, status):
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError("eps"), "FAILED"), (SystemExit(1), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-@pytest.mark.parametrize("opened", [tracking.stage, tracking.pipeline_run])
+@pytest.mark.parametrize("opened", [tracking.stage, tracking.stage_meanwhile, tracking.pipeline_run])
 def test_a_run_that_does_not_end_well_says_so(mlflow_store, opened, error, status):
     with pytest.raises(type(error)), opened("fgm", {}):
         raise error
@@ -453,6 +454,8 @@ def test_a_server_that_is_not_there_is_told_at_once(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@127.0.0.1:{port}")
     started = time.monotonic()
+    with pytest.raises(TrackingError, match="cannot be used"), tracking.stage_meanwhile("fgm", {}) as opening:
+        list(opening.watched(map(time.sleep, itertools.repeat(0.01))))  # work that would never end
     for opened in (tracking.stage, tracking.pipeline_run):
         with pytest.raises(TrackingError) as refused, opened("fgm", {}):
             pytest.fail("the work has begun")
