@@ -54,6 +54,7 @@ ENDS = {"SUCCEEDED": "succeeded", "FAILED": "failed", "CANCELED": "was cancelled
 
 KUBEFLOW = "kubeflow"  # the namespace of Kubeflow Pipelines itself
 DASHBOARD, DASHBOARD_PORT = "ml-pipeline-ui", 80
+SHOWN_PORT = 8080  # at which the dashboard is said to be, since the way through kubectl ends with the command
 IN_CLUSTER = f"http://ml-pipeline.{KUBEFLOW}.svc.cluster.local:8888"
 
 # A placement's option that bears the name of something else here.
@@ -93,6 +94,7 @@ class Request:
     cookie: str
     wait: bool
     timeout: float | None
+    terminate_on_interrupt: bool
     output: Path | None
     tracking_uri: str
     cron: str
@@ -145,6 +147,12 @@ def _common_options() -> list[click.Option]:
         click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Follow the run until it has ended."),
         click.Option(
             ["--timeout"], type=Duration(), help="How long to wait, such as 90m; the run goes on.  [default: for ever]"
+        ),
+        click.Option(
+            ["--terminate-on-interrupt"],
+            is_flag=True,
+            help="Terminate the run when this command is interrupted, as a CI job that is cancelled.  [default: ask, "
+            "or let it go on where nobody can answer]",
         ),
         click.Option(
             ["--output"],
@@ -331,6 +339,8 @@ def _connected(request: Request, stack: ExitStack) -> "Host":
         address = stack.enter_context(forwarded(DASHBOARD, KUBEFLOW, DASHBOARD_PORT))
     who = identity(token=request.token, token_command=request.token_command, cookie=request.cookie)
     host = Host(address, who, request.namespace or own_namespace())
+    if request.port_forward:
+        host.dashboard = f"http://127.0.0.1:{SHOWN_PORT}"
     host.connect()
     if host.multi_user and not host.namespace:
         fail(BAD_INPUT, "This host serves several namespaces: yours must be given. Set --namespace.")
@@ -392,6 +402,9 @@ class _Job:
         mark = f"submission {uuid.uuid4()}"
         started = host.start(version, experiment, name, self.values, self.description, mark)
         click.echo(f"Run: {host.page(started.run_id)}")
+        if self.request.port_forward:
+            shown = f"kubectl port-forward --namespace {KUBEFLOW} service/{DASHBOARD} {SHOWN_PORT}:{DASHBOARD_PORT}"
+            self.say(f"The page is there while this runs: {shown}")
         if not self.request.wait:
             return
         ended = self.follow(host, started.run_id)
@@ -422,11 +435,12 @@ class _Job:
         return [one.step for one in progress(run, self.planned) if one.state == "FAILED"]
 
     def follow(self, host: "Host", run_id: str) -> Any:
-        """Return the run once it has ended; Ctrl-C asks whether to terminate it."""
+        """Return the run once it has ended; Ctrl-C asks whether to terminate it, or does so."""
         from evasion.pipelines.submit import show, watch
 
         listener = (show.Live if self.console.is_terminal else show.Lines)(self.console)
         deadline = time.monotonic() + self.request.timeout if self.request.timeout else None
+        unasked = self.request.terminate_on_interrupt
         while True:
             try:
                 with listener:
@@ -434,8 +448,9 @@ class _Job:
             except watch.TimeUpError:
                 fail(TIMED_OUT, "The run has not ended in time; it goes on.", note=f"Run: {host.page(run_id)}")
             except KeyboardInterrupt:
-                if not (sys.stdin.isatty() and self.asks_to_terminate()):
+                if not unasked and not (sys.stdin.isatty() and self.asks_to_terminate()):
                     self.left(host, run_id)
+                unasked = False
                 host.terminate(run_id)
                 self.say("The run is being terminated.")
 

@@ -149,6 +149,7 @@ class Host:
     def __init__(self, address: str, identity: Identity, namespace: str = "") -> None:
         self.address = address.rstrip("/")
         self.namespace = namespace
+        self.dashboard = self.address
         self._client = _Client(self.address, identity)
         self._pipelines = kfp_server_api.PipelineServiceApi(self._client)
         self._uploads = kfp_server_api.PipelineUploadServiceApi(self._client)
@@ -310,7 +311,7 @@ class Host:
 
     def page(self, run_id: str) -> str:
         """Return where the dashboard shows a run."""
-        return f"{self.address}/#/runs/details/{run_id}"
+        return f"{self.dashboard}/#/runs/details/{run_id}"
 
 
 def _reference(package: Any) -> Any:

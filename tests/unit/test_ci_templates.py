@@ -42,7 +42,8 @@ esac
 exec "{sys.executable}" -c 'from evasion.pipelines.cli import main; main(prog_name="evasion")' "$@"
 """
 ARGUMENTS = ["--data-dir-test=/data/test set", "--model=signs $(touch injected)", "--model-architecture=le_net"]
-SUBMITTED = ["submit", "fgm_evaluation", *ARGUMENTS, "--wait", "--timeout", "90m", "--output", "evasion"]
+SUBMITTED = ["submit", "fgm_evaluation", *ARGUMENTS, "--wait", "--timeout", "90m"]
+SUBMITTED += ["--terminate-on-interrupt", "--output", "evasion"]
 
 
 def yaml_of(name: str) -> Any:

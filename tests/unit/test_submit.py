@@ -501,7 +501,9 @@ def test_the_host_is_reached_through_kubectl(submit, kfp_server, kubectl, tmp_pa
     assert len(kfp_server.runs) == 1
     (asked,) = (tmp_path / "asked").read_text().splitlines()
     assert asked == "--namespace kubeflow --address 127.0.0.1 service/ml-pipeline-ui :80"
-    assert kfp_server.address not in result.stdout
+    # What is said to be the run's page outlives the way through kubectl.
+    assert f"Run: http://127.0.0.1:8080/#/runs/details/{only(kfp_server.runs).model.run_id}" in result.stdout
+    assert "kubectl port-forward --namespace kubeflow service/ml-pipeline-ui 8080:80" in result.stderr
 
 
 def test_a_way_that_breaks_is_opened_again(submit, kfp_server, kubectl, monkeypatch):
@@ -641,7 +643,14 @@ def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code
     assert only(kfp_server.runs).model.state == state
 
 
-def test_without_a_terminal_a_run_that_is_left_goes_on(submit, kfp_server):
+@pytest.mark.parametrize(
+    ("options", "code", "said", "state"),
+    [
+        ([], 130, "interrupted; the run goes on", "RUNNING"),
+        (["--terminate-on-interrupt"], 3, "The run is being terminated.", "CANCELED"),
+    ],
+)
+def test_without_a_terminal_an_interrupt_does_what_the_options_say(submit, kfp_server, options, code, said, state):
     kfp_server.story = Story(ends=None)
 
     def interrupt():
@@ -651,10 +660,10 @@ def test_without_a_terminal_a_run_that_is_left_goes_on(submit, kfp_server):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    result = submit(code=130)
+    result = submit(*options, code=code)
     thread.join()
-    assert "interrupted; the run goes on" in result.stderr
-    assert only(kfp_server.runs).model.state == "RUNNING"
+    assert said in result.stderr
+    assert only(kfp_server.runs).model.state == state
 
 
 # -- recurring runs
