@@ -334,13 +334,12 @@ def _connected(request: Request, stack: ExitStack) -> "Host":
     from evasion.pipelines.submit.forward import forwarded
     from evasion.pipelines.submit.host import Host
 
-    address = request.host or IN_CLUSTER
+    address, dashboard = request.host or IN_CLUSTER, ""
     if request.port_forward:
+        dashboard = f"http://127.0.0.1:{SHOWN_PORT}"
         address = stack.enter_context(forwarded(DASHBOARD, KUBEFLOW, DASHBOARD_PORT))
     who = identity(token=request.token, token_command=request.token_command, cookie=request.cookie)
-    host = Host(address, who, request.namespace or own_namespace())
-    if request.port_forward:
-        host.dashboard = f"http://127.0.0.1:{SHOWN_PORT}"
+    host = Host(address, who, request.namespace or own_namespace(), dashboard)
     host.connect()
     if host.multi_user and not host.namespace:
         fail(BAD_INPUT, "This host serves several namespaces: yours must be given. Set --namespace.")

@@ -144,12 +144,13 @@ class Host:
         address: Where it is: that of the dashboard, or of the API server itself.
         identity: Who asks.
         namespace: The profile's namespace, where the host serves several; and where its pods are.
+        dashboard: Where people find the dashboard, if not at the address.
     """
 
-    def __init__(self, address: str, identity: Identity, namespace: str = "") -> None:
+    def __init__(self, address: str, identity: Identity, namespace: str = "", dashboard: str = "") -> None:
         self.address = address.rstrip("/")
         self.namespace = namespace
-        self.dashboard = self.address
+        self._dashboard = dashboard or self.address
         self._client = _Client(self.address, identity)
         self._pipelines = kfp_server_api.PipelineServiceApi(self._client)
         self._uploads = kfp_server_api.PipelineUploadServiceApi(self._client)
@@ -311,7 +312,7 @@ class Host:
 
     def page(self, run_id: str) -> str:
         """Return where the dashboard shows a run."""
-        return f"{self.dashboard}/#/runs/details/{run_id}"
+        return f"{self._dashboard}/#/runs/details/{run_id}"
 
 
 def _reference(package: Any) -> Any:

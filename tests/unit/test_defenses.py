@@ -18,7 +18,8 @@ from scipy.spatial.distance import cosine
 
 from evasion.components.common.dataset import Dataset
 from evasion.components.common.tracking import TrackingError
-from evasion.components.gaussian_augmentation.task import gaussian_augmentation
+from evasion.components.common.transformations import generator
+from evasion.components.gaussian_augmentation.task import gaussian_augmentation, transformation
 from evasion.components.jpeg_compression.task import jpeg_compression
 from evasion.components.spatial_smoothing import task as smoothing
 from evasion.components.spatial_smoothing.task import spatial_smoothing
@@ -122,6 +123,19 @@ def test_both_medians_agree_on_every_size():
     white = np.full((130, 130, 1), 255, np.uint8)
     for window in (255, 257):
         np.testing.assert_array_equal(smoothing.transformation(window_size=window).apply(white, random), white)
+
+
+@pytest.mark.parametrize("shape", [GRAY, COLOUR, (4, 1, 1), (1, 4, 1), (1, 1, 3), (1, 1, 1), (224, 224, 3)], ids=str)
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 3.0])
+def test_noise_is_that_of_floats_but_for_rounding(random_pixels, shape, sigma):
+    (pixels,) = random_pixels(1, shape)
+    found = transformation(sigma=sigma).of(pixels, 1, "cat/0.png")
+    drawn = generator(1, "cat/0.png").standard_normal(shape, dtype=np.float32)
+    expected = np.rint(255 * np.clip(pixels / 255 + sigma * drawn.astype(float), 0, 1))
+    assert found.shape == shape
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [GRAY, COLOUR, (37, 50, 3), (224, 224, 3)], ids=str)
