@@ -100,7 +100,7 @@ ARCHITECTURES = {
 PRETRAINED = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.application)
 
 
-def build(name: str, classes: int, weights: str, weights_sha256: str) -> Any:
+def build(name: str, classes: int, weights: str, weights_sha256: str, seed: int) -> Any:
     """Return the `keras.Model` that `train` fits.
 
     Args:
@@ -109,24 +109,30 @@ def build(name: str, classes: int, weights: str, weights_sha256: str) -> Any:
         weights: For a pretrained architecture `imagenet`, `none` or a weights file of the base without its top
             (local or gs://); the others start from Keras's default initialisers and take no weights.
         weights_sha256: What that file's hash must be, or `""`.
+        seed: Of Keras's random numbers, from the weights on: the download of a file, which may draw some for its
+            pauses, comes before.
     """
     import keras
 
     architecture = ARCHITECTURES[name]
-    inputs = keras.Input(architecture.input_shape)
     with tempfile.TemporaryDirectory() as folder:
-        logits = architecture.layers(inputs, classes, _local(weights, weights_sha256, Path(folder)))
+        local = _local(weights, weights_sha256, Path(folder))
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(architecture.input_shape)
+        logits = architecture.layers(inputs, classes, local)
     return keras.Model(inputs, keras.layers.Softmax()(logits), name=name)
 
 
-def build_imagenet(name: str, weights: str, weights_sha256: str) -> Any:
+def build_imagenet(name: str, weights: str, weights_sha256: str, seed: int) -> Any:
     """Return the whole 1,000-class ImageNet `keras.Model`; arguments as of `build`, the file with its top."""
     import keras
 
     architecture = ARCHITECTURES[name]
-    inputs = keras.Input(architecture.input_shape)
     with tempfile.TemporaryDirectory() as folder:
-        base = _application(architecture.application, _local(weights, weights_sha256, Path(folder)), include_top=True)
+        local = _local(weights, weights_sha256, Path(folder))
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(architecture.input_shape)
+        base = _application(architecture.application, local, include_top=True)
     return keras.Model(inputs, keras.layers.Softmax()(base(_imagenet_preprocessing(inputs))), name=name)
 
 

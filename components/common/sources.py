@@ -29,6 +29,10 @@ from typing import Any, Protocol
 from evasion.components.common import checks, files
 from evasion.components.common.images import UnreadableImage
 
+# A thread of Google's client that asks for the bucket's metadata, for traces that nobody collects here, needs a
+# permission more, tries for minutes, and draws its pauses from the generator that Keras draws weights from.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
 MAX_FILE_BYTES = 256 * 2**20
 """The largest file read as an image. A forgotten archive among images must not fill the memory."""
 

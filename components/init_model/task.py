@@ -43,19 +43,17 @@ def init_model(
     from evasion.components.common import architectures, seeding, tracking
     from evasion.components.common import model as model_artifact
 
+    seed = seeding.resolve(seed)
     used = {
         "model_tag": model_tag,
         "model_architecture": model_architecture,
         "weights": weights,
         "weights_sha256": weights_sha256,
-        "seed": seeding.resolve(seed),
+        "seed": seed,
     }
     with tracking.stage("init_model", used) as run:
         name = tracking.registered_name(run.experiment, model_tag, model_architecture)
-        import keras
-
-        keras.utils.set_random_seed(used["seed"])
-        network = architectures.build_imagenet(model_architecture, weights, weights_sha256)
+        network = architectures.build_imagenet(model_architecture, weights, weights_sha256, seed)
         card = model_artifact.save(
             network,
             model,

@@ -51,7 +51,7 @@ class _Madry(keras.Model):  # type: ignore[misc]
         if not from_logits:
             raise ValueError("Adversarial training needs a model that ends in a softmax over logits.")
         self._attack: dict[str, Any] = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
-        self._noise = keras.random.SeedGenerator()  # seeded by keras.utils.set_random_seed
+        self._noise = keras.random.SeedGenerator()  # seeded when the model was built
 
     def train_step(self, data: Any) -> Any:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

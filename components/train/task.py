@@ -109,12 +109,12 @@ def train(
 
         from evasion.components.train import mirrored
 
-        keras.utils.set_random_seed(seed)
         tf.config.experimental.enable_op_determinism()  # same seed, same model, whatever the threads do
         held_out = round(len(data) * validation_split)
         several = mirrored.strategy([min(batch_size, n) for n in (len(data) - held_out, held_out) if n])
         with several.scope() if several else contextlib.nullcontext():
-            network = architectures.build(model_architecture, len(data.header.class_names), weights, weights_sha256)
+            classes = len(data.header.class_names)
+            network = architectures.build(model_architecture, classes, weights, weights_sha256, seed)
             mirrored.synchronize(network, several is not None)
             if apply_defense:
                 from evasion.components.train.madry import adversarially_trained

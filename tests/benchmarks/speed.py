@@ -143,12 +143,11 @@ class Bench:
         for number, (image, label) in enumerate(zip(self.digits, self.labels, strict=True)):
             (self.files / str(label)).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[..., 0]).save(self.files / str(label) / f"{number:05d}.png")
-        keras.utils.set_random_seed(0)
-        network = architectures.build("le_net", 10, "none", "")
+        network = architectures.build("le_net", 10, "none", "", 0)
         network.compile("adam", "categorical_crossentropy")
         network.fit(to_float(self.digits[:2000]), np.eye(10)[self.labels[:2000]], epochs=2, verbose=0)
         self.le_net = self.save(network, "le_net", names)
-        self.resnet50 = self.save(architectures.build("resnet50", 4, "none", ""), "resnet50", tuple("abcd"))
+        self.resnet50 = self.save(architectures.build("resnet50", 4, "none", "", 0), "resnet50", tuple("abcd"))
 
     def pack(
         self, name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], split: str = "testing"
@@ -269,7 +268,7 @@ class Bench:
 
     def train_by_art(self) -> None:
         """Train against PGD by ART's trainer, in memory."""
-        network = architectures.build("le_net", 10, "none", "")
+        network = architectures.build("le_net", 10, "none", "", 0)
         estimator = TensorFlowV2Classifier(
             model=network,
             nb_classes=10,

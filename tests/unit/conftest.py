@@ -39,12 +39,10 @@ def photographs():
 @pytest.fixture(scope="session")
 def le_net(digits):
     """A LeNet trained for one short epoch: right often enough to have gradients worth following."""
-    import keras
 
     from evasion.components.common import architectures
 
-    keras.utils.set_random_seed(0)
-    network = architectures.build("le_net", 10, "none", "")
+    network = architectures.build("le_net", 10, "none", "", 0)
     network.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
     network.fit(digits.pixels[1000:3000] / np.float32(255), digits.labels[1000:3000], batch_size=64, verbose=0)
     return network
@@ -52,12 +50,10 @@ def le_net(digits):
 
 @pytest.fixture(scope="session")
 def resnet50():
-    import keras
 
     from evasion.components.common import architectures
 
-    keras.utils.set_random_seed(0)
-    return architectures.build_imagenet("resnet50", "none", "")
+    return architectures.build_imagenet("resnet50", "none", "", 0)
 
 
 @pytest.fixture(scope="session")

@@ -240,8 +240,7 @@ def other_model(tmp_path_factory):
     from evasion.components.common import architectures
 
     folder = tmp_path_factory.mktemp("other")
-    keras.utils.set_random_seed(1)
-    network = architectures.build("shallow_net", 10, "none", "")
+    network = architectures.build("shallow_net", 10, "none", "", 1)
     model_artifact.save(
         network,
         folder,
@@ -326,7 +325,7 @@ def thousand_classes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thousand")
     keras.utils.set_random_seed(2)
     model_artifact.save(
-        architectures.build("shallow_net", 1000, "none", ""),
+        architectures.build("shallow_net", 1000, "none", "", 0),
         folder,
         architecture="shallow_net",
         input_shape=(28, 28, 1),

@@ -94,8 +94,7 @@ def test_perturb_raises_the_loss_of_the_true_label(le_net, x, y):
 
 def trained(x, y, *, eager=False, batch_size=32, **changed):
     """The weights of a small model after an epoch of adversarial training."""
-    keras.utils.set_random_seed(0)
-    network = architectures.build("shallow_net", 10, "none", "")
+    network = architectures.build("shallow_net", 10, "none", "", 0)
     network = madry.adversarially_trained(network, **{"eps": 0.3, "eps_step": 0.1, "max_iter": 3} | changed)
     network.compile(optimizer=keras.optimizers.SGD(0.1), loss="categorical_crossentropy", run_eagerly=eager)
     network.fit(x, y, batch_size=batch_size, epochs=1, shuffle=False, verbose=0)
@@ -139,15 +138,14 @@ def test_a_step_learns_from_the_attacked_images_alone(x, y, monkeypatch):
     outcome = np.random.default_rng(0).random(x.shape, dtype=np.float32)
     monkeypatch.setattr(madry, "perturb", lambda *_, **__: tf.constant(outcome))
     found = trained(x, y)
-    keras.utils.set_random_seed(0)
-    plain = architectures.build("shallow_net", 10, "none", "")
+    plain = architectures.build("shallow_net", 10, "none", "", 0)
     plain.compile(optimizer=keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
     plain.train_on_batch(outcome, y)
     assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(found, plain.get_weights(), strict=True))
 
 
 def test_the_attack_follows_the_weights_as_they_train(x, y):
-    network = architectures.build("le_net", 10, "none", "")
+    network = architectures.build("le_net", 10, "none", "", 0)
     defended = madry.adversarially_trained(network, eps=0.3, eps_step=0.1, max_iter=1)
     attacked = {id(weight) for weight in defended._attacked.weights}
     assert attacked == {id(weight) for weight in network.weights} == {id(weight) for weight in defended.weights}

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -54,8 +55,7 @@ def weights_of(network, name):
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_fault_an_imagenet_model_is_scored_with_its_preprocessing(name, photographs):
     application, preprocess = APPLICATIONS[name]
-    keras.utils.set_random_seed(0)
-    network = architectures.build_imagenet(name, "none", "")
+    network = architectures.build_imagenet(name, "none", "", 0)
     plain = application(weights=None)
     plain.set_weights(weights_of(network, name))
     levels = photographs.astype(np.float32)
@@ -94,7 +94,7 @@ def same(one, two):
 @pytest.mark.slow
 def test_weights_come_from_a_local_file(resnet50, resnet50_file):
     path, sha256 = resnet50_file
-    found = architectures.build_imagenet("resnet50", str(path), sha256.upper())
+    found = architectures.build_imagenet("resnet50", str(path), sha256.upper(), 0)
     assert same(weights_of(found, "resnet50"), weights_of(resnet50, "resnet50"))
 
 
@@ -106,7 +106,7 @@ def test_weights_come_from_a_file_in_the_form_that_keras_publishes(resnet50, tmp
     path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels.h5"
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, resnet50.get_layer("resnet50"))
-    found = architectures.build_imagenet("resnet50", str(path), "")
+    found = architectures.build_imagenet("resnet50", str(path), "", 0)
     assert same(weights_of(found, "resnet50"), weights_of(resnet50, "resnet50"))
 
 
@@ -115,19 +115,19 @@ def test_weights_come_from_a_file_in_the_form_that_keras_publishes(resnet50, tmp
 def test_a_base_takes_weights_without_a_top_and_keeps_them_frozen(tmp_path):
     base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(224, 224, 3))
     base.save_weights(tmp_path / "base.weights.h5")
-    found = architectures.build("resnet50", 3, str(tmp_path / "base.weights.h5"), "")
+    found = architectures.build("resnet50", 3, str(tmp_path / "base.weights.h5"), "", 0)
     assert same(weights_of(found, "resnet50"), base.get_weights())
     assert found.get_layer("resnet50").trainable_weights == []
     assert len(found.trainable_weights) == 4  # the kernels and biases of the two new layers
     with pytest.raises(ValueError, match=r"weights must be .* ResNet50, with its top. Received: 'base.weights.h5'"):
-        architectures.build_imagenet("resnet50", str(tmp_path / "base.weights.h5"), "")
+        architectures.build_imagenet("resnet50", str(tmp_path / "base.weights.h5"), "", 0)
 
 
 @pytest.mark.parametrize("file", ["text.weights.h5", "text.h5", "text.bin"])
 def test_a_file_that_holds_no_weights_is_told_by_name(tmp_path, file):
     (tmp_path / file).write_text("nothing of the kind")
     with pytest.raises(ValueError, match=f"^weights must be .* with its top. Received: '{file}', of which Keras says"):
-        architectures.build_imagenet("resnet50", str(tmp_path / file), "")
+        architectures.build_imagenet("resnet50", str(tmp_path / file), "", 0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_weights_with_another_hash_are_refused(tmp_path, build):
     file = tmp_path / "any.weights.h5"
     file.write_bytes(b"replaced on the way")
     with pytest.raises(ValueError, match=f"any.weights.h5' must have sha256 {64 * 'a'}. Received: [0-9a-f]{{64}}"):
-        build("resnet50", str(file), 64 * "a")
+        build("resnet50", str(file), 64 * "a", 0)
 
 
 def test_weights_in_a_bucket_are_fetched_with_their_hash(monkeypatch):
@@ -151,8 +151,22 @@ def test_weights_in_a_bucket_are_fetched_with_their_hash(monkeypatch):
 
     monkeypatch.setattr(architectures, "fetch_file", fetch_file)
     with pytest.raises(ValueError, match=r"Received: 'base\.weights\.h5'"):
-        architectures.build("resnet50", 3, "gs://lab/mirror/base.weights.h5", 64 * "b")
+        architectures.build("resnet50", 3, "gs://lab/mirror/base.weights.h5", 64 * "b", 0)
     assert fetched == [("gs://lab/mirror/base.weights.h5", "base.weights.h5", 64 * "b")]
+
+
+def test_a_seed_gives_the_same_weights_however_long_a_download_took(tmp_path, monkeypatch):
+    base = tmp_path / "base.weights.h5"
+    keras.applications.VGG16(weights=None, include_top=False, input_shape=(224, 224, 3)).save_weights(base)
+
+    def fetch_file(uri, destination, *, sha256):
+        random.random()  # how long Google's client waits until it tries again
+        return base
+
+    first = architectures.build("vgg16", 3, str(base), "", 7)
+    monkeypatch.setattr(architectures, "fetch_file", fetch_file)
+    second = architectures.build("vgg16", 3, "gs://lab/base.weights.h5", "", 7)
+    assert same(first.get_weights(), second.get_weights())
 
 
 # init_model.

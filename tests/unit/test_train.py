@@ -106,7 +106,7 @@ def described(layer):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_those_of_the_original(name):
-    network = architectures.build(name, 7, "none", "")
+    network = architectures.build(name, 7, "none", "", 0)
     assert network.input_shape == (None, *INPUTS[name])
     assert architectures.ARCHITECTURES[name].input_shape == INPUTS[name]
     assert network.name == name
@@ -140,8 +140,7 @@ def test_every_architecture_is_in_the_table():
 def test_every_architecture_trains_for_a_step(train, make_dataset, random_pixels, name):
     data = make_dataset(random_pixels(6, INPUTS[name]), class_names=("cat", "dog", "eel"))
     result = train(data, model_architecture=name, batch_size=6)
-    keras.utils.set_random_seed(SEED)
-    before = architectures.build(name, 3, "none", "")
+    before = architectures.build(name, 3, "none", "", SEED)
     after = model_artifact.load(result["folder"])
     assert after.name == name
     assert after(to_float(random_pixels(2, INPUTS[name]))).numpy().sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
@@ -157,8 +156,7 @@ def test_every_optimizer_steps_as_kerass_own(train, digits, make_dataset, optimi
     order = np.argsort(labels, kind="stable")
     data = make_dataset(pixels[order], labels[order].tolist(), "0123")
     result = train(data, optimizer=optimizer, learning_rate=0.01, epochs=2.0, batch_size=40)
-    keras.utils.set_random_seed(SEED)
-    expected = architectures.build("shallow_net", 4, "none", "")
+    expected = architectures.build("shallow_net", 4, "none", "", SEED)
     expected.compile(optimizer=optimizer, loss="categorical_crossentropy")
     expected.optimizer.learning_rate = 0.01
     for _ in range(2):
