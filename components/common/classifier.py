@@ -53,9 +53,11 @@ class Classifier:
         import keras
         import tensorflow as tf
 
+        from evasion.components.common.optimized import optimized
+
         self.model = model
         self.logits, self.from_logits = logits_of(model)
-        logits = self.logits
+        logits = optimized(self.logits)
         # A sum over images: the gradient of an image does not depend on the batch it is in.
         self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
         loss = self.loss

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from evasion.components.common.classifier import logits_of
+from evasion.components.common.optimized import optimized
 
 
 def adversarially_trained(model: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:
@@ -47,7 +48,8 @@ def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: fl
 class _Madry(keras.Model):  # type: ignore[misc]
     def __init__(self, model: Any, eps: float, eps_step: float, max_iter: int) -> None:
         super().__init__(inputs=model.inputs, outputs=model.outputs, name=model.name)
-        self._attacked, from_logits = logits_of(model)
+        logits, from_logits = logits_of(model)
+        self._attacked = optimized(logits, fixed=False)
         if not from_logits:
             raise ValueError("Adversarial training needs a model that ends in a softmax over logits.")
         self._attack: dict[str, Any] = {"eps": eps, "eps_step": eps_step, "max_iter": max_iter}
