@@ -60,9 +60,26 @@ def pgd(
     }
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
+    import numpy as np
+
     from evasion.components.common import attacks
 
     def make(target: Any, drawn: int) -> attacks.Attack:
+        from evasion.components.common.classifier import Classifier
+
+        if type(target) is Classifier and norm == "inf":
+            from evasion.components.pgd import compiled
+
+            return attacks.Attack(
+                compiled=compiled.projected_gradient_descent(
+                    target,
+                    eps=eps,
+                    eps_step=eps_step,
+                    max_iter=max_iter,
+                    num_random_init=num_random_init,
+                    starting_points=lambda x: starting_points(drawn, x),
+                )
+            )
         method = projected_gradient_descent(
             target.art,
             norm=norm,
@@ -74,7 +91,7 @@ def pgd(
         )
 
         def generate(x: Any, y: Any) -> Any:
-            _seed_starting_points(drawn, x)
+            np.random.set_state(starting_points(drawn, x).get_state())  # noqa: NPY002  (where ART draws from)
             return method.generate(x, y=y)
 
         return attacks.Attack(generate, stays_without_gradient=not num_random_init)
@@ -91,14 +108,14 @@ def pgd(
     )
 
 
-def _seed_starting_points(seed: int, x: Any) -> None:
-    """Let ART, which draws from NumPy's global state, draw the same for a batch whatever it attacked before."""
+def starting_points(seed: int, x: Any) -> Any:
+    """Return the `np.random.RandomState` for a batch: the same whatever was attacked before it."""
     import hashlib
 
     import numpy as np
 
     drawn = hashlib.sha256(f"{seed} ".encode() + x.tobytes()).digest()
-    np.random.seed(np.frombuffer(drawn, dtype=np.uint32))  # noqa: NPY002
+    return np.random.RandomState(np.frombuffer(drawn, dtype=np.uint32))
 
 
 def projected_gradient_descent(

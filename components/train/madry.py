@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from evasion.components.common.classifier import logits_of
 from evasion.components.common.optimized import optimized
+from evasion.components.pgd.compiled import steps
 
 
 def adversarially_trained(model: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:
@@ -33,16 +34,13 @@ def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: fl
         max_iter: Steps.
     """
 
-    def moved(x_adv: Any) -> tuple[Any]:
+    def gradient(x_adv: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x_adv)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(y, logits(x_adv, training=False)))
-        further = tf.clip_by_value(x_adv + eps_step * tf.sign(tape.gradient(loss, x_adv)), 0.0, 1.0)
-        return (x + tf.clip_by_value(further - x, -eps, eps),)
+        return tape.gradient(loss, x_adv)
 
-    # Not a Python loop: Keras traces its training step without AutoGraph, and 40 steps unrolled take long to compile.
-    (x_adv,) = tf.while_loop(lambda _: tf.constant(True), moved, (start,), maximum_iterations=max_iter)
-    return tf.stop_gradient(x_adv)
+    return tf.stop_gradient(steps(gradient, x, start, eps=eps, eps_step=eps_step, max_iter=max_iter))
 
 
 class _Madry(keras.Model):  # type: ignore[misc]

@@ -13,6 +13,7 @@ from evasion.components.common.defended import Defended
 from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.jpeg_compression import task as jpeg
+from evasion.components.pgd import compiled
 from evasion.components.pgd import task as pgd_task
 from evasion.components.spatial_smoothing import task as smoothing
 
@@ -228,6 +229,24 @@ def test_pgd_is_arts_own(le_net, digits, norm, eps):
     found = pgd_task.projected_gradient_descent(target.art, norm=norm, **parameters).generate(x, y=labels_of(target, x))
     expected = pgd_itself(le_net, x, math.inf if norm == "inf" else int(norm), parameters)
     assert np.isclose(found, expected, rtol=0, atol=1e-4 * eps).mean() >= 0.999
+
+
+@pytest.mark.parametrize("num_random_init", [0, 1, 3])
+@pytest.mark.parametrize("eps", [0.1, 0.2])
+def test_compiled_pgd_is_arts_own(le_net, digits, eps, num_random_init):
+    pixels = digits.pixels[:20]
+    x, target = to_float(pixels), classifier.Classifier(le_net)
+    parameters = {"eps": eps, "eps_step": eps / 4, "max_iter": 6, "num_random_init": num_random_init}
+    attack = compiled.projected_gradient_descent(
+        target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
+    )
+    outputs, found, unmoved = attack(pixels)
+    np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
+    expected = pgd_itself(le_net, x, math.inf, parameters | {"batch_size": 20})
+    assert (found == to_pixels(expected)).mean() >= 0.999
+    assert (found != pixels).any()
+    np.testing.assert_allclose(outputs, target.outputs(x), rtol=1e-5)
+    assert not unmoved.any()
 
 
 @pytest.mark.parametrize("num_random_init", [0, 2])
