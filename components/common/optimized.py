@@ -88,7 +88,7 @@ class _Convolution(keras.layers.Layer):  # type: ignore[misc]
         """Return the output."""
         layer = self._layer
 
-        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        @tf.custom_gradient
         def convolved(images: Any) -> tuple[Any, Any]:
             def gradient(upstream: Any, variables: Any = ()) -> Any:
                 found = self._gradient(upstream, tf.convert_to_tensor(self._kernel), tf.shape(images))
