@@ -1,7 +1,9 @@
 """An attack on a packed dataset, streamed: all that an attack's `task.py` does not do itself."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common import derive, seeding, tracking, versions
-from evasion.components.common.dataset import Dataset, Floats, Pixels, to_float, to_pixels
+from evasion.components.common.concurrency import ordered_map
+from evasion.components.common.dataset import Dataset, Floats, Pixels, Sample, to_float, to_pixels
 from evasion.components.common.model import Card
 from evasion.components.common.transformations import Defense, defense_of
 
 AWARE, OBLIVIOUS = "defense-aware", "oblivious"
+SMALL_BATCH_BYTES = 2**20  # up to which two batches are attacked at once, so that no core waits for the other's part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Attack:
         columns: Called after `generate`: further columns of `samples.csv` with a value for each image of the batch.
         compiled: The same in one pass, for an attack on the bare model: given a batch as it is saved, uint8, returns
             the model's outputs, the attacked images, uint8, and for each whether its gradient is zero everywhere.
+            Called on threads.
     """
 
     generate: Callable[[Floats, Floats], Floats] | None = None
@@ -124,7 +129,7 @@ def _changes(
     """
     from evasion.components.common.classifier import stack
 
-    for batch in clean.batches(batch_size):
+    def changed(batch: list[Sample]) -> list[derive.Change]:
         pixels = stack(batch)
         if attack.compiled:
             outputs, attacked, unmoved = attack.compiled(pixels)
@@ -134,7 +139,7 @@ def _changes(
             before, attacked, unmoved = _generated(to_float(pixels), bare, target, attack)
             columns = attack.columns()
         predicted = before.argmax(axis=1)
-        yield [
+        return [
             derive.Change(
                 sample,
                 attacked[place],
@@ -147,6 +152,12 @@ def _changes(
             )
             for place, sample in enumerate(batch)
         ]
+
+    # ART's attacks keep what they found; and the steps of large batches take memory.
+    small = batch_size * math.prod(clean.header.image_shape) <= SMALL_BATCH_BYTES
+    threads = 2 if attack.compiled and small else 1
+    with closing(ordered_map(changed, clean.batches(batch_size), threads=threads, ahead=threads)) as changes:
+        yield from changes
 
 
 def _generated(
