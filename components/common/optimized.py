@@ -81,7 +81,7 @@ class _Convolution(keras.layers.Layer):  # type: ignore[misc]
         if normalization:
             scale = 1 if normalization.gamma is None else np.asarray(normalization.gamma)
             factor = scale / np.sqrt(np.asarray(normalization.moving_variance) + normalization.epsilon)
-            self._kernel = np.asarray(layer.kernel) * factor
+            self._kernel = tf.constant(np.asarray(layer.kernel) * factor)  # a tensor is not copied into each graph
         self._gradient = _by_blocks(layer, shape) if _is_of_images(layer, shape) else _as_tensorflow(layer)
 
     def call(self, x: Any) -> Any:
