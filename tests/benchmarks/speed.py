@@ -134,11 +134,11 @@ class Bench:
         order = np.random.default_rng(0).permutation(len(labels))
         self.digits = images[order].reshape(-1, 28, 28, 1).astype(np.uint8)
         self.labels = labels[order]
-        self.photographs = photographs(640)
+        self.photographs = photographs(1000)
         names = tuple("0123456789")
         self.digits_tar = self.pack("digits", self.digits, self.labels, names)
         self.few_tar = self.pack("few", self.digits[:1536], self.labels[:1536], names, split="training")
-        self.photographs_tar = self.pack("photographs", self.photographs, np.arange(640) % 4, tuple("abcd"))
+        self.photographs_tar = self.pack("photographs", self.photographs, np.arange(1000) % 4, tuple("abcd"))
         self.files = folder / "files"
         for number, (image, label) in enumerate(zip(self.digits, self.labels, strict=True)):
             (self.files / str(label)).mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ class Bench:
         """Yield what is timed."""
         photographs, digits = self.photographs, self.digits
         yield Row(
-            f"`fgm`, ResNet50, {len(photographs)} photographs",
+            f"`fgm`, ResNet50, {len(photographs):,} photographs",
             len(photographs),
             {
                 OURS: lambda: self.stage(self.photographs_tar, self.resnet50, 32),
