@@ -101,6 +101,10 @@ class _Convolution(keras.layers.Layer):  # type: ignore[misc]
         y = convolved(x)
         return y if self._normalization else layer.activation(y)
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the output's shape, which Keras would otherwise find by tracing `call`."""
+        return self._layer.compute_output_shape(input_shape)
+
 
 _Gradient = Callable[[Any, Any, Any], Any]  # of the gradient by the outputs, the kernel and the input's shape
 
