@@ -195,8 +195,10 @@ def evaluation(attacks: Sequence[str] = ("fgm",), defenses: Sequence[str] = tupl
         # Over addresses, of which each shard imports its own: a step would be given all shards of one artifact, and
         # Kubeflow has no loop over artifacts. Its importer takes an address from a loop, not from a step.
         with dsl.ParallelFor(packed.outputs["Output"], name="shard") as address:
-            clean = dsl.importer(artifact_uri=address, artifact_class=dsl.Dataset).set_display_name("shard").output
-            target = dsl.importer(artifact_uri=found, artifact_class=dsl.Model).set_display_name("model").output
+            # Importers keep their names: the launcher records a display name as the task's, and the driver of a
+            # consumer, which looks for the task's key, then finds no producer.
+            clean = dsl.importer(artifact_uri=address, artifact_class=dsl.Dataset).output
+            target = dsl.importer(artifact_uri=found, artifact_class=dsl.Model).output
 
             def evaluate(dataset: Any, name: str) -> None:
                 made = infer(dataset=dataset, model=target, batch_size=batch_size, seed=seed)

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -203,7 +203,10 @@ class KfpServer:
         given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
         rounds = int(given.get("shards", 1))
         tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root", rounds))
-        self.runs[wanted.run_id] = Run(wanted, tasks, self.story, workflow)
+        story = self.story
+        if lost := lost_artifact(version.pipeline_spec):
+            story = replace(story, ends="FAILED", fails=f"{lost[0]}-driver", error=lost[1])
+        self.runs[wanted.run_id] = Run(wanted, tasks, story, workflow)
         self.started(wanted)
         return 200, wanted
 
@@ -322,6 +325,23 @@ def walk(spec, dag, above, rounds, place=0):
                 yield from walk(spec, inner["dag"], graph, rounds, number)
         elif "dag" in inner:
             yield from walk(spec, inner["dag"], f"{above}.{name}", rounds, place)
+
+
+def lost_artifact(spec):
+    """The task that does not get an importer's artifact, and what its driver says; None if all do.
+
+    The launcher of an importer records its artifact under the task's name, and drivers look it up by the task's key.
+    """
+    executors = spec["deploymentSpec"]["executors"]
+    for dag in (spec["root"]["dag"], *(one["dag"] for one in spec["components"].values() if "dag" in one)):
+        for name, task in dag["tasks"].items():
+            for source in task.get("inputs", {}).get("artifacts", {}).values():
+                key = source.get("taskOutputArtifact", {}).get("producerTask")
+                producer = dag["tasks"].get(key)
+                label = producer and spec["components"][producer["componentRef"]["name"]].get("executorLabel")
+                if label and "importer" in executors[label] and producer["taskInfo"]["name"] != key:
+                    return name, f'cannot find producer task "{key}_idx_0"'
+    return None
 
 
 def node_id(workflow, path):

@@ -110,6 +110,16 @@ def function_of(spec, task):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_an_importer_is_named_by_its_key(name):
+    """Kubeflow's importer records the name of the task, and drivers look its artifact up by the key."""
+    spec, _ = read(name)
+    importers = {label for label, executor in spec.deployment_spec["executors"].items() if "importer" in executor}
+    for key, task in tasks(spec):
+        if spec.components[task.component_ref.name].executor_label in importers:
+            assert task.task_info.name == key
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_kfp_reads_it(name):
     pipeline = pipelines()[Path(name).stem]
     loaded = components.load_component_from_file(str(COMPILED / name))

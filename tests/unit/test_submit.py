@@ -195,6 +195,10 @@ def test_how_a_run_ends_is_the_exit_code(submit, kfp_server, ends, code):
     assert f"Run: {kfp_server.address}/#/runs/details/" in result.stderr.splitlines()[-1]
 
 
+def test_shards_find_what_is_imported_for_them(submit, kfp_server):
+    assert submit(*EVALUATION, "--shards", "2").stderr.endswith("The run succeeded.\n")
+
+
 def test_a_failed_steps_log_is_shown(submit, kfp_server):
     printed = "\n".join(f"line {number}" for number in range(300)) + "\nValueError: eps"
     kfp_server.story = Story(ends="FAILED", fails="measure", error="exit code 1", log={"measure": printed})
