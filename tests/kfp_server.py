@@ -8,9 +8,11 @@ uploaded, a few at every look, as the nodes of Argo's workflow that the real API
 serves until Ctrl-C and prints its address.
 """
 
+import base64
 import contextlib
 import datetime
 import graphlib
+import gzip
 import json
 import re
 import socket
@@ -41,6 +43,7 @@ class Story:
     error: str = ""
     per_look: int = 4  # steps that end at every look
     log: dict[str, str] = field(default_factory=dict)  # what the pods of a step print, by its task name
+    compressed: bool = False  # Argo has compressed the nodes, of which Kubeflow then tells nothing
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Run:
     story: Story
     workflow: str
     looks: int = 0
+    nodes: list = field(default_factory=list)  # of Argo's workflow
+    terminated: bool = False
 
 
 class KfpServer:
@@ -60,6 +65,8 @@ class KfpServer:
         self.story = Story()
         self.tokens = None  # those that it takes; None to ask for none
         self.cookies = None
+        self.shows_workflows = True  # has the older API, which passes Argo's workflows on
+        self.tries_all_again = True  # Kubeflow's default for Argo: every node is one that may be tried again
         self.log_in_page = False  # answers everything with a web page, as a proxy before it does
         self.faults = []  # [method, pattern of the path, fault, how often]
         self.asked = []  # (method, path, query, headers) of all requests
@@ -202,7 +209,9 @@ class KfpServer:
         workflow = f"{version.pipeline_spec['pipelineInfo']['name']}-x7k2p"
         given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
         rounds = int(given.get("shards", 1))
-        tasks = list(walk(version.pipeline_spec, version.pipeline_spec["root"]["dag"], f"{workflow}.root", rounds))
+        again = "(0)" if self.tries_all_again else ""
+        dag, root = version.pipeline_spec["root"]["dag"], f"{workflow}{again}.root{again}"
+        tasks = list(walk(version.pipeline_spec, dag, root, rounds, again=again))
         story = self.story
         if lost := lost_artifact(version.pipeline_spec):
             story = replace(story, ends="FAILED", fails=f"{lost[0]}-driver", error=lost[1])
@@ -221,9 +230,21 @@ class KfpServer:
         self._go_on(run)
         return 200, run.model
 
+    def get_workflow(self, query, body, run_id):
+        if not self.shows_workflows:
+            return 404, {"error": "Not Found", "code": 5, "message": "Not Found"}
+        run = self.runs[run_id]
+        held = {node["id"]: node for node in run.nodes}
+        status = {"nodes": held}
+        if run.story.compressed:
+            packed = base64.b64encode(gzip.compress(json.dumps(held).encode())).decode()
+            status = {"nodes": None, "compressedNodes": packed}
+        manifest = json.dumps({"metadata": {"name": run.workflow}, "status": status})
+        return 200, {"run": {"id": run_id}, "pipeline_runtime": {"workflow_manifest": manifest}}
+
     def terminate(self, query, body, run_id):
         run = self.runs[run_id]
-        run.story = Story(ends="CANCELED", per_look=0)
+        run.story, run.terminated = Story(ends="FAILED", per_look=0), True
         run.model.state = "CANCELING"
         return 200, {}
 
@@ -242,9 +263,14 @@ class KfpServer:
     def pod_log(self, query, body):
         run = self.runs.get(query.get("runid"))
         for task in run.tasks if run else ():
-            if query["podname"] in pods(run.workflow, task) and task.name in run.story.log:
+            names = tries(task, "(0)" if self.tries_all_again else "")
+            last = names[-1]
+            pod = f"{run.workflow}-{template(last)}-{node_id('', last)[1:]}"
+            if query["podname"] == pod and task.name in run.story.log:
                 return 200, run.story.log[task.name] if task.round == run.story.fails_in else "All is well."
-        return 500, f"Could not get main container logs: pods {query['podname']!r} not found"
+        # As the dashboard's server does: an error with status 200.
+        missing = f"Could not get main container logs: pods {query['podname']!r} not found"
+        return 200, json.dumps({"error_message": missing, "error_details": missing})
 
     ROUTES = (
         (r"GET /apis/v2beta1/healthz", healthz),
@@ -258,6 +284,7 @@ class KfpServer:
         (r"POST /apis/v2beta1/runs", create_run),
         (r"GET /apis/v2beta1/runs/([^/:]+)", get_run),
         (r"POST /apis/v2beta1/runs/([^/:]+):terminate", terminate),
+        (r"GET /apis/v1beta1/runs/([^/:]+)", get_workflow),
         (r"GET /apis/v2beta1/recurringruns", list_recurring),
         (r"POST /apis/v2beta1/recurringruns", create_recurring),
         (r"GET /k8s/pod/logs", pod_log),
@@ -274,8 +301,13 @@ class KfpServer:
         fails = story.fails.removesuffix("-driver"), story.fails_in
         broken = next((n for n, task in enumerate(steps) if (task.name, task.round) == fails), None)
         over = story.ends is not None and (done >= len(steps) or not story.per_look)
-        details = [detail("root-driver", "SUCCEEDED", [node_id(run.workflow, f"{run.workflow}.root")])]
-        for number, task in enumerate(steps):
+        again = "(0)" if self.tries_all_again else ""
+        root = f"{run.workflow}{again}.root"
+        lost_root = story.fails == "root-driver" and run.looks > 1
+        over = over or lost_root
+        run.nodes = [argo_node(run, f"{root}-driver{again}", "Failed" if lost_root else "Succeeded", story.error)]
+        details = [detail("root-driver", "FAILED" if lost_root else "SUCCEEDED", [node_id(run.workflow, root)])]
+        for number, task in enumerate([] if story.fails == "root-driver" else steps):
             if broken is not None and done > broken:
                 over = True
                 if number > broken:
@@ -286,17 +318,24 @@ class KfpServer:
                 break
             driver = "FAILED" if failed and story.fails.endswith("-driver") else "SUCCEEDED"
             details.append(detail(f"{task.name}-driver", driver, [node_id(run.workflow, task.path)]))
+            at = f"{task.path.removesuffix(again)}-driver"
+            if again:
+                run.nodes.append(argo_node(run, at, driver.title(), "No more retries left"))
+            run.nodes.append(argo_node(run, f"{at}{again}", driver.title(), story.error if failed else ""))
             if driver == "FAILED":
                 continue
-            executor = node_id(run.workflow, f"{task.path}.executor")
-            details.append(detail(task.name, "FAILED" if failed else state, [executor], story.error if failed else ""))
-            details.append(detail("executor", "FAILED" if failed else state, []))
-        model.state = story.ends if over else "RUNNING"
-        if over and model.state != "SUCCEEDED":
-            model.error = api.GoogleRpcStatus(code=2, message=story.error) if story.error else None
+            state = "FAILED" if failed else state
+            details.append(detail(task.name, state, [node_id(run.workflow, f"{task.path}.executor")]))
+            details.append(detail("executor", state, []))
+            run.nodes.append(argo_node(run, task.path.removesuffix(again), state.title(), "", pod=False))
+            for name in tries(task, again):
+                run.nodes.append(argo_node(run, name, state.title(), story.error if failed else ""))
+        model.state = story.ends if over else "CANCELING" if run.terminated else "RUNNING"
         if over:
             model.finished_at = now()
-        model.run_details = api.V2beta1RunDetails(task_details=details)
+        # Kubeflow keeps the nodes that it has read last: of compressed ones it reads none.
+        if not story.compressed:
+            model.run_details = api.V2beta1RunDetails(task_details=details)
 
 
 @dataclass(frozen=True)
@@ -308,7 +347,7 @@ class Task:
     round: int = 0
 
 
-def walk(spec, dag, above, rounds, place=0):
+def walk(spec, dag, above, rounds, place=0, again=""):
     """All tasks, each after those that it waits for, and those of inner graphs behind the graph.
 
     Of a loop, Kubeflow makes a node for each round, named as in its argocompiler/dag.go and by Argo.
@@ -318,13 +357,13 @@ def walk(spec, dag, above, rounds, place=0):
         task = dag["tasks"][name]
         inner = spec["components"][task["componentRef"]["name"]]
         retries = int(task["retryPolicy"]["maxRetryCount"]) if "retryPolicy" in task else None
-        yield Task(name, f"{above}.{name}", retries, "dag" not in inner, place)
+        yield Task(name, f"{above}.{name}{again}", retries, "dag" not in inner, place)
         if "dag" in inner and "parameterIterator" in task:
             for number in range(rounds):
-                graph = f"{above}.{name}.iteration-iterations({number}:{number}).iteration-item"
-                yield from walk(spec, inner["dag"], graph, rounds, number)
+                graph = f"{above}.{name}{again}.iteration-iterations({number}:{number}){again}.iteration-item{again}"
+                yield from walk(spec, inner["dag"], graph, rounds, number, again)
         elif "dag" in inner:
-            yield from walk(spec, inner["dag"], f"{above}.{name}", rounds, place)
+            yield from walk(spec, inner["dag"], f"{above}.{name}{again}", rounds, place, again)
 
 
 def lost_artifact(spec):
@@ -352,16 +391,37 @@ def node_id(workflow, path):
     return f"{workflow}-{value}"
 
 
-def pods(workflow, task):
-    """The pods that have run a task: of one that is tried again, the second try's is the last."""
-    if task.retries is None:
-        template, paths = "system-container-impl", [f"{task.path}.executor"]
-    else:
-        template, paths = "retry-system-container-impl", [f"{task.path}.executor({min(1, task.retries)})"]
-    return [f"{workflow}-{template}-{node_id('', path)[1:]}" for path in paths]
+def tries(task, again):
+    """The names of the nodes of the pods that have run a task: of one that is tried again, the second is the last."""
+    if task.retries is None and not again:
+        return [f"{task.path}.executor"]
+    return [f"{task.path}.executor({number})" for number in range(min(2, (task.retries or 0) + 1))]
 
 
-def detail(name, state, children, error=""):
+def argo_node(run, name, phase, message="", *, pod=True):
+    """A node of Argo's workflow. Its display name is the name's last level, with the number of the try."""
+    last = name.rpartition(".")[2]
+    return {
+        "id": node_id(run.workflow, name),
+        "name": name,
+        "displayName": last,
+        "type": "Pod" if pod and message != "No more retries left" else "Retry",
+        "templateName": template(name),
+        "phase": {"Canceled": "Failed"}.get(phase, phase),
+        "startedAt": (now() - datetime.timedelta(seconds=5)).isoformat(),
+        "finishedAt": now().isoformat() if phase in ("Succeeded", "Failed") else None,
+        "message": message if phase == "Failed" else "",
+    }
+
+
+def template(name):
+    last = name.rpartition(".")[2]
+    if "-driver" in last:
+        return "system-dag-driver" if last.startswith("root") else "system-container-driver"
+    return "system-container-impl" if last == "executor" else "retry-system-container-impl"
+
+
+def detail(name, state, children):
     started = now() - datetime.timedelta(seconds=5)
     return api.V2beta1PipelineTaskDetail(
         task_id=str(uuid.uuid4()),
@@ -371,7 +431,6 @@ def detail(name, state, children, error=""):
         # As the real API does it: a time that has not come is one long past.
         end_time=now() if state in ("SUCCEEDED", "FAILED") else datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
         state=state,
-        error=api.GoogleRpcStatus(code=2, message=error) if error else None,
         child_tasks=[api.PipelineTaskDetailChildTask(pod_name=child) for child in children] or None,
     )
 

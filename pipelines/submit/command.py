@@ -392,9 +392,6 @@ class _Job:
 
     def run(self, host: "Host", stack: ExitStack) -> None:
         """Start the run, and follow it if it is to be waited for."""
-        from evasion.pipelines.submit import logs
-        from evasion.pipelines.submit.host import HostError
-
         experiment, version = self.upload(host)
         name = self.request.run_name or f"{self.pipeline} {datetime.now():%Y-%m-%d %H:%M:%S}"
         # What is lost on the way to the host must not be started twice.
@@ -408,30 +405,47 @@ class _Job:
             return
         ended = self.follow(host, started.run_id)
         code = CODES[ended.state]
-        if code == FAILED:
-            for step in self.failed(ended):
-                try:
-                    pod, lines = logs.of_failed(host, ended, self.package.spec, step.task)
-                    self.say(f"The last lines of {step.name} (pod {pod}):")
-                    for line in lines:
-                        self.say(f"    {line}")
-                except HostError as error:
-                    self.say(
-                        f"The log of {step.name} is not to be had here ({error}); see the dashboard, or: kubectl logs "
-                        f"--namespace {host.namespace} --selector pipeline/runid={ended.run_id} --container main"
-                    )
+        message = self.explain(host, ended) if code == FAILED else ""
         if code:
-            said = f": {ended.error.message}" if ended.error and ended.error.message else ""
-            fail(code, f"The run {ENDS[ended.state]}{said}", note=f"Run: {host.page(ended.run_id)}")
+            message = message or (ended.error.message if ended.error else "")
+            fail(
+                code,
+                f"The run {ENDS[ended.state]}{f': {message}' if message else ''}",
+                note=f"Run: {host.page(ended.run_id)}",
+            )
         self.say("The run succeeded.")
         if self.request.output:
             self.fetch(host, ended.run_id, stack)
 
-    def failed(self, run: Any) -> list["Step"]:
-        """Return the steps that have failed; the one that marks the run in MLflow only after them."""
-        from evasion.pipelines.submit.watch import progress
+    def explain(self, host: "Host", run: Any) -> str:
+        """Show the logs of the steps that failed, and return what the first of them says went wrong."""
+        from evasion.pipelines.submit import logs, watch
+        from evasion.pipelines.submit.host import HostError
+        from evasion.pipelines.submit.workflow import failed_pods
 
-        return [one.step for one in progress(run, self.planned) if one.state == "FAILED"]
+        nodes = watch.nodes(host, run)
+        names = {one.step.task: one.step.name for one in watch.progress(nodes, self.planned) if one.state == "FAILED"}
+        # What is no step of the pipeline, such as the driver of the whole, counts where nothing else failed.
+        pods = {pod.task: pod.message for pod in failed_pods(nodes)}
+        if not names:
+            names = {task: f"the driver of {task}" for task in pods}
+        first = ""
+        for task, name in names.items():
+            message = pods.get(task, "")
+            try:
+                pod, lines = logs.of_failed(host, run, nodes, self.package.spec, task)
+                message = logs.raised(lines) or message
+                self.say(f"{name}: {message}" if message else f"{name} failed.")
+                self.say(f"The last lines of {name} (pod {pod}):")
+                for line in lines:
+                    self.say(f"    {line}")
+            except HostError as error:
+                self.say(
+                    f"Could not fetch the log of {name} ({error}). See the dashboard, or: kubectl logs "
+                    f"--namespace {host.namespace} --selector pipeline/runid={run.run_id} --container main"
+                )
+            first = first or (f"{name}: {message}" if message else "")
+        return first
 
     def follow(self, host: "Host", run_id: str) -> Any:
         """Return the run once it has ended; Ctrl-C asks whether to terminate it, or does so."""
@@ -439,17 +453,19 @@ class _Job:
 
         listener = (show.Live if self.console.is_terminal else show.Lines)(self.console)
         deadline = time.monotonic() + self.request.timeout if self.request.timeout else None
-        unasked = self.request.terminate_on_interrupt
+        unasked, terminated = self.request.terminate_on_interrupt, False
         while True:
             try:
                 with listener:
-                    return watch.until_ended(host, run_id, self.planned, listener, deadline=deadline)
+                    return watch.until_ended(
+                        host, run_id, self.planned, listener, deadline=deadline, cancelled=terminated
+                    )
             except watch.TimeUpError:
                 fail(TIMED_OUT, "The run has not ended in time; it goes on.", note=f"Run: {host.page(run_id)}")
             except KeyboardInterrupt:
                 if not unasked and not (sys.stdin.isatty() and self.asks_to_terminate()):
                     self.left(host, run_id)
-                unasked = False
+                unasked, terminated = False, True
                 host.terminate(run_id)
                 self.say("The run is being terminated.")
 

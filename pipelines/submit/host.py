@@ -20,6 +20,7 @@ import kfp_server_api
 import urllib3
 
 from evasion.pipelines.submit.auth import AuthenticationError, Identity
+from evasion.pipelines.submit.workflow import Node, nodes_of
 
 CONNECT, READ = 10.0, 60.0  # seconds
 BACKOFF = 0.5  # seconds before the second retry; each further one waits twice as long
@@ -112,6 +113,21 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
         if answer.status == HTTPStatus.OK and "html" not in answer.headers.get("content-type", ""):
             return answer.data.decode(errors="replace"), ""
         return None, f"{url} answers {answer.status}"
+
+
+def _error_body(text: str) -> str:
+    """Return the message of an error that was sent as an answer, with status 200; blank where a text is none."""
+    if not text.startswith("{"):
+        return ""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return ""
+    return (
+        str(body.get("error_message") or "").partition("\n")[0]
+        if body.keys() <= {"error_message", "error_details"}
+        else ""
+    )
 
 
 def _explained(error: Any, address: str) -> HostError:
@@ -290,6 +306,18 @@ class Host:
         """Return a run as it is now."""
         return self._runs.run_service_get_run(run_id)
 
+    def nodes(self, run_id: str) -> list[Node] | None:
+        """Return the nodes of a run's workflow; None where the host does not show it.
+
+        The older API alone passes the workflow on.
+        """
+        text, _ = self._client.text(f"{self.address}/apis/v1beta1/runs/{run_id}", {})
+        try:
+            manifest = json.loads(text or "{}").get("pipeline_runtime", {}).get("workflow_manifest")
+            return nodes_of(manifest) if manifest else None
+        except (AttributeError, ValueError):
+            return None
+
     def terminate(self, run_id: str) -> None:
         """Ask for the end of a run."""
         _found_or_made(lambda: None, lambda: self._runs.run_service_terminate_run(run_id))
@@ -303,12 +331,16 @@ class Host:
             HostError: They are not to be had.
         """
         dashboard = ("/k8s/pod/logs", {"podname": pod, "runid": run_id, "podnamespace": self.namespace})
-        said = ""
+        reasons = []
         for path, query in (dashboard, (f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", {})):
-            text, said = self._client.text(self.address + path, {name: value for name, value in query.items() if value})
-            if text is not None:
+            text, reason = self._client.text(
+                self.address + path, {name: value for name, value in query.items() if value}
+            )
+            reason = reason or _error_body(text or "")
+            if text is not None and not reason:
                 return text.splitlines()[-LOG_LINES:]
-        raise MissingError(said)
+            reasons.append(reason)
+        raise MissingError(reasons[0])  # of the dashboard, which has most logs
 
     def page(self, run_id: str) -> str:
         """Return where the dashboard shows a run."""

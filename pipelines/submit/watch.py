@@ -8,6 +8,7 @@ from typing import Any
 
 from evasion.pipelines.preflight import Step
 from evasion.pipelines.submit.host import Host, UnreachableError
+from evasion.pipelines.submit.workflow import Node, failed_pods
 
 INTERVAL = 3.0  # seconds between two looks
 PATIENCE = 600.0  # seconds without any answer
@@ -59,9 +60,12 @@ def until_ended(
     listener: Listener,
     *,
     deadline: float | None = None,
+    cancelled: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Any:
     """Return a run once it has ended.
+
+    Of a run that was terminated Kubeflow says CANCELING, and at last FAILED: its state is CANCELED here.
 
     Args:
         host: Where it runs.
@@ -69,6 +73,7 @@ def until_ended(
         planned: The steps to tell of.
         listener: Is told how they go.
         deadline: When to give up, by the clock.
+        cancelled: Whether its end has been asked for.
         clock: Tells the time in seconds.
 
     Raises:
@@ -80,7 +85,10 @@ def until_ended(
         try:
             run = host.run(run_id)
             heard = clock()
-            listener.changed(progress(run, planned))
+            listener.changed(progress(nodes(host, run), planned))
+            cancelled = cancelled or run.state == "CANCELING"
+            if cancelled and run.state == "FAILED":
+                run.state = "CANCELED"
             if run.state in ENDED:
                 return run
         except UnreachableError as error:
@@ -93,43 +101,57 @@ def until_ended(
         time.sleep(max(0.0, left))
 
 
-def progress(run: Any, planned: Sequence[Step]) -> list[Progress]:
+def nodes(host: Host, run: Any) -> list[Node]:
+    """Return the nodes of a run, as its workflow tells of them, or where that is not shown as Kubeflow does."""
+    of_workflow = host.nodes(run.run_id)
+    if of_workflow is not None:
+        return of_workflow
+    details = (run.run_details.task_details if run.run_details else None) or ()
+    return [
+        Node(
+            display_name=str(detail.display_name),
+            state=str(detail.state or ""),
+            start_time=_time(detail.start_time or detail.create_time),
+            end_time=_time(detail.end_time),
+            message=str(detail.error.message or "") if detail.error else "",
+        )
+        for detail in details
+    ]
+
+
+def progress(nodes: Sequence[Node], planned: Sequence[Step]) -> list[Progress]:
     """Return how far each step is.
 
-    Kubeflow tells of every node of its workflow, drivers and executors among them; a step's own bears its name.
+    A run's nodes are drivers and executors, tries and loops among others; a step's own bears its name.
     """
-    nodes: dict[str, Any] = {}
-    for detail in (run.run_details.task_details if run.run_details else None) or ():
-        name = str(detail.display_name)
+    named: dict[str, Node] = {}
+    for node in nodes:
+        name = node.display_name
         # In a loop several nodes bear it: the step is where the one is that has come the least far.
-        nodes[name] = min(nodes.get(name, detail), detail, key=_how_far)
-    return [_progress(step, nodes) for step in planned]
+        named[name] = min(named.get(name, node), node, key=_how_far)
+    return [_progress(step, named, nodes) for step in planned]
 
 
 _ORDER = ("FAILED", "CANCELED", "CANCELING", "RUNNING", "PENDING", "SKIPPED", "SUCCEEDED")
 
 
-def _how_far(node: Any) -> int:
+def _how_far(node: Node) -> int:
     return _ORDER.index(node.state) if node.state in _ORDER else _ORDER.index("PENDING")
 
 
-def _progress(step: Step, nodes: Mapping[str, Any]) -> Progress:
-    driver = nodes.get(f"{step.task}-driver")
+def _progress(step: Step, named: Mapping[str, Node], nodes: Sequence[Node]) -> Progress:
+    driver = named.get(f"{step.task}-driver")
     failed = driver is not None and driver.state == "FAILED"  # so that it never came to the step itself
-    node: Any = driver if failed else nodes.get(step.task, driver)
+    node = driver if failed else named.get(step.task, driver)
     if node is None:
         return Progress(step)
-    state = str(node.state or "")
-    if node is driver and state == "SUCCEEDED":
-        state = "PENDING"
-    ended = _time(node.end_time) if state in ENDED else None
-    return Progress(step, state, _time(node.start_time or node.create_time), ended, _error(node))
+    state = "PENDING" if node is driver and node.state == "SUCCEEDED" else node.state
+    # The pods say what went wrong; of one that was tried again, its node says only that there are no more tries.
+    pods = failed_pods(nodes, step.task)
+    error = next((pod.message for pod in pods if pod.message), node.message) if state == "FAILED" else ""
+    return Progress(step, state, node.start_time, node.end_time if state in ENDED else None, error)
 
 
 def _time(value: datetime | None) -> datetime | None:
     """Return a time; Kubeflow writes one that has not come as one long past."""
     return value if value and value.year > 1970 else None
-
-
-def _error(detail: Any) -> str:
-    return str(detail.error.message or "") if detail.error else ""

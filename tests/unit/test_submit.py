@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import kfp_server_api
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
@@ -30,7 +29,7 @@ from evasion.components.common import tracking
 from evasion.components.step import step
 from evasion.pipelines import catalog, cli
 from evasion.pipelines.placement import Placement, place
-from evasion.pipelines.submit import auth, command, cron, host, logs, watch
+from evasion.pipelines.submit import auth, command, cron, host, logs, watch, workflow
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "cpu"
 FGM = ["--data-dir", "/data/test", "--model", "m", "--model-architecture", "le_net"]
@@ -189,9 +188,8 @@ def test_no_option_bears_the_name_of_another(name):
 
 @pytest.mark.parametrize(("ends", "code"), [("FAILED", 1), ("CANCELED", 3), ("SKIPPED", 3)])
 def test_how_a_run_ends_is_the_exit_code(submit, kfp_server, ends, code):
-    kfp_server.story = Story(ends=ends, error="because of this")
+    kfp_server.story = Story(ends=ends)
     result = submit(code=code)
-    assert "because of this" in result.stderr
     assert f"Run: {kfp_server.address}/#/runs/details/" in result.stderr.splitlines()[-1]
 
 
@@ -199,18 +197,50 @@ def test_shards_find_what_is_imported_for_them(submit, kfp_server):
     assert submit(*EVALUATION, "--shards", "2").stderr.endswith("The run succeeded.\n")
 
 
-def test_a_failed_steps_log_is_shown(submit, kfp_server):
-    printed = "\n".join(f"line {number}" for number in range(300)) + "\nValueError: eps"
+TRACEBACK = "Traceback (most recent call last):\n  …\nValueError: eps must be in (0, 1]. Received: eps=-0.3"
+
+
+@pytest.mark.parametrize("shows_workflows", [True, False])
+@pytest.mark.parametrize("tries_all_again", [True, False])
+def test_a_failed_steps_log_is_shown(submit, kfp_server, shows_workflows, tries_all_again):
+    """Of the pod that ran, however the cluster's Argo names its nodes, and whether or not Kubeflow shows them."""
+    kfp_server.shows_workflows, kfp_server.tries_all_again = shows_workflows, tries_all_again
+    printed = "\n".join(f"line {number}" for number in range(300)) + f"\n{TRACEBACK}\nI0 launcher ends"
     kfp_server.story = Story(ends="FAILED", fails="measure", error="exit code 1", log={"measure": printed})
     result = submit(code=1)
-    assert "measure: failed in 5.0 s: exit code 1" in result.stderr
-    shown = result.stderr[
-        result.stderr.index("The last lines of measure (pod evasion-measuring-x7k2p-retry-system-container-impl-") :
-    ]
-    assert "    line 299\n    ValueError: eps\n" in shown
-    assert "line 101\n" in shown
+    assert f"measure: failed in 5.0 s{': exit code 1' if shows_workflows else ''}\n" in result.stderr
+    # What the step says comes first, and again at the end.
+    said = "measure: eps must be in (0, 1]. Received: eps=-0.3\n"
+    head, shown = result.stderr.split(
+        "The last lines of measure (pod evasion-measuring-x7k2p-retry-system-container-impl-"
+    )
+    assert head.endswith(said)
+    assert f"Error: The run failed: {said}" in shown
+    assert "    line 299\n    Traceback" in shown
+    assert "line 110\n" in shown
     assert "line 99\n" not in shown
     assert "The last lines of judge" not in result.stderr
+
+
+def test_an_error_in_a_logs_place_is_no_log(submit, kfp_server):
+    kfp_server.story = Story(ends="FAILED", fails="measure", error="exit code 1")
+    result = submit(code=1)
+    assert "Could not fetch the log of measure" in result.stderr
+    assert "Could not get main container logs" in result.stderr
+    assert "error_details" not in result.stderr
+    assert "The last lines of measure" not in result.stderr
+    assert "Error: The run failed: measure: exit code 1\n" in result.stderr
+
+
+def test_steps_are_shown_to_their_end_where_argo_compresses_their_nodes(submit, kfp_server):
+    kfp_server.story = Story(per_look=1, compressed=True)
+    assert "judge: done in 5.0 s" in submit().stderr
+
+
+def test_where_no_step_failed_the_node_is_named_that_did(submit, kfp_server):
+    said = "The specified bucket does not exist"
+    kfp_server.story = Story(ends="FAILED", fails="root-driver", error=said)
+    assert f"Error: The run failed: the driver of root: {said}\n" in submit(code=1).stderr
 
 
 def test_of_shards_the_one_that_failed_counts_and_its_log_is_shown(submit, kfp_server):
@@ -224,10 +254,9 @@ def test_of_shards_the_one_that_failed_counts_and_its_log_is_shown(submit, kfp_s
 
 def test_of_the_rounds_of_a_loop_the_one_counts_that_has_come_the_least_far():
     def state(*states):
-        details = [kfp_server_api.V2beta1PipelineTaskDetail(display_name="fgm", state=one) for one in states]
-        run = kfp_server_api.V2beta1Run(run_details=kfp_server_api.V2beta1RunDetails(task_details=details))
-        (found,) = watch.progress(run, [SimpleNamespace(task="fgm")])
-        return found.state
+        nodes = [workflow.Node("fgm", one) for one in states]
+        (progress,) = watch.progress(nodes, [SimpleNamespace(task="fgm")])
+        return progress.state
 
     assert state("SUCCEEDED", "FAILED", "SUCCEEDED") == "FAILED"
     assert state("RUNNING", "SUCCEEDED") == state("SUCCEEDED", "RUNNING") == "RUNNING"
@@ -637,7 +666,7 @@ def interrupted(file, address, answer):
         os.close(master)
 
 
-@pytest.mark.parametrize(("answer", "code", "state"), [(b"y\n", 3, "CANCELED"), (b"n\n", 130, "RUNNING")])
+@pytest.mark.parametrize(("answer", "code", "state"), [(b"y\n", 3, "FAILED"), (b"n\n", 130, "RUNNING")])
 def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code, state):
     kfp_server.story = Story(ends=None)
     kfp_server.fail(503, method="POST", path="terminate")
@@ -651,7 +680,7 @@ def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code
     ("options", "code", "said", "state"),
     [
         ([], 130, "interrupted; the run goes on", "RUNNING"),
-        (["--terminate-on-interrupt"], 3, "The run is being terminated.", "CANCELED"),
+        (["--terminate-on-interrupt"], 3, "Error: The run was cancelled\n", "FAILED"),
     ],
 )
 def test_without_a_terminal_an_interrupt_does_what_the_options_say(submit, kfp_server, options, code, said, state):
