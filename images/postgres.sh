@@ -8,6 +8,13 @@ if [ -z "${POSTGRES_PASSWORD-}" ]; then
   exec postgres -c listen_addresses=127.0.0.1 -c unix_socket_directories=/tmp
 fi
 
+# After SIGKILL, postmaster.pid names a process of the container that was, and PostgreSQL takes whatever bears that
+# number now, PID 1 or a probe, for its owner. Who has the lock is the only one at this folder: the kernel frees it
+# however the holder ends. PostgreSQL inherits it.
+exec 9>> "$PGDATA.lock"
+flock 9
+rm -f "$PGDATA/postmaster.pid"
+
 as_owner() { postgres --single -j -D "$1" postgres > /dev/null; }
 [ -s "$PGDATA/PG_VERSION" ] || {
   new=$PGDATA.new

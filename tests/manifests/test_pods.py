@@ -1,12 +1,15 @@
 """MLflow and PostgreSQL as the manifests start them: same images, users, variables, read-only roots and volumes."""
 
+import contextlib
 import io
+import random
 import socket
 import tarfile
 import time
 from contextlib import ExitStack
 from unittest.mock import ANY
 
+import docker
 import pods
 import pytest
 import requests
@@ -207,6 +210,37 @@ def test_a_start_that_was_killed_leaves_no_half_of_a_database(render, start, nod
         postgres = run(objects, "StatefulSet", "postgres")
         status, said = postgres.exec_run(["psql", "--username=mlflow", "--list", "mlflow"])
         assert (status, b"mlflow_auth" in said) == (0, True)
+
+
+def test_the_database_comes_back_after_ten_kills(render, start):
+    """SIGKILL, as of a lost node or for memory: while it serves, and at moments of its start."""
+    objects = render("overlays/local")
+    drawn = random.Random(1)
+    with start() as run:
+        postgres = run(objects, "StatefulSet", "postgres")
+        probe = pods.containers(pods.find(objects, "StatefulSet", "postgres"))[-1]["readinessProbe"]
+
+        def ask(query):
+            status, said = postgres.exec_run(
+                ["psql", "--username=mlflow", "--tuples-only", "--command", query, "mlflow"]
+            )
+            assert status == 0, said
+            return said.decode().split()
+
+        ask("create table kept (number int)")
+        for number in range(10):
+            ask(f"insert into kept values ({number})")
+            postgres.kill()
+            if number % 2:
+                # Once more, in the middle of a start.
+                postgres.start()
+                time.sleep(drawn.uniform(0, 1))
+                with contextlib.suppress(docker.errors.APIError):  # it may have ended
+                    postgres.kill()
+            postgres.wait(timeout=30)
+            postgres.start()
+            wait_for(postgres, probe)
+            assert ask("select count(*) from kept") == [str(number + 1)]
 
 
 def test_the_database_is_for_one_user_who_has_the_password(database):
