@@ -20,7 +20,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-EVALUATE := $(BIN)/evasion run fgm_evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
+EVALUATE := $(BIN)/evasion run evaluation --data-dir-train data/mnist/training --data-dir-test data/mnist/testing \
   --model-architecture le_net --epochs 12 --batch-size 32 --validation-split 0.1 --eps 0.2 --seed 1
 
 demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the table and the report's path

@@ -1,50 +1,39 @@
-"""Which pipelines there are: every one defined in the modules below, under its function's name; and which steps."""
+"""Which pipelines there are, under their names."""
 
 import functools
-import importlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-MODULES = ("evasion.pipelines.entry_points", "evasion.pipelines.fgm_evaluation")
-
-# A kfp GraphComponent and a kfp PythonComponent; kfp ships no type information.
+# A kfp GraphComponent; kfp ships no type information.
 Pipeline = Any
-Step = Any
+
+# What commands call the evaluation, whose pipeline depends on its options.
+EVALUATION = "evaluation"
+
+# kfp takes most of a second to import, so the functions import it.
 
 
 @functools.cache
-def pipelines() -> dict[str, Pipeline]:
-    """Return all pipelines by name. Imports kfp, which takes most of a second, so call it late."""
-    from kfp.dsl.graph_component import GraphComponent
+def pipelines() -> Mapping[str, Pipeline]:
+    """Return all pipelines by name: the entry points, and an evaluation for each source of the model."""
+    from evasion.pipelines import entry_points
 
-    return {
-        name: value
-        for module in MODULES
-        for name, value in vars(importlib.import_module(module)).items()
-        if isinstance(value, GraphComponent)
-    }
+    return {**entry_points.pipelines(), **evaluations()}
 
 
-# The pipeline whose attacks and defenses are chosen when it is made; the one of this name has the usual ones.
-EVALUATION = "fgm_evaluation"
+def evaluations(
+    attacks: Sequence[str] | None = None, defenses: Sequence[str] | None = None, *, sharded: bool = False
+) -> dict[str, Pipeline]:
+    """Return the evaluations of these attacks and defenses by name, one for each source of the model."""
+    from evasion.pipelines.evaluation import SOURCES
+
+    return {f"{EVALUATION}_{source}": evaluation(source, attacks, defenses, sharded=sharded) for source in SOURCES}
 
 
-def evaluation(attacks: Sequence[str] | None, defenses: Sequence[str] | None) -> Pipeline:
-    """Return the evaluation of these attacks and defenses, by name; None for the usual ones.
+def evaluation(
+    source: str, attacks: Sequence[str] | None = None, defenses: Sequence[str] | None = None, *, sharded: bool = False
+) -> Pipeline:
+    """Return the evaluation of these attacks and defenses; see `pipelines.evaluation.evaluation`."""
+    from evasion.pipelines.evaluation import evaluation as build
 
-    Raises:
-        ValueError: A name is unknown or given twice, or there is no attack.
-    """
-    from evasion.pipelines import fgm_evaluation
-
-    chosen = {"attacks": attacks, "defenses": defenses}
-    return fgm_evaluation.evaluation(**{what: names for what, names in chosen.items() if names is not None})
-
-
-@functools.cache
-def steps() -> dict[str, Step]:
-    """Return all steps by name: a folder of `evasion.components` each. Imports kfp, like `pipelines`."""
-    folder = Path(importlib.import_module("evasion.components").__path__[0])
-    names = sorted(file.parent.name for file in folder.glob("*/component.py"))
-    return {name: getattr(importlib.import_module(f"evasion.components.{name}.component"), name) for name in names}
+    return build(source, attacks, defenses, sharded=sharded)

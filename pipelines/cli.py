@@ -10,23 +10,20 @@ from typing import Any
 import click
 
 from evasion.pipelines import placement
+from evasion.pipelines.commands import PipelineCommand
 from evasion.pipelines.gate.command import gate_report
 from evasion.pipelines.options import (
-    ATTACKS,
     BAD_INPUT,
-    DEFENSES,
     INTERRUPTED,
     SETTINGS,
     WIDTH,
     PipelineCommands,
-    compile_to,
+    chosen,
     ended_by_signals,
-    evaluation,
     fail,
-    first_paragraph,
     help_of,
     names_in,
-    option,
+    options_of,
     placement_of,
     placement_options,
     told,
@@ -42,9 +39,9 @@ from evasion.pipelines.submit.command import submit
     epilog="""\b
     Begin with:
       evasion list                       which pipelines there are
-      evasion run fgm_evaluation --help  what one does and takes
+      evasion run evaluation --help  what one does and takes
       evasion compile all                the YAMLs to upload to Kubeflow
-      evasion submit fgm_evaluation ...  run it in a cluster, and wait for it
+      evasion submit evaluation ...  run it in a cluster, and wait for it
       evasion compare RUN RUN            models side by side
       evasion gate RUN --threshold TEXT  a report held to thresholds
     """,
@@ -61,7 +58,7 @@ main.add_command(submit)
 @main.command(
     "run",
     cls=PipelineCommands,
-    make=lambda name, pipeline: _command(name, pipeline),  # defined below
+    make=lambda command: _command(command),  # defined below
     options_metavar="",
     subcommand_metavar="PIPELINE [OPTIONS]",
     no_args_is_help=True,
@@ -76,18 +73,19 @@ def run_group() -> None:
 @main.command("list")
 def list_pipelines() -> None:
     """Show which pipelines there are."""
-    from evasion.pipelines.catalog import pipelines
+    from evasion.pipelines import commands
 
-    width = max(map(len, pipelines()))
-    for name, pipeline in pipelines().items():
-        click.echo(f"{name:{width}}  {first_paragraph(pipeline)}")
+    width = max(map(len, commands.names()))
+    for name in commands.names():
+        command = commands.command(name)
+        click.echo(f"{name:{width}}  {command.summary if command else ''}")
 
 
 @main.command(
     "compile",
     epilog="""\b
     Examples:
-      evasion compile fgm_evaluation train --image registry.example/evasion-pipelines:1.0
+      evasion compile evaluation train --image registry.example/evasion-pipelines:1.0
       evasion compile all --device gpu --node-selector cloud.google.com/gke-accelerator=nvidia-l4
     """,
 )
@@ -104,8 +102,9 @@ def list_pipelines() -> None:
     is_flag=True,
     help="Compile steps instead, for pipelines of your own: OUTPUT/STEP/component.yaml. The rest does not count.",
 )
-@click.option("--attacks", callback=names_in, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
-@click.option("--defenses", callback=names_in, metavar="NAME,…", help="Of fgm_evaluation, as `evasion run` takes them.")
+@click.option("--attacks", callback=names_in, metavar="NAME,…", help="Of evaluations, as `evasion run` takes them.")
+@click.option("--defenses", callback=names_in, metavar="NAME,…", help="Of evaluations, as `evasion run` takes them.")
+@click.option("--sharded", is_flag=True, help="Let evaluations have a parameter `shards`, and a loop over so many.")
 @placement_options
 def compile_pipelines(
     names: tuple[str, ...],
@@ -113,24 +112,37 @@ def compile_pipelines(
     steps: bool,
     attacks: list[str] | None,
     defenses: list[str] | None,
+    sharded: bool,
     **placed: Any,
 ) -> None:
     """Compile pipelines to YAML for Kubeflow: those named, or all.
 
+    `evaluation` names three of them, for a model that is registered, trained or pretrained.
+
     The options say what the cluster gives to the steps. The YAMLs of the defaults are in pipelines/compiled.
     """
-    from evasion.pipelines import catalog
+    from evasion.pipelines import catalog, stages
+    from evasion.pipelines.compiled_yaml import compile_to
 
     given = placement_of(placed, {})
-    known = dict(catalog.steps() if steps else catalog.pipelines())
-    if not steps and (attacks is not None or defenses is not None):
-        known[catalog.EVALUATION] = evaluation(attacks, defenses)
-    chosen = [name.replace("-", "_") for name in names if name != "all"]
-    for name in chosen:
-        if name not in known:
-            unknown(name, known, "step" if steps else "pipeline")
     try:
-        for name in chosen if chosen and "all" not in names else known:
+        evaluations = catalog.evaluations(attacks, defenses, sharded=sharded)
+    except ValueError as error:
+        fail(BAD_INPUT, str(error))
+    known = dict(stages.steps() if steps else {**catalog.pipelines(), **evaluations})
+    wanted: list[str] = []
+    for name in names or ("all",):
+        one = name.replace("-", "_")
+        if one == catalog.EVALUATION and not steps:
+            wanted += evaluations
+        elif one == "all":
+            wanted += known
+        elif one in known:
+            wanted.append(one)
+        else:
+            unknown(one, known, "step" if steps else "pipeline")
+    try:
+        for name in dict.fromkeys(wanted):
             if steps:
                 click.echo(compile_to(known[name], output / name / "component.yaml"))
             else:
@@ -230,13 +242,8 @@ def _common_options() -> list[click.Option]:
     ]
 
 
-def _command(name: str, pipeline: Any) -> click.Command:
+def _command(command: PipelineCommand) -> click.Command:
     """Make the command that runs a pipeline."""
-    from evasion.pipelines import catalog
-
-    own = [option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
-
-    choices = [ATTACKS, DEFENSES] if name == catalog.EVALUATION else []
 
     def run(
         output: Path,
@@ -245,18 +252,17 @@ def _command(name: str, pipeline: Any) -> click.Command:
         docker: bool,
         verbose: bool,
         quiet: bool,
-        **arguments: Any,
+        **values: Any,
     ) -> None:
-        chosen = [arguments.pop(choice.name) for choice in choices]
-        built = evaluation(*chosen) if chosen else pipeline
-        _run(built, arguments, output, experiment, tracking_uri, docker=docker, verbose=verbose, quiet=quiet)
+        pipeline, arguments = chosen(command, values)
+        _run(pipeline, arguments, output, experiment, tracking_uri, docker=docker, verbose=verbose, quiet=quiet)
 
     return click.Command(
-        name,
-        params=[*choices, *own, *_common_options()],
+        command.name,
+        params=[*options_of(command), *_common_options()],
         callback=run,
-        help=help_of(name, pipeline),
-        short_help=first_paragraph(pipeline),
+        help=help_of(command),
+        short_help=command.summary,
         context_settings=SETTINGS,
     )
 
@@ -297,7 +303,7 @@ def _run(
         fail(BAD_INPUT, *(told(problem.message, problem.parameters) for problem in error.problems))
     except local.StepFailedError as error:
         fail(1, str(error), note=f"All output: {error.log}")
-    except (TrackingError, EngineError, OSError) as error:
+    except (TrackingError, EngineError, local.KfpVersionError, OSError) as error:
         fail(1, str(error))
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted")

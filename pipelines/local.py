@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,9 @@ from evasion.pipelines.revision import commit_of
 
 # Runs a step: takes its image, its command, its variables and who hears its lines; returns status and last lines.
 Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
+
+# Private parts of kfp stand in for its handlers and loops below; those of another version may differ.
+KFP = "2.17"
 
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
 
@@ -42,6 +46,10 @@ class StepFailedError(RuntimeError):
     def __init__(self, step: str, message: str, log: Path) -> None:
         self.step, self.message, self.log = step, message, log
         super().__init__(f"{step}: {message}")
+
+
+class KfpVersionError(RuntimeError):
+    """kfp is of a version whose private parts are not known here."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +155,14 @@ def run(
 
     Raises:
         BadArgumentsError: The arguments break a rule. Nothing has been started.
+        KfpVersionError: kfp is not of the version that this is held to. Nothing has been started.
         EngineError: There is no container engine, or an image is missing, and nothing has been started; or MLflow
             does not start in its containers.
         StepFailedError: A step ended with an error. It has been the last one.
     """
+    installed = version("kfp")
+    if not installed.startswith(f"{KFP}."):
+        raise KfpVersionError(f"kfp must be of version {KFP} to run pipelines here. Received: kfp {installed}")
     values = preflight.complete(pipeline, arguments)
     planned = preflight.steps(pipeline, values)
     preflight.check(planned)

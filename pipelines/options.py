@@ -5,12 +5,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from evasion.pipelines import placement
+from evasion.pipelines import commands, placement
+from evasion.pipelines.commands import PipelineCommand
+from evasion.pipelines.derived import REQUIRED, Parameter
 
 # kfp is imported by the functions that need it, so that help comes at once.
 
@@ -19,12 +20,7 @@ INTERRUPTED = 130
 
 WIDTH = 110  # of tables where there is no terminal
 
-TYPES: dict[str, click.ParamType[Any]] = {
-    "Integer": click.INT,
-    "Float": click.FLOAT,
-    "Boolean": click.BOOL,
-    "String": click.STRING,
-}
+TYPES: dict[type, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}
 
 
 def dashed(name: str) -> str:
@@ -40,26 +36,22 @@ class PipelineCommands(click.Group):
     """A command for each pipeline.
 
     Args:
-        make: Returns the command of a pipeline, given its name and itself.
+        make: Returns click's command of a pipeline's.
         arguments: The rest is click's.
     """
 
-    def __init__(self, *, make: Callable[[str, Any], click.Command], **arguments: Any) -> None:
+    def __init__(self, *, make: Callable[[PipelineCommand], click.Command], **arguments: Any) -> None:
         super().__init__(**arguments)
         self._make = make
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
         """Name the pipelines."""
-        from evasion.pipelines.catalog import pipelines
-
-        return list(pipelines())
+        return commands.names()
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002 - click's interface
         """Make the command of a pipeline."""
-        from evasion.pipelines.catalog import pipelines
-
-        name = name.replace("-", "_")
-        return self._make(name, pipelines()[name]) if name in pipelines() else None
+        known = commands.command(name.replace("-", "_"))
+        return self._make(known) if known else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -78,28 +70,23 @@ def names_in(_: click.Context, __: click.Parameter, value: str | None) -> list[s
     return None if value is None else [name.strip().replace("-", "_") for name in value.split(",") if name.strip()]
 
 
-ATTACKS = click.Option(
-    ["--attacks"],
-    callback=names_in,
-    metavar="NAME,…",
-    help="fgm, pgd or both: which attacks to make.  [default: fgm]",
-)
-DEFENSES = click.Option(
-    ["--defenses"],
-    callback=names_in,
-    metavar="NAME,…",
-    help="spatial_smoothing, jpeg_compression, gaussian_augmentation: which defenses to judge.  [default: all]",
-)
+def options_of(command: PipelineCommand) -> list[click.Option]:
+    """Return the options of a pipeline's command."""
+    choices = [
+        click.Option([f"--{what}"], callback=names_in, metavar="NAME,…", help=text)
+        for what, text in command.choices.items()
+    ]
+    return [*choices, *map(option, command.parameters)]
 
 
-def evaluation(attacks: list[str] | None, defenses: list[str] | None) -> Any:
-    """Return the evaluation of the attacks and defenses named."""
-    from evasion.pipelines import catalog
-
+def chosen(command: PipelineCommand, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the pipeline that the options ask for with the values of its parameters, or refuse them."""
+    asked = {name: values[name] for name in (*command.choices, *(one.name for one in command.parameters))}
     try:
-        return catalog.evaluation(attacks, defenses)
+        return command.choose(asked)
     except ValueError as error:
-        fail(BAD_INPUT, str(error))
+        guilty = [name for name in asked if re.search(rf"\b{name}(=| must)", str(error))]
+        fail(BAD_INPUT, told(str(error), tuple(guilty)))
 
 
 def placement_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,64 +129,36 @@ def placement_of(values: Mapping[str, Any], renamed: Mapping[str, str]) -> place
         fail(BAD_INPUT, told(str(error), tuple(guilty)))
 
 
-def option(name: str, declared: Any) -> click.Option:
+def option(parameter: Parameter) -> click.Option:
     """Make the option for a parameter of a pipeline, of its type and with its default and description."""
-    default = declared.default
+    default = parameter.default
     if isinstance(default, bool):
         default = str(default).lower()  # in words, so that help shows it as it is to be typed
-    elif declared.type == "Integer" and default is not None:
-        default = int(default)  # the compiled form knows one kind of number
+    required = default is REQUIRED
     # click takes even a default of None for one; and a blank text is not worth showing.
-    optional: dict[str, Any] = {"default": default, "show_default": default != ""} if declared.optional else {}
+    optional: dict[str, Any] = {} if required else {"default": default, "show_default": default not in ("", None)}
     return click.Option(
-        [f"--{dashed(name)}", name],
-        type=TYPES.get(declared.type, click.STRING),
-        required=not declared.optional,
+        [f"--{dashed(parameter.name)}", parameter.name],
+        type=TYPES[parameter.type],
+        required=required,
         **optional,
-        help=" ".join((declared.description or "").split()),
-        metavar="true|false" if declared.type == "Boolean" else None,
+        help=parameter.text,
+        metavar="true|false" if parameter.type is bool else None,
     )
 
 
-def first_paragraph(pipeline: Any) -> str:
-    """Return the first paragraph of a pipeline's docstring as one line."""
-    return " ".join(_documented(pipeline)[0].split())
-
-
-def _documented(pipeline: Any) -> list[str]:
-    """Return the paragraphs of a pipeline's docstring, its parameters left out."""
-    import docstring_parser
-
-    parsed = docstring_parser.parse(pipeline.pipeline_func.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
-    return (parsed.description or "").split("\n\n")
-
-
-def help_of(name: str, pipeline: Any) -> str:
-    """Return what a pipeline's docstring says, its indented lines kept, and an example where it has none."""
+def help_of(command: PipelineCommand) -> str:
+    """Return the text of a pipeline's command, its indented lines kept, and an example where it has none."""
     paragraphs = [
         # click fills paragraphs unless this mark stands before them.
         f"\b\n{paragraph}" if any(line.startswith(" ") for line in paragraph.splitlines()) else paragraph
-        for paragraph in _documented(pipeline)
+        for paragraph in command.text.split("\n\n")
     ]
     if not any("evasion run" in paragraph for paragraph in paragraphs):
-        required = [name for name, declared in (pipeline.component_spec.inputs or {}).items() if not declared.optional]
+        required = [parameter.name for parameter in command.parameters if parameter.default is REQUIRED]
         options = "".join(f" --{dashed(parameter)} ..." for parameter in required)
-        paragraphs.append(f"\b\nExample:\n  evasion run {name}{options}")
+        paragraphs.append(f"\b\nExample:\n  evasion run {command.name}{options}")
     return "\n\n".join(paragraphs)
-
-
-def compile_to(compiled: Any, path: Path) -> Path:
-    """Write the YAML of a pipeline or a step; a file that is there is whole at any time."""
-    from kfp import compiler
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.unfinished.yaml")
-    try:
-        compiler.Compiler().compile(compiled, str(unfinished))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 def unknown(name: str, known: Iterable[str], kind: str = "pipeline") -> NoReturn:

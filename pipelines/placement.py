@@ -1,8 +1,8 @@
 """Where the steps of a pipeline run in a cluster: devices, memory, volumes, MLflow, retries; what compiled YAMLs add.
 
 The only module that knows Kubernetes. What runs a model goes to a node with a GPU, the rest never does. Two steps
-that the pipelines do not have, both `track_run`, open and finish the pipeline's run in MLflow, and an exit handler
-fails it if it has not finished.
+that the pipelines do not have, both `track_run`, open and finish the pipeline's run in MLflow; a stage that fails ends
+it as FAILED itself. An exit handler would do so too, at the price of a graph whose first view is two boxes.
 """
 
 import functools
@@ -144,19 +144,17 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
         *arguments, git_commit, kubeflow_link = given
         marked = {"pipeline": name, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
         tasks = pipeline_context.Pipeline.get_default_pipeline().tasks
-        failed = track_run(pipeline=name, status="FAILED").set_display_name("fail the MLflow run")
-        with dsl.ExitHandler(failed, "tracked") as tracked:
-            opened = track_run(**marked, status="RUNNING", git_commit=git_commit, kubeflow_link=kubeflow_link)
-            opened.set_display_name("open the MLflow run")
-            result = pipeline.pipeline_func(*arguments)
-            own = [task for task in tasks.values() if task not in (failed, opened)]
-            awaited = set[str]().union(*map(_awaited, own))
-            last = [task for task in tracked.tasks if task in own and task.name not in awaited]
-            for task in own:
-                if not _awaited(task):
-                    task.after(opened)
-            finished = track_run(pipeline=name, status="FINISHED").set_display_name("finish the MLflow run")
-            finished.after(*last)
+        opened = track_run(**marked, status="RUNNING", git_commit=git_commit, kubeflow_link=kubeflow_link)
+        opened.set_display_name("open the MLflow run")
+        result = pipeline.pipeline_func(*arguments)
+        own = [task for task in tasks.values() if task is not opened]
+        awaited = set[str]().union(*map(_awaited, own))
+        for task in own:
+            if not _awaited(task):
+                task.after(opened)
+        finished = track_run(pipeline=name, status="FINISHED").set_display_name("finish the MLflow run")
+        # A task in a loop cannot be waited for from outside; what gathers the loop's results is outside.
+        finished.after(*(task for task in own if task.name not in awaited and not _looped(task)))
         for task in tasks.values():
             if task.container_spec is not None:  # an importer has none
                 _place(task, placement)
@@ -179,6 +177,10 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
 def _awaited(task: Any) -> set[str]:
     """Name the tasks, and the groups of tasks, that a task waits for."""
     return {channel.task_name for channel in task.channel_inputs if channel.task_name} | set(task.dependent_tasks)
+
+
+def _looped(task: Any) -> bool:
+    return bool(task.parent_task_group.group_type == "for-loop")
 
 
 def _runs_model(task: Any) -> bool:

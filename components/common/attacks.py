@@ -14,7 +14,7 @@ from evasion.components.common import derive, seeding, tracking, versions
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.dataset import Dataset, Floats, Pixels, Sample, to_float, to_pixels
 from evasion.components.common.model import Card
-from evasion.components.common.transformations import Defense, defense_of
+from evasion.components.common.transformations import Defense, defenses_of
 
 AWARE, OBLIVIOUS = "defense-aware", "oblivious"
 SMALL_BATCH_BYTES = 2**20  # up to which two batches are attacked at once, so that no core waits for the other's part
@@ -45,68 +45,67 @@ def run(
     dataset: Path,
     model: Path,
     adversarial: Path,
-    defense: Path | None,
+    defenses: str,
     parameters: Mapping[str, Any],
     seed: int,
     make: Callable[[Any, int], Attack],
 ) -> dict[str, float]:
-    """Attack a dataset and save the result.
+    """Attack a dataset by several attackers and save the results in one tar.
 
     Args:
-        stage: The attack's name; the dataset's folder and MLflow's artifact `<stage>.tar` are named after it.
+        stage: The attack's name; MLflow's artifact `<stage>.tar` is named after it, and in it the dataset that an
+            oblivious attacker makes. That of an attacker who knows a defense is `<stage>_aware_of_<defense>`.
         dataset: The images to attack.
         model: The model artifact.
-        adversarial: Where the attacked dataset goes.
-        defense: A dataset that a defense has made, to aim at the model behind that defense; or None.
+        adversarial: Where the attacked datasets go.
+        defenses: The defenses that further attackers know, one each, as `transformations.defenses_of` reads them.
         parameters: The attack's own parameters, `batch_size` and `eot_samples` among them.
         seed: The seed asked for.
         make: Given what is attacked, a `Classifier` whose `art` is ART's, and the seed used, returns the attack.
 
     Returns:
-        Summaries of the distances between the saved images and their parents.
+        Summaries of the distances between the saved images and their parents, as `derive.write` names them.
     """
     used = {**parameters, "seed": seeding.resolve(seed)}
-    known = _known(defense)
-    knowledge = AWARE if known else OBLIVIOUS
-    logged = {**used, "knowledge": knowledge, "defense": known.stage if known else ""}
-    with tracking.stage(stage, logged) as run, Dataset(dataset) as clean:
+    known = defenses_of(defenses)
+    with tracking.stage(stage, {**used, "defenses": defenses}) as run, Dataset(dataset) as clean:
         card = Card.read(model)
         card.indices_of(clean.header.class_names, clean.header.image_shape)  # refused before TensorFlow is loaded
 
         from evasion.components.common import classifier
 
         bare = classifier.load(model)
-        target = aimed(bare, known, eot_samples=used["eot_samples"], seed=used["seed"])
-        header = clean.header.derive(
-            name=stage,
-            prefix="adv_",
-            entry={
-                "stage": stage,
-                "kind": "attack",
-                "parameters": dict(parameters),
-                "seed": used["seed"],
-                "versions": versions.recorded(model=True),
-                "parent_sha256": clean.sha256,
-                "model_sha256": card.sha256,
-                "gradient_from_logits": bare.from_logits,
-                "knowledge": knowledge,
-                "defense": known.describe() if known else None,
-            },
-        )
-        run.tag({"dataset_sha256": clean.sha256}, name=f"{stage} aware of {known.stage}" if known else "")
-        attack = make(target, used["seed"])
-        changes = _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
-        described = derive.write(adversarial, header, "adv_", changes, "images")
+
+        def derived(defense: Defense | None) -> derive.Derived:
+            header = clean.header.derive(
+                name=f"{stage}_aware_of_{defense.stage}" if defense else stage,
+                prefix="adv_",
+                entry={
+                    "stage": stage,
+                    "kind": "attack",
+                    "parameters": dict(parameters),
+                    "seed": used["seed"],
+                    "versions": versions.recorded(model=True),
+                    "parent_sha256": clean.sha256,
+                    "model_sha256": card.sha256,
+                    "gradient_from_logits": bare.from_logits,
+                    "knowledge": AWARE if defense else OBLIVIOUS,
+                    "defense": defense.describe() if defense else None,
+                },
+            )
+
+            def changes() -> Iterator[list[derive.Change]]:
+                target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
+                attack = make(target, used["seed"])
+                yield from _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
+
+            return derive.Derived(header, "adv_", changes())
+
+        run.tag({"dataset_sha256": clean.sha256})
+        described = derive.write(adversarial, [derived(defense) for defense in (None, *known)])
         run.log_metrics(described)
         run.log_file(adversarial, f"{stage}.tar")
     return described
-
-
-def _known(defense: Path | None) -> Defense | None:
-    if defense is None:
-        return None
-    with Dataset(defense) as defended:
-        return defense_of(defended.header)
 
 
 def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) -> Any:

@@ -1,6 +1,6 @@
 """The dataset artifact: one uncompressed tar of 8-bit PNGs, read and written as a stream.
 
-Layout, in this order:
+It holds one dataset or several, one after the other. Layout of each, in this order:
 
     <name>/dataset.json            what the images are and where they come from (`Header`)
     <name>/<class>/<stem>.png      8-bit gray or RGB, lossless
@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common.concurrency import ordered_map
-from evasion.components.common.files import replacing, sha256_of
+from evasion.components.common.files import replacing
 from evasion.components.common.images import UnreadableImage, decode_png, encode_png
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,11 +43,13 @@ SPLITS = ("training", "testing")
 HEADER = "dataset.json"
 ROWS = "samples.csv"
 COLUMNS = ("path", "label", "source")
+COPIED_BYTES = 1 << 20
 CHUNK_BYTES = 64 << 10  # of pixels that a thread takes at once
 AHEAD_BYTES = 32 << 20  # of pixels, decoded and waiting for the next hand
 MAX_HEADER_BYTES = 16 << 20
 MAX_ROW_BYTES = 16 << 10
 MAX_NAME_BYTES = 8 << 10
+MAX_DATASETS = 256  # in a tar: their headers are in memory
 MAX_SIDE = 2048  # of an image; some hundreds of them are in memory at once, and no classifier here takes larger ones
 SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
@@ -127,6 +129,12 @@ class Header:
                 defenses.append(str(entry["stage"]))
         return " ".join([*reversed(defenses), *reversed(attacks or ["clean"])])
 
+    @property
+    def awaited_defense(self) -> str:
+        """The defense that the last stage, an attack, was aimed at and that the images have not met yet, or `""`."""
+        known = self.provenance[-1].get("defense") if self.provenance else None
+        return str(known["stage"]) if known else ""
+
     def original(self, path: str) -> str:
         """Return the path that an image had before any stage put a prefix before its name."""
         folder, _, name = path.rpartition("/")
@@ -205,18 +213,38 @@ def to_pixels(x: Floats) -> Pixels:
 
 
 def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
-    """Write a dataset; the file appears under its name only when it is whole.
+    """Write a tar of one dataset; see `write_all`."""
+    write_all(path, [(header, samples)])
+
+
+def write_all(path: Path, datasets: Iterable[tuple[Header, Iterable[Sample]]]) -> None:
+    """Write a tar of one dataset or several; the file appears under its name only when it is whole.
 
     Images are encoded on threads while `samples` computes the next ones; at most `AHEAD_BYTES` of them wait in memory.
 
     Args:
         path: Where to write the tar.
-        header: Its description. The counts in it must be those of `samples`.
-        samples: The images, in the order in which they are stored.
+        datasets: Of each dataset its description and its images, in the order in which they are stored. The counts in
+            the description must be those of the images. One is taken after the one before it is written.
 
     Raises:
-        RuntimeError: If the images are not as many, or not of the shape, that `header` says.
+        ValueError: If two datasets have one name.
+        RuntimeError: If the images are not as many, or not of the shape, that their header says.
     """
+    written: set[str] = set()
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb", buffering=1 << 20) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for header, samples in datasets:
+            if header.name in written:
+                raise ValueError(f"Datasets in one tar must have names of their own. Received twice: {header.name}")
+            written.add(header.name)
+            _write_one(tar, header, samples, path.parent)
+
+
+def _write_one(tar: tarfile.TarFile, header: Header, samples: Iterable[Sample], folder: Path) -> None:
     written = [0] * len(header.class_names)
 
     def encoded(sample: Sample) -> tuple[Sample, bytes]:
@@ -225,10 +253,7 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
         return sample, encode_png(sample.pixels)
 
     with (
-        replacing(path) as temporary,
-        temporary.open("wb", buffering=1 << 20) as file,
-        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
-        tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=path.parent) as table,
+        tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=folder) as table,
         closing(ordered_map(encoded, samples, **ahead(header.image_shape))) as encoding,
     ):
         _add(tar, f"{header.name}/{HEADER}", header.to_json().encode())
@@ -289,57 +314,109 @@ class _Member(tarfile.TarInfo):
         return member
 
 
+@dataclasses.dataclass
+class _Place:
+    """Where a dataset and its images lie in a tar, as a look at every member found it.
+
+    Attributes:
+        header: The dataset's description.
+        start, end: The bytes of the tar that are the dataset's.
+        offsets, sizes, labels: Of each image, in order.
+        table: The member `samples.csv`.
+        paths: The hash of the images' paths, which the rows of the table must name.
+    """
+
+    header: Header
+    start: int
+    end: int
+    offsets: "array[int]"
+    sizes: "array[int]"
+    labels: "array[int]"
+    table: tarfile.TarInfo
+    paths: bytes
+
+
 class Dataset:
-    """A dataset artifact opened for reading; a context manager.
+    """A dataset in a tar, for reading; open it as a context manager.
 
     Args:
         path: The tar.
-        expected_name: The `dataset_name` it must hold, or `""` for any.
+        name: The `dataset_name` it must hold; `""` for the one that it holds, if it is only one.
 
     Raises:
-        DatasetError: If the tar is damaged, cut short, holds anything but a dataset, or another name.
+        DatasetError: If the tar is damaged, cut short, holds anything but datasets, not one of this name, or several
+            and no name is given.
     """
 
-    def __init__(self, path: Path, expected_name: str = "") -> None:
+    def __init__(self, path: Path, name: str = "") -> None:
+        places = _scanned(path)
+        names = [place.header.name for place in places]
+        if name and name not in names:
+            raise DatasetError(
+                f"dataset_name must be a folder in the tar, of {', '.join(map(repr, names))}. "
+                f"Received: dataset_name={name!r}"
+            )
+        if not name and len(names) > 1:
+            raise DatasetError(f"dataset_name must be given for {path.name}, which holds {', '.join(names)}.")
+        self._set(path, places[names.index(name) if name else 0])
+
+    @classmethod
+    def all_in(cls, path: Path) -> list[Self]:
+        """Return every dataset of a tar, in order, not yet opened.
+
+        Raises:
+            DatasetError: If the tar is damaged, cut short, or holds anything but datasets.
+        """
+        datasets = []
+        for place in _scanned(path):
+            dataset = cls.__new__(cls)
+            dataset._set(path, place)
+            datasets.append(dataset)
+        return datasets
+
+    def _set(self, path: Path, place: _Place) -> None:
         self.path = path
+        self.header = place.header
+        self._place = place
         self._sha256 = ""
-        with ExitStack() as stack:
-            self._file = stack.enter_context(path.open("rb"))
-            try:
-                self._tar = stack.enter_context(tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Member))
-                self._scan()
-            except DatasetError:
-                raise
-            except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-                raise DatasetError(f"{path.name} is no uncompressed tar, is damaged or cut short: {error}") from error
-            if expected_name and self.header.name != expected_name:
-                raise DatasetError(
-                    f"dataset_name must be the folder in the tar, {self.header.name!r}. "
-                    f"Received: dataset_name={expected_name!r}"
-                )
-            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
+        self._file = self.path.open("rb")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        self._file.close()
 
     def __len__(self) -> int:
         return self.header.images
 
     @property
     def sha256(self) -> str:
-        """The hash of the tar file, as `sha256sum` prints it."""
-        self._sha256 = self._sha256 or sha256_of(self.path)
+        """The hash of the dataset's bytes in the tar: the same whatever else the tar holds."""
+        if not self._sha256:
+            digest = hashlib.sha256()
+            for block in self._blocks():
+                digest.update(block)
+            self._sha256 = digest.hexdigest()
         return self._sha256
+
+    def copy_to(self, path: Path) -> None:
+        """Write a tar of this dataset alone; the file appears under its name only when it is whole."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            for block in self._blocks():
+                file.write(block)
+            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
+
+    def _blocks(self) -> Iterator[bytes]:
+        for start in range(self._place.start, self._place.end, COPIED_BYTES):
+            yield os.pread(self._file.fileno(), min(COPIED_BYTES, self._place.end - start), start)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
         """The class index of every image, in order, shape (images,)."""
-        return np.frombuffer(self._labels, dtype=np.int32)
+        return np.frombuffer(self._place.labels, dtype=np.int32)
 
     def samples(self) -> Generator[Sample, None, None]:
         """Yield every image in order with its row of `samples.csv`, decoding ahead on threads."""
@@ -360,7 +437,7 @@ class Dataset:
 
     def pixels(self, index: int) -> Pixels:
         """Return one image by its place; safe to call from several threads."""
-        size, offset = self._sizes[index], self._offsets[index]
+        size, offset = self._place.sizes[index], self._place.offsets[index]
         try:
             return decode_png(os.pread(self._file.fileno(), size, offset), self.header.image_shape)
         except UnreadableImage as error:
@@ -371,14 +448,13 @@ class Dataset:
     def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
         index, row = numbered
         fields = {name: value for name, value in row.items() if name not in COLUMNS}
-        return Sample(self._labels[index], _stem(row["path"]), self.pixels(index), row["path"], fields, index)
+        return Sample(self._place.labels[index], _stem(row["path"]), self.pixels(index), row["path"], fields, index)
 
     def _rows(self) -> Iterator[dict[str, str]]:
         """Yield the rows of `samples.csv`, holding them to the images' paths."""
         paths = hashlib.sha256()
         count = taken = 0
-        content = self._tar.extractfile(self._table)
-        assert content is not None  # noqa: S101  (the scan took only a regular file)
+        table = self._place.table
 
         def lines(text: io.TextIOWrapper) -> Iterator[str]:
             """Yield the lines of one row after the other; a hostile row may claim the whole file."""
@@ -390,7 +466,8 @@ class Dataset:
                 yield line
 
         try:
-            with content, io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
+            content = io.BufferedReader(_Range(self._file.fileno(), table.offset_data, table.size))
+            with io.TextIOWrapper(content, encoding="utf-8", newline="") as text:
                 rows = csv.DictReader(lines(text), strict=True)
                 if tuple(rows.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
                     raise DatasetError(f"{ROWS} must begin with the columns {', '.join(COLUMNS)}.")
@@ -404,63 +481,108 @@ class Dataset:
                     yield row
         except (csv.Error, UnicodeError) as error:
             raise DatasetError(f"{ROWS} cannot be read behind row {count}: {error}") from error
-        if count != self.header.images or paths.digest() != self._paths:
+        if count != self.header.images or paths.digest() != self._place.paths:
             raise DatasetError(f"{ROWS} does not name the images of {self.path.name} in their order.")
 
-    def _scan(self) -> None:
-        """Look at every member once; remember where the images lie."""
-        self._offsets, self._sizes, self._labels = array("Q"), array("I"), array("i")
-        member = self._next()
-        if member is None or not member.name.endswith(f"/{HEADER}"):
-            raise DatasetError(f"{self.path.name} must begin with <dataset_name>/{HEADER}.")
-        if member.size > MAX_HEADER_BYTES:
-            raise DatasetError(f"{member.name} says it has {member.size} bytes; at most {MAX_HEADER_BYTES} are read.")
-        content = self._tar.extractfile(member)
-        assert content is not None  # noqa: S101  (a regular file has content)
-        self.header = Header.from_json(content.read())
-        if member.name != f"{self.header.name}/{HEADER}":
-            raise DatasetError(f"{member.name}: the folder must be the name in {HEADER}, {self.header.name!r}.")
-        height, width, channels = self.header.image_shape
-        largest = 2 * height * (width * channels + 1) + 4096  # a PNG that compresses to nothing less
-        places = {f"{self.header.name}/{name}": index for index, name in enumerate(self.header.class_names)}
-        counts = [0] * len(places)
-        paths = hashlib.sha256()
-        table: tarfile.TarInfo | None = None
-        while (member := self._next()) is not None:
-            if table is not None:
-                raise DatasetError(f"{member.name!r} follows {ROWS}, which must be the last.")
-            if member.name == f"{self.header.name}/{ROWS}":
-                table = member
-                continue
-            folder, _, file = member.name.rpartition("/")
-            if folder not in places or not file.endswith(".png") or not SAFE_FOLDER.fullmatch(file):
-                raise DatasetError(f"{member.name!r} is not <dataset_name>/<class>/<stem>.png of a known class.")
-            if member.size > largest:
-                raise DatasetError(f"{member.name} says it has {member.size} bytes; its shape allows {largest}.")
-            label = places[folder]
-            counts[label] += 1
-            if counts[label] > self.header.counts[label]:
-                raise DatasetError(f"{folder} has more images than the {self.header.counts[label]} of {HEADER}.")
-            self._offsets.append(member.offset_data)
-            self._sizes.append(member.size)
-            self._labels.append(label)
-            paths.update(f"{self.header.class_names[label]}/{file}\n".encode())
-        if table is None:
-            raise DatasetError(f"{self.path.name} ends before {ROWS}: it was cut short.")
-        if table.size > MAX_ROW_BYTES * (self.header.images + 1):
-            raise DatasetError(f"{ROWS} says it has {table.size} bytes, too many for {self.header.images} images.")
-        if tuple(counts) != self.header.counts:
-            raise DatasetError(f"{self.path.name} has {sum(counts)} images, {HEADER} says {self.header.images}.")
-        self._table, self._paths = table, paths.digest()
 
-    def _next(self) -> tarfile.TarInfo | None:
-        """Return the next member, a plain file that lies in the tar as a whole."""
-        member = self._tar.next()
-        if member is None:
-            return None
-        _forget(self._tar)
-        if member.issparse():
-            raise DatasetError(f"{member.name!r} is a sparse file; only plain files are taken.")
-        if not 0 <= member.size <= os.fstat(self._file.fileno()).st_size - member.offset_data:
-            raise DatasetError(f"{member.name!r} says it has {member.size} bytes; they are not there.")
-        return member
+class _Range(io.RawIOBase):
+    """Bytes of an open file, read without moving its position, so that several can be read at once."""
+
+    def __init__(self, file: int, start: int, size: int) -> None:
+        self._file, self._at, self._end = file, start, start + size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = os.pread(self._file, min(len(buffer), self._end - self._at), self._at)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def _scanned(path: Path) -> list[_Place]:
+    """Look at every member of a tar once, and return where its datasets lie."""
+    with path.open("rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
+                places: list[_Place] = []
+                size = os.fstat(file.fileno()).st_size
+                while (member := _next(tar, size)) is not None:
+                    if len(places) == MAX_DATASETS:
+                        raise DatasetError(f"{path.name} holds more than {MAX_DATASETS} datasets.")
+                    places.append(_scanned_one(path, tar, member, size))
+        except DatasetError:
+            raise
+        except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise DatasetError(f"{path.name} is no uncompressed tar, is damaged or cut short: {error}") from error
+        names = [place.header.name for place in places]
+        if len(set(names)) < len(names):
+            raise DatasetError(f"{path.name} holds two datasets of one name: {', '.join(names)}.")
+        if not names:
+            raise DatasetError(f"{path.name} must begin with <dataset_name>/{HEADER}.")
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, places[-1].end) != bytes(tarfile.BLOCKSIZE):
+            raise DatasetError(f"{path.name} ends without the mark of a tar's end: it was cut short.")
+        return places
+
+
+def _scanned_one(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, tar_bytes: int) -> _Place:
+    """Look at every member of a dataset, of which `member` is the first, and return where it lies."""
+    offsets, sizes, labels = array("Q"), array("I"), array("i")
+    start = member.offset
+    if not member.name.endswith(f"/{HEADER}"):
+        raise DatasetError(
+            f"{path.name} must begin with <dataset_name>/{HEADER}."
+            if start == 0
+            else f"{member.name!r} follows {ROWS}, which must be the last of a dataset."
+        )
+    if member.size > MAX_HEADER_BYTES:
+        raise DatasetError(f"{member.name} says it has {member.size} bytes; at most {MAX_HEADER_BYTES} are read.")
+    content = tar.extractfile(member)
+    assert content is not None  # noqa: S101  (a regular file has content)
+    header = Header.from_json(content.read())
+    if member.name != f"{header.name}/{HEADER}":
+        raise DatasetError(f"{member.name}: the folder must be the name in {HEADER}, {header.name!r}.")
+    height, width, channels = header.image_shape
+    largest = 2 * height * (width * channels + 1) + 4096  # a PNG that compresses to nothing less
+    places = {f"{header.name}/{name}": index for index, name in enumerate(header.class_names)}
+    counts = [0] * len(places)
+    paths = hashlib.sha256()
+    while True:
+        found = _next(tar, tar_bytes)
+        if found is None:
+            raise DatasetError(f"{path.name} ends before {ROWS}: it was cut short.")
+        if found.name == f"{header.name}/{ROWS}":
+            break
+        folder, _, file = found.name.rpartition("/")
+        if folder not in places or not file.endswith(".png") or not SAFE_FOLDER.fullmatch(file):
+            raise DatasetError(f"{found.name!r} is not <dataset_name>/<class>/<stem>.png of a known class.")
+        if found.size > largest:
+            raise DatasetError(f"{found.name} says it has {found.size} bytes; its shape allows {largest}.")
+        label = places[folder]
+        counts[label] += 1
+        if counts[label] > header.counts[label]:
+            raise DatasetError(f"{folder} has more images than the {header.counts[label]} of {HEADER}.")
+        offsets.append(found.offset_data)
+        sizes.append(found.size)
+        labels.append(label)
+        paths.update(f"{header.class_names[label]}/{file}\n".encode())
+    if found.size > MAX_ROW_BYTES * (header.images + 1):
+        raise DatasetError(f"{ROWS} says it has {found.size} bytes, too many for {header.images} images.")
+    if tuple(counts) != header.counts:
+        raise DatasetError(f"{path.name} has {sum(counts)} images, {HEADER} says {header.images}.")
+    end = found.offset_data + -(-found.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return _Place(header, start, end, offsets, sizes, labels, found, paths.digest())
+
+
+def _next(tar: tarfile.TarFile, tar_bytes: int) -> tarfile.TarInfo | None:
+    """Return the next member, a plain file that lies in the tar as a whole."""
+    member = tar.next()
+    if member is None:
+        return None
+    _forget(tar)
+    if member.issparse():
+        raise DatasetError(f"{member.name!r} is a sparse file; only plain files are taken.")
+    if not 0 <= member.size <= tar_bytes - member.offset_data:
+        raise DatasetError(f"{member.name!r} says it has {member.size} bytes; they are not there.")
+    return member

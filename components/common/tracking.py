@@ -208,6 +208,8 @@ def _open(name: str, parameters: Mapping[str, Any]) -> Stage:
     with _reachable():
         client = _client()
         parent = _parent(client)
+        if parent and parent.info.status == "FAILED" and not os.environ.get(PARENT):
+            client.update_run(parent.info.run_id, "RUNNING")  # the stage that failed is tried again
         experiment = client.get_experiment(parent.info.experiment_id) if parent else _experiment(client)
         tags = {_PARENT_TAG: parent.info.run_id} if parent else {}
         run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **_lineage(), "stage": name})
@@ -240,14 +242,13 @@ def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = 
 def mark_pipeline_run(
     name: str, status: str, *, run_name: str = "", git_commit: str = "", kubeflow_page: str = ""
 ) -> str:
-    """Open, finish or fail the run of a pipeline in Kubeflow, which stages find by the id of Kubeflow's run.
+    """Open or finish the run of a pipeline in Kubeflow, which stages find by the id of Kubeflow's run.
 
-    Where Kubeflow's backend keeps a run in MLflow itself, it is left to it. A run is failed only while it is under
-    way: the step that fails it comes after all others, whether they went well or not.
+    Where Kubeflow's backend keeps a run in MLflow itself, it is left to it.
 
     Args:
         name: The pipeline's name.
-        status: RUNNING, FINISHED or FAILED.
+        status: RUNNING or FINISHED.
         run_name: What Kubeflow's dashboard calls the run, or `""`.
         git_commit: The commit that asks for it, or `""`.
         kubeflow_page: Where Kubeflow's dashboard shows it, or `""`.
@@ -273,9 +274,29 @@ def mark_pipeline_run(
             run = client.create_run(_experiment(client).experiment_id, run_name=run_name or name, tags=tags)
         elif run is not None and status == "RUNNING":
             client.update_run(run.info.run_id, status)
-        elif run is not None and (status == "FINISHED" or run.info.status == "RUNNING"):
+        elif run is not None:
             client.set_terminated(run.info.run_id, status)
         return str(run.info.run_id) if run else ""
+
+
+def fail_pipeline_run() -> None:
+    """End the run of a pipeline in Kubeflow as FAILED, after one of its stages failed.
+
+    Nothing else would: no step of Kubeflow's runs after one that failed, but one whose graph hides the whole pipeline
+    behind it. A stage that is tried again opens the run again. What goes wrong here is only a warning.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if os.environ.get(PARENT) or not os.environ.get(KUBEFLOW_RUN):
+        return
+    try:
+        with _reachable():
+            run = _parent(_client())
+    except (TrackingError, MlflowException) as error:
+        print(f"warning: the pipeline's run stays open in MLflow: {error}", file=sys.stderr)
+        return
+    if run is not None and run.info.status == "RUNNING":
+        _end(run.info.run_id, "FAILED")
 
 
 def page_of_pipeline_run(address: str) -> str:

@@ -2,14 +2,16 @@
 
 import hashlib
 import importlib
+import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from evasion.components.common.dataset import Header, Pixels
+from evasion.components.common.dataset import Pixels
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,16 @@ class Transformation:
 
 @dataclass(frozen=True)
 class Defense:
-    """A defense that has been over a dataset, read from its provenance.
+    """A defense that an attacker knows.
 
     Attributes:
         stage: Its name, that of its folder in `evasion.components`.
-        parameters: What it was called with.
-        seed: The seed that it used.
+        parameters: Its settings.
         transformation: What it does to one image.
     """
 
     stage: str
     parameters: Mapping[str, Any]
-    seed: int
     transformation: Transformation
 
     def describe(self) -> dict[str, Any]:
@@ -57,33 +57,86 @@ class Defense:
         return {"stage": self.stage, "parameters": dict(self.parameters)}
 
 
-def defense_of(header: Header) -> Defense:
-    """Return the defense that made a dataset.
+def defenses_of(text: str) -> list[Defense]:
+    """Return the defenses that a parameter `defenses` names.
+
+    Args:
+        text: A JSON object: by the name of each defense an object of all settings that make its transformation, such
+            as `{"spatial_smoothing": {"window_size": 3}}`. Blank for none.
 
     Raises:
-        ValueError: If no defense of this package made it, or one that does not turn each image into one.
+        ValueError: If it is not of this form, or a setting breaks its rule.
     """
-    entry = header.provenance[-1]
-    if entry["kind"] != "defense" or not entry["applied"]:
-        raise ValueError(
-            f"A defense-aware attack takes a dataset that a defense has changed. Received: one by {entry['stage']}"
-        )
-    stage, parameters = str(entry["stage"]), dict(entry["parameters"])
-    if parameters.get("perform_data_augmentation"):
-        raise ValueError(
-            "A defense-aware attack needs a defense that turns each image into one. "
-            "Received: perform_data_augmentation=True"
-        )
+    return [
+        Defense(stage, settings, _module(stage).transformation(**settings))
+        for stage, settings in _settings(text).items()
+    ]
+
+
+def _settings(text: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of each defense, of the types that its stage declares."""
+    if not text.strip():
+        return {}
+    rule = 'defenses must be a JSON object of settings by defense, such as {"spatial_smoothing": {"window_size": 3}}'
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}. Received: defenses={text!r}") from None
+    if not isinstance(given, dict) or not all(isinstance(settings, dict) for settings in given.values()):
+        raise ValueError(f"{rule}. Received: defenses={text!r}")
+    return {stage: _typed(stage, settings) for stage, settings in given.items()}
+
+
+def _module(stage: str) -> Any:
+    """Return the module of a defense's stage; a stage is a defense if it has a `transformation`."""
     module = None
-    if re.fullmatch(r"[a-z][a-z0-9_]*", stage):  # it comes out of a file
+    if re.fullmatch(r"[a-z][a-z0-9_]*", stage):
         try:
             module = importlib.import_module(f"evasion.components.{stage}.task")
         except ModuleNotFoundError:
             module = None
     if not hasattr(module, "transformation"):
-        raise ValueError(f"No step of this name has a `transformation`. Received: {stage!r}")
-    made: Transformation = module.transformation(**parameters)  # type: ignore[union-attr]
-    return Defense(stage, parameters, int(entry["seed"]), made)
+        raise ValueError(f"defenses must name steps that have a `transformation`. Received: defenses={stage!r}")
+    return module
+
+
+def _typed(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a defense as its stage declares them, or refuse them."""
+    module = _module(stage)
+    types = get_type_hints(getattr(module, stage))
+    if settings.get("perform_data_augmentation"):
+        raise ValueError(
+            "A defense-aware attack needs a defense that turns each image into one. "
+            "Received: perform_data_augmentation=True"
+        )
+    if unknown := [name for name in settings if name not in types]:
+        raise ValueError(f"defenses: {stage} has no {', '.join(unknown)}. Its parameters: {', '.join(types)}")
+    typed = {name: _of_type(types[name], value) for name, value in settings.items()}
+    needed = {
+        name
+        for name, parameter in inspect.signature(module.transformation).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    }
+    if missing := sorted(needed - typed.keys()):
+        raise ValueError(f"defenses: {stage} needs {', '.join(missing)}. Received: {', '.join(typed) or 'nothing'}")
+    checked = {**typed, "seed": 0}  # draws are the attacker's
+    names = inspect.signature(module.check).parameters
+    if all(name in checked for name, one in names.items() if one.kind is one.KEYWORD_ONLY and one.default is one.empty):
+        module.check(**checked)
+    return typed
+
+
+def _of_type(kind: Any, value: Any) -> Any:
+    """Return a value that JSON, or a pipeline that filled it in, has as a text or as a float of a whole number."""
+    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if kind is int and number.is_integer() else number
+    return value
 
 
 def generator(seed: int, original: str) -> np.random.Generator:

@@ -4,6 +4,9 @@ from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from evasion.components.step import step
 
+# Its place among the attacks of an evaluation that names none.
+PLACE_IN_DEFAULT_EVALUATION = 1
+
 
 @step
 def fgm(
@@ -11,7 +14,7 @@ def fgm(
     model: Input[Model],
     adversarial: Output[Dataset],
     metrics: Output[Metrics],
-    defense: Input[Dataset] = None,
+    defenses: str = "",
     batch_size: int = 32,
     eps: float = 0.3,
     eps_step: float = 0.1,
@@ -22,18 +25,19 @@ def fgm(
 ) -> None:
     """Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572).
 
-    Without `defense` the attacker is oblivious: it knows the model and no defense. With it the attacker is
-    defense-aware and aims at the model behind that defense: by the straight-through gradient (BPDA), averaged over
-    draws if the defense is random (EOT; Athalye et al. 2018, arXiv:1802.00420). It moves each image away from the
+    An oblivious attacker knows the model and no defense. For each defense that `defenses` names there is a further,
+    defense-aware one, who aims at the model behind that defense: by the straight-through gradient (BPDA), averaged over
+    draws if the defense is random (EOT; Athalye et al. 2018, arXiv:1802.00420). Each moves an image away from the
     prediction for it, not from the true label. The images saved have 8 bits: with norm inf a change under 1/510 is
     lost.
 
     Args:
         dataset: The images to attack.
         model: The model to fool.
-        adversarial: The attacked images.
-        metrics: Distances between the attacked and the original images.
-        defense: Any dataset that a defense has made: the attacker knows that defense and its settings. Or nothing.
+        adversarial: The attacked images, a dataset an attacker in one tar: fgm, fgm_aware_of_<defense> …
+        metrics: Distances between the attacked and the original images, of further attackers' under `<dataset>/`.
+        defenses: What further attackers know: a JSON object of settings by defense, all that make its transformation,
+            such as {"spatial_smoothing": {"window_size": 3}}; blank for none.
         batch_size: Images attacked at a time.
         eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
         eps_step: With minimal, by how much the size grows from try to try, positive, at most eps.
@@ -42,22 +46,6 @@ def fgm(
         eot_samples: With a defense that is random, the draws of it to average over, a positive integer.
         seed: Of those draws, from 0 to 4294967295; -1 draws one and records it.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.fgm import task
-
-    metrics.metadata.update(
-        task.fgm(
-            dataset=Path(dataset.path),
-            model=Path(model.path),
-            adversarial=Path(adversarial.path),
-            defense=Path(defense.path) if defense else None,
-            batch_size=batch_size,
-            eps=eps,
-            eps_step=eps_step,
-            minimal=minimal,
-            norm=norm,
-            eot_samples=eot_samples,
-            seed=seed,
-        )
-    )
+    metrics.metadata.update(call("fgm", locals()))

@@ -4,6 +4,9 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 
 from evasion.components.step import step
 
+# Its place among the defenses of an evaluation that names none.
+PLACE_IN_DEFAULT_EVALUATION = 3
+
 
 @step
 def gaussian_augmentation(
@@ -20,7 +23,7 @@ def gaussian_augmentation(
     """Add Gaussian noise to every image, or noisy copies to the dataset (Zantedeschi et al. 2017, arXiv:1707.06728).
 
     Args:
-        dataset: The images to defend.
+        dataset: The images to defend: all datasets of the tar, but of several those aimed at another defense.
         defended: The noisy images.
         metrics: Distances between the noisy images and those before.
         perform_data_augmentation: Whether to keep every image as it is and add noisy copies of some.
@@ -30,19 +33,6 @@ def gaussian_augmentation(
         apply_predict: Whether to add noise to testing data.
         seed: Seed of the noise from 0 to 4294967295; -1 draws one and records it.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.gaussian_augmentation import task
-
-    metrics.metadata.update(
-        task.gaussian_augmentation(
-            dataset=Path(dataset.path),
-            defended=Path(defended.path),
-            perform_data_augmentation=perform_data_augmentation,
-            ratio=ratio,
-            sigma=sigma,
-            apply_fit=apply_fit,
-            apply_predict=apply_predict,
-            seed=seed,
-        )
-    )
+    metrics.metadata.update(call("gaussian_augmentation", locals()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evasion.components.common import checks
 
@@ -40,6 +41,7 @@ def transformation(*, sigma: float, **_: object) -> Transformation:
 def gaussian_augmentation(
     *,
     dataset: Path,
+    others: Sequence[Path],
     defended: Path,
     perform_data_augmentation: bool,
     ratio: float,
@@ -54,20 +56,22 @@ def gaussian_augmentation(
     import numpy as np
 
     from evasion.components.common import derive, seeding
-    from evasion.components.common.dataset import Dataset
 
     seed = seeding.resolve(seed)
-    copied = None
-    if perform_data_augmentation:
-        # Each image at most once, where ART draws with replacement: a ratio of 1 is then the whole dataset, as the
-        # original's documentation says it is.
-        with Dataset(dataset) as source:
-            copied = np.zeros(len(source), dtype=bool)
-        copied[np.random.default_rng(seed).permutation(len(copied))[: int(len(copied) * ratio)]] = True
+
+    def copied(images: int) -> Any:
+        """Choose each image at most once, where ART draws with replacement.
+
+        A ratio of 1 is then the whole dataset, as the original's documentation says it is.
+        """
+        mask = np.zeros(images, dtype=bool)
+        mask[np.random.default_rng(seed).permutation(images)[: int(images * ratio)]] = True
+        return mask
 
     return derive.defend(
         stage="gaussian_augmentation",
         source=dataset,
+        others=others,
         output=defended,
         parameters={
             "perform_data_augmentation": perform_data_augmentation,
@@ -78,5 +82,5 @@ def gaussian_augmentation(
             "seed": seed,
         },
         transformation=transformation(sigma=sigma),
-        copied=copied,
+        copied=copied if perform_data_augmentation else None,
     )

@@ -15,30 +15,24 @@ def infer(
     batch_size: int = 32,
     seed: int = -1,
 ) -> None:
-    """Evaluate a model on a packed dataset.
+    """Evaluate a model on a packed dataset, or on each of several.
 
     Classes are matched by name. Of attacked data the accuracy is the robust accuracy, and the attack success rate
     is the share of images that were right before the attack and are wrong now.
 
     Args:
-        dataset: The images, clean, attacked or defended.
+        dataset: The images, clean, attacked or defended: all datasets of the tar, but of several those that await a
+            defense which an attacker knows.
         model: The model.
-        evaluation: All numbers, a row an image, and the images that a report shows.
-        metrics: Accuracy with its 95 % Wilson interval, loss, precision, recall, AUC, counts, attack success rate.
-        confusion_matrix: Of at most 30 classes: those with the most errors, and "other".
+        evaluation: Of each dataset all numbers, a row an image, and the images that a report shows.
+        metrics: Accuracy with its 95 % Wilson interval, loss, precision, recall, AUC, counts, attack success rate;
+            of further datasets under `<dataset>/`.
+        confusion_matrix: Of the first dataset and at most 30 classes: those with the most errors, and "other".
         batch_size: Images predicted at a time.
         seed: Recorded; nothing here is random.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.infer import task
-
-    result = task.infer(
-        dataset=Path(dataset.path),
-        model=Path(model.path),
-        evaluation=Path(evaluation.path),
-        batch_size=batch_size,
-        seed=seed,
-    )
+    result = call("infer", locals())
     metrics.metadata.update(result["metrics"])
     confusion_matrix.log_confusion_matrix(result["categories"], result["matrix"])

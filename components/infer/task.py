@@ -1,14 +1,15 @@
-"""Evaluate a model on a packed dataset: what it predicts of every image, and the numbers of it all."""
+"""Evaluate a model on packed datasets: what it predicts of every image, and the numbers of it all."""
 
 import csv
 import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evasion.components.common import checks, sampling
 
+EVALUATIONS = "evaluations.json"
 EVALUATION = "evaluation.json"
 PREDICTIONS = "predictions.csv"
 COUNTS = "counts.npz"
@@ -22,35 +23,81 @@ def check(*, batch_size: int, seed: int, **_: object) -> None:
     checks.seed(seed)
 
 
-def infer(*, dataset: Path, model: Path, evaluation: Path, batch_size: int, seed: int) -> dict[str, Any]:
-    """Write the evaluation of a model on a dataset; the parameters are those of the step of this name.
+def infer(
+    *, dataset: Path, others: Sequence[Path], model: Path, evaluation: Path, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """Write the evaluation of a model on datasets; the parameters are those of the step of this name.
+
+    `evaluation` becomes a folder of one folder a dataset, named after it, and `evaluations.json`, which lists them.
+    Of several datasets in a tar those are left out that an attack aimed at a defense which they have not met.
 
     Returns:
-        `metrics`: flat numbers; `categories` and `matrix`: the confusion matrix to be shown.
+        `metrics`: flat numbers, of the first dataset by their names, of each further one with its name before;
+        `categories` and `matrix`: the confusion matrix of the first, to be shown.
+
+    Raises:
+        ValueError: If two datasets have one name, or one does not suit the model.
     """
     check(batch_size=batch_size, seed=seed)
 
+    from contextlib import ExitStack
+
     from evasion.components.common import metrics, seeding, tracking
-    from evasion.components.common.dataset import Dataset
     from evasion.components.common.files import replacing
     from evasion.components.common.model import Card
 
     used = {"batch_size": batch_size, "seed": seeding.resolve(seed)}
-    with tracking.stage("infer", used) as run, Dataset(dataset) as data, replacing(evaluation) as folder:
+    with tracking.stage("infer", used) as run, ExitStack() as stack, replacing(evaluation) as folder:
         card = Card.read(model)
-        card.indices_of(data.header.class_names, data.header.image_shape)  # refused before TensorFlow is loaded
-        (folder / IMAGES).mkdir(parents=True)
-        run.tag({"dataset_sha256": data.sha256}, name=f"infer {data.header.title}")
-        result = _evaluate(data, model, card, folder, used)
-        (folder / EVALUATION).write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
-        run.log_metrics(result["metrics"] | metrics.flat(result["distances"]))
-        for name in (EVALUATION, PREDICTIONS):
-            run.log_file(folder / name, name)
-    categories, matrix = _shown(result["confusion"], card.class_names)
-    return {"metrics": result["metrics"], "categories": categories, "matrix": matrix}
+        datasets = [stack.enter_context(data) for data in _to_evaluate([dataset, *others])]
+        for data in datasets:  # refused before TensorFlow is loaded
+            card.indices_of(data.header.class_names, data.header.image_shape)
+        first, several = datasets[0], len(datasets) > 1
+        run.tag({"dataset_sha256": first.sha256}, name="infer" if several else f"infer {first.header.title}")
+
+        from evasion.components.common import classifier
+
+        loaded = classifier.load(model)
+        shown: dict[str, Any] = {}
+        for place, data in enumerate(datasets):
+            name = data.header.name
+            (folder / name / IMAGES).mkdir(parents=True)
+            result = _evaluate(data, loaded, card, folder / name, used, f"batches of {name}" if several else "batches")
+            text = json.dumps(result, indent=1, allow_nan=False)
+            (folder / name / EVALUATION).write_text(text, encoding="utf-8")
+            before = f"{name}/" if place else ""
+            described = {f"{before}{key}": value for key, value in result["metrics"].items()}
+            distances = {f"{before}{key}": value for key, value in metrics.flat(result["distances"]).items()}
+            run.log_metrics(described | distances)
+            for file in (EVALUATION, PREDICTIONS):
+                run.log_file(folder / name / file, f"{name}/{file}" if several else file)
+            if not place:
+                categories, matrix = _shown(result["confusion"], card.class_names)
+                shown = {"metrics": {}, "categories": categories, "matrix": matrix}
+            shown["metrics"] |= described
+        names = [data.header.name for data in datasets]
+        (folder / EVALUATIONS).write_text(json.dumps(names, indent=1), encoding="utf-8")
+    return shown
 
 
-def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str, int]) -> dict[str, Any]:
+def _to_evaluate(tars: Sequence[Path]) -> list[Any]:
+    """Return the datasets, not yet opened."""
+    from evasion.components.common.dataset import Dataset
+
+    chosen = [
+        data
+        for tar in tars
+        for datasets in [Dataset.all_in(tar)]
+        for data in datasets
+        if len(datasets) == 1 or not data.header.awaited_defense
+    ]
+    names = [data.header.name for data in chosen]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Datasets to evaluate must have names of their own. Received: {', '.join(names)}")
+    return chosen
+
+
+def _evaluate(data: Any, loaded: Any, card: Any, folder: Path, used: Mapping[str, int], what: str) -> dict[str, Any]:
     """Predict every image, write the rows and the sample of images, and return what `evaluation.json` holds."""
     import dataclasses
 
@@ -59,7 +106,6 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
     from evasion.components.common.images import encode_png
     from evasion.components.common.progress import track
 
-    loaded = classifier.load(model)
     header = data.header
     places = card.indices_of(header.class_names, header.image_shape)
     attack = next((entry for entry in reversed(header.provenance) if entry["kind"] == "attack"), None)
@@ -70,7 +116,7 @@ def _evaluate(data: Any, model: Path, card: Any, folder: Path, used: Mapping[str
 
     with (folder / PREDICTIONS).open("w", newline="", encoding="utf-8") as file:
         rows: csv.DictWriter[str] | None = None
-        batches = track(data.batches(used["batch_size"]), -(-len(data) // used["batch_size"]), "batches")
+        batches = track(data.batches(used["batch_size"]), -(-len(data) // used["batch_size"]), what)
         for batch in batches:
             probabilities = loaded.probabilities(to_float(classifier.stack(batch)))
             labels = places[[sample.label for sample in batch]]

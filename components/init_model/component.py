@@ -1,7 +1,5 @@
 """The step `init_model`."""
 
-from typing import NamedTuple
-
 from kfp.dsl import Model, Output
 
 from evasion.components.step import step
@@ -15,7 +13,7 @@ def init_model(
     weights: str = "imagenet",
     weights_sha256: str = "",
     seed: int = -1,
-) -> NamedTuple("Outputs", uri=str):  # type: ignore[valid-type]
+) -> None:
     """Load a whole pretrained ImageNet model and register it in MLflow.
 
     It is registered as {experiment}_{model_tag}_{model_architecture}, without the tag where that is blank. Its
@@ -29,22 +27,7 @@ def init_model(
             local or gs://.
         weights_sha256: What the hash of that file must be, or blank.
         seed: Seed of TensorFlow's randomness from 0 to 4294967295; -1 draws one and records it.
-
-    Returns:
-        uri: Where the model lies, for pipelines that choose among several models.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.init_model import task
-
-    model.metadata.update(
-        task.init_model(
-            model=Path(model.path),
-            model_tag=model_tag,
-            model_architecture=model_architecture,
-            weights=weights,
-            weights_sha256=weights_sha256,
-            seed=seed,
-        )
-    )
-    return (model.uri,)
+    model.metadata.update(call("init_model", locals()))

@@ -4,6 +4,9 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 
 from evasion.components.step import step
 
+# Its place among the defenses of an evaluation that names none.
+PLACE_IN_DEFAULT_EVALUATION = 2
+
 
 @step
 def jpeg_compression(
@@ -19,7 +22,7 @@ def jpeg_compression(
     """Compress every image as JPEG and unpack it (Dziugaite et al. 2016, arXiv:1608.00853; Das et al. 2017).
 
     Args:
-        dataset: The images to defend.
+        dataset: The images to defend: all datasets of the tar, but of several those aimed at another defense.
         defended: The images after compression.
         metrics: Distances between the compressed images and those before.
         quality: From 1 (worst) to 100 (best); 95 or lower is advised.
@@ -29,18 +32,6 @@ def jpeg_compression(
         apply_predict: Whether to compress testing data.
         seed: Recorded; nothing here is random.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.jpeg_compression import task
-
-    metrics.metadata.update(
-        task.jpeg_compression(
-            dataset=Path(dataset.path),
-            defended=Path(defended.path),
-            quality=quality,
-            channels_first=channels_first,
-            apply_fit=apply_fit,
-            apply_predict=apply_predict,
-            seed=seed,
-        )
-    )
+    metrics.metadata.update(call("jpeg_compression", locals()))

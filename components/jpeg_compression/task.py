@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def transformation(*, quality: int, channels_first: bool, **_: object) -> Transf
 def jpeg_compression(
     *,
     dataset: Path,
+    others: Sequence[Path],
     defended: Path,
     quality: int,
     channels_first: bool,
@@ -68,6 +70,7 @@ def jpeg_compression(
     return defend(
         stage="jpeg_compression",
         source=dataset,
+        others=others,
         output=defended,
         parameters={
             "quality": quality,

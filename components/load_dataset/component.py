@@ -40,25 +40,10 @@ def load_dataset(
             results do not depend on the number of shards.
 
     Returns:
-        The addresses of the shards; of a single one, that of the dataset.
+        The addresses of several shards; of a single one, none.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.load_dataset import task
-
-    dataset.metadata.update(
-        task.load_dataset(
-            dataset=Path(dataset.path),
-            data_dir=data_dir,
-            model_architecture=model_architecture,
-            split=split,
-            skip_unreadable=skip_unreadable,
-            load_dataset_from_mlruns=load_dataset_from_mlruns,
-            dataset_run_id=dataset_run_id,
-            dataset_tar_name=dataset_tar_name,
-            dataset_name=dataset_name,
-            shards=shards,
-            batch_size=batch_size,
-        )
-    )
-    return [f"{dataset.uri}/{name}" for name in task.shard_names(shards)] or [dataset.uri]
+    result = call("load_dataset", locals())
+    dataset.metadata.update(result["metadata"])
+    return [f"{dataset.uri}/{name}" for name in result["shards"]]

@@ -130,7 +130,7 @@ def _samples(
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(images)} images cannot be read; mend or remove them, or set skip_unreadable "
-            "(of load_dataset or fgm_evaluation). "
+            "(of load_dataset or evaluation). "
             f"{_names(folder, failed)}"
         )
 

@@ -57,7 +57,8 @@ def load_dataset(
     """Write the dataset artifact; the parameters are those of the step of this name.
 
     Returns:
-        `images`, `classes`, `skipped` and `sha256`, flat; of several shards the hash is that of the lines of theirs.
+        `metadata`: images, classes, skipped and sha256, flat; of several shards the hash is that of the lines of
+        theirs. `shards`: the files of several shards.
     """
     parameters = {
         "data_dir": data_dir,
@@ -103,7 +104,7 @@ def load_dataset(
             if holder and (holder is run or split == "testing"):
                 holder.tag({"dataset_sha256": sha256})
         run.log_metrics(counts)
-    return {**counts, "sha256": sha256}
+    return {"metadata": {**counts, "sha256": sha256}, "shards": shard_names(shards)}
 
 
 def shard_names(shards: int) -> list[str]:
@@ -116,20 +117,17 @@ def shard_names(shards: int) -> list[str]:
 
 def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:
     """Fetch a dataset from MLflow and keep it only if it is whole and suits the model."""
-    import shutil
     import tempfile
 
     from evasion.components.common import tracking
     from evasion.components.common.dataset import Dataset
-    from evasion.components.common.files import replacing
 
     with tempfile.TemporaryDirectory() as temporary:
         tar = tracking.download_dataset(run_id, tar_name, Path(temporary))
-        with Dataset(tar, expected_name=dataset_name) as fetched:
+        with Dataset(tar, dataset_name) as fetched:
             if fetched.header.image_shape != shape:
                 raise ValueError(
                     f"The dataset's images are {fetched.header.image_shape}, the model takes {shape}: "
                     f"give the model_architecture that the dataset was loaded for."
                 )
-        with replacing(dataset) as target:
-            shutil.copyfile(tar, target)
+            fetched.copy_to(dataset)

@@ -369,6 +369,31 @@ class Evaluations:
         return [(title, evaluation) for title, _, _, evaluation in self.placed()]
 
 
+def contained(folders: Sequence[Path]) -> list[list[Path]]:
+    """Return of each evaluation its directory, or those of its shards, for `collect`.
+
+    Args:
+        folders: What `infer` wrote: of all datasets, or of each shard.
+
+    Raises:
+        ValueError: If one does not hold what it lists.
+    """
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        path = folder / "evaluations.json"
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is not an evaluation: it has no {path.name}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(names, list) or not all(isinstance(name, str) and "/" not in name for name in names):
+            raise ValueError(f"{path} is not as infer writes it: it must list names of folders")
+        for name in names:
+            found.setdefault(name, []).append(folder / name)
+    return list(found.values())
+
+
 def collect(directories: Iterable[Sequence[Path]]) -> Evaluations:
     """Read evaluations and hold them together.
 

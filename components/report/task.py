@@ -35,15 +35,23 @@ def check(*, clean_accuracy_floor: float, **_: object) -> None:
 
 
 def report(
-    *, evaluations: list[list[Path]], curve: list[Path], html: Path, summary: Path, clean_accuracy_floor: float
+    *,
+    evaluation: Path | None,
+    evaluation_shards: list[Path],
+    curve: Path | None,
+    curve_shards: list[Path],
+    html: Path,
+    summary: Path,
+    clean_accuracy_floor: float,
 ) -> dict[str, float]:
     """Compare evaluations of one model on one dataset: clean, attacked and defended.
 
     Args:
-        evaluations: Of each evaluation the directory that `infer` wrote, or those of all shards of its dataset, all in
-            any order; any evaluation may be missing, but not all.
-        curve: The directory that `security_curve` wrote, or those of all shards, of the same model and original
-            images; or none.
+        evaluation: The directory that `infer` wrote, with an evaluation of each dataset, in any order; any may be
+            missing, but not all.
+        evaluation_shards: In its place those of all shards, in any order.
+        curve: The directory that `security_curve` wrote of the same model and original images; or None.
+        curve_shards: In its place those of all shards, in any order.
         html: Where to write the page, self-contained.
         summary: Where to write the same numbers as JSON.
         clean_accuracy_floor: Clean accuracy in [0, 1] below which the report says not to trust the rest.
@@ -60,9 +68,12 @@ def report(
 
     from evasion.components.common import tracking
     from evasion.components.common.files import sha256_of
+    from evasion.components.report.evaluations import contained
 
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
-        metrics = _write(evaluations, curve, html, summary, clean_accuracy_floor)
+        evaluations = contained([evaluation] if evaluation else evaluation_shards)
+        curves = [curve] if curve else curve_shards
+        metrics = _write(evaluations, curves, html, summary, clean_accuracy_floor)
         # The pipeline's own run holds the report as well: it speaks of the whole.
         for holder in (run, run.whole):
             if holder:

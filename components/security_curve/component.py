@@ -11,14 +11,7 @@ def security_curve(
     model: Input[Model],
     curve: Output[Artifact],
     metrics: Output[Metrics],
-    defended_1: Input[Dataset] = None,
-    defended_2: Input[Dataset] = None,
-    defended_3: Input[Dataset] = None,
-    defended_4: Input[Dataset] = None,
-    defended_5: Input[Dataset] = None,
-    defended_6: Input[Dataset] = None,
-    defended_7: Input[Dataset] = None,
-    defended_8: Input[Dataset] = None,
+    defenses: str = "",
     batch_size: int = 32,
     eps: float = 0.3,
     norm: str = "inf",
@@ -38,14 +31,7 @@ def security_curve(
         model: The model to fool.
         curve: All numbers, and the predictions of the controls, a row an image.
         metrics: Accuracies of the controls at `eps`: attacked images as computed and as saved, noise, PGD.
-        defended_1: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_2: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_3: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_4: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_5: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_6: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_7: Any dataset that a defense has made, for the curves of that defense; or nothing.
-        defended_8: Any dataset that a defense has made, for the curves of that defense; or nothing.
+        defenses: What else to draw curves of, a JSON object of settings by defense, as `fgm` takes it; blank for none.
         batch_size: Images attacked at a time.
         eps: The size that the controls are made at, and one point of the curve; as of `fgm`.
         norm: inf, 1 or 2.
@@ -55,32 +41,6 @@ def security_curve(
         eot_samples: For a defense that is random, the draws of it that the defense-aware attacker averages over.
         seed: Of noise and draws, from 0 to 4294967295; -1 draws one and records it.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.security_curve import task
-
-    given = [
-        defended_1,
-        defended_2,
-        defended_3,
-        defended_4,
-        defended_5,
-        defended_6,
-        defended_7,
-        defended_8,
-    ]
-    metrics.metadata.update(
-        task.security_curve(
-            dataset=Path(dataset.path),
-            model=Path(model.path),
-            defended=[Path(defended.path) for defended in given if defended],
-            curve=Path(curve.path),
-            batch_size=batch_size,
-            eps=eps,
-            norm=norm,
-            eps_values=eps_values,
-            pgd_max_iter=pgd_max_iter,
-            eot_samples=eot_samples,
-            seed=seed,
-        )
-    )
+    metrics.metadata.update(call("security_curve", locals()))

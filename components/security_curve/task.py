@@ -55,7 +55,7 @@ def security_curve(
     *,
     dataset: Path,
     model: Path,
-    defended: list[Path],
+    defenses: str,
     curve: Path,
     batch_size: int,
     eps: float,
@@ -84,18 +84,16 @@ def security_curve(
     from evasion.components.common.dataset import Dataset
     from evasion.components.common.files import replacing
     from evasion.components.common.model import Card
-    from evasion.components.common.transformations import defense_of
+    from evasion.components.common.transformations import defenses_of
 
     used = {**parameters, "seed": seeding.resolve(seed)}
-    defenses = []
-    for path in defended:
-        with Dataset(path) as made:
-            defenses.append(defense_of(made.header))
-    with tracking.stage("security_curve", used) as run, Dataset(dataset) as data, replacing(curve) as folder:
+    known = defenses_of(defenses)
+    logged = {**used, "defenses": defenses}
+    with tracking.stage("security_curve", logged) as run, Dataset(dataset) as data, replacing(curve) as folder:
         card = Card.read(model)
         card.indices_of(data.header.class_names, data.header.image_shape)  # refused before TensorFlow is loaded
         folder.mkdir(parents=True)
-        measured = _measure(data, model, card, defenses, folder / PREDICTIONS, used)
+        measured = _measure(data, model, card, known, folder / PREDICTIONS, used)
         content = {
             "schema_version": SCHEMA_VERSION,
             "attack": "fgm",
@@ -190,11 +188,11 @@ def _measure(
         return bare.outputs(x).argmax(axis=1)
 
     def saved(x: Any, batch: list[Any], defense: Any) -> Any:
-        """Return images as the model meets them: in 8 bits, and through the defense with the draws that it makes."""
+        """Return images as the model meets them: in 8 bits, and through the defense as its stage would draw it."""
         pixels = to_pixels(x)
         if defense:
             made = zip(pixels, batch, strict=True)
-            pixels = np.stack([defense.transformation.of(x, defense.seed, sample.source) for x, sample in made])
+            pixels = np.stack([defense.transformation.of(x, seed, sample.source) for x, sample in made])
         return to_float(pixels)
 
     with _table(predictions, list(controls)) as write:

@@ -4,6 +4,9 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 
 from evasion.components.step import step
 
+# Its place among the defenses of an evaluation that names none.
+PLACE_IN_DEFAULT_EVALUATION = 1
+
 
 @step
 def spatial_smoothing(
@@ -18,7 +21,7 @@ def spatial_smoothing(
     """Smooth every image with a median filter (Xu et al. 2018, arXiv:1704.01155).
 
     Args:
-        dataset: The images to defend.
+        dataset: The images to defend: all datasets of the tar, but of several those aimed at another defense.
         defended: The smoothed images.
         metrics: Distances between the smoothed images and those before.
         window_size: Side of the square whose median each pixel becomes, per channel; at the edge the image is
@@ -27,17 +30,6 @@ def spatial_smoothing(
         apply_predict: Whether to smooth testing data.
         seed: Recorded; nothing here is random.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.spatial_smoothing import task
-
-    metrics.metadata.update(
-        task.spatial_smoothing(
-            dataset=Path(dataset.path),
-            defended=Path(defended.path),
-            window_size=window_size,
-            apply_fit=apply_fit,
-            apply_predict=apply_predict,
-            seed=seed,
-        )
-    )
+    metrics.metadata.update(call("spatial_smoothing", locals()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -42,7 +43,14 @@ def transformation(*, window_size: int, **_: object) -> Transformation:
 
 
 def spatial_smoothing(
-    *, dataset: Path, defended: Path, window_size: int, apply_fit: bool, apply_predict: bool, seed: int
+    *,
+    dataset: Path,
+    others: Sequence[Path],
+    defended: Path,
+    window_size: int,
+    apply_fit: bool,
+    apply_predict: bool,
+    seed: int,
 ) -> dict[str, float]:
     """Smooth a dataset; the parameters are those of the step of this name."""
     check(window_size=window_size, seed=seed)
@@ -52,6 +60,7 @@ def spatial_smoothing(
     return defend(
         stage="spatial_smoothing",
         source=dataset,
+        others=others,
         output=defended,
         parameters={
             "window_size": window_size,

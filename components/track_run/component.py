@@ -21,20 +21,11 @@ def track_run(
     Args:
         link: The way from Kubeflow's dashboard to the run in MLflow.
         pipeline: The pipeline's name.
-        status: RUNNING opens the run, FINISHED ends it, FAILED ends it unless it has finished.
+        status: RUNNING opens the run, FINISHED ends it. A stage that fails ends it as FAILED.
         run_name: What the dashboard calls the run; the run in MLflow takes that name. Blank for the pipeline's.
         git_commit: The commit that asks for the run, recorded in MLflow; blank for none.
         kubeflow_link: The dashboard's address as people reach it, for the link in MLflow; blank for none.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.track_run import task
-
-    task.track_run(
-        link=Path(link.path),
-        pipeline=pipeline,
-        status=status,
-        run_name=run_name,
-        git_commit=git_commit,
-        kubeflow_link=kubeflow_link,
-    )
+    call("track_run", locals())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evasion.components.common import checks
 
-STATUSES = ("RUNNING", "FINISHED", "FAILED")
+STATUSES = ("RUNNING", "FINISHED")
 MLFLOW_LINK = "EVASION_MLFLOW_LINK"  # MLflow's address as people reach it; set by pipelines/placement.py
 
 

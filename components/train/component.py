@@ -1,7 +1,5 @@
 """The step `train`."""
 
-from typing import NamedTuple
-
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from evasion.components.step import step
@@ -27,7 +25,7 @@ def train(
     weights: str = "imagenet",
     weights_sha256: str = "",
     seed: int = -1,
-) -> NamedTuple("Outputs", uri=str):  # type: ignore[valid-type]
+) -> None:
     """Train a model on a packed dataset: categorical cross-entropy, early stopping on the validation loss.
 
     Training ends early when the validation loss (without a validation set, the training loss) has not fallen by
@@ -53,33 +51,9 @@ def train(
             a weights file of the model without its top, local or gs://. The other architectures take none.
         weights_sha256: What the hash of that file must be, or blank.
         seed: Seed of weights, order, dropout and validation set from 0 to 4294967295; -1 draws one and records it.
-
-    Returns:
-        uri: Where the model lies, for pipelines that choose among several models.
     """
-    from pathlib import Path
+    from evasion.components.body import call
 
-    from evasion.components.train import task
-
-    result = task.train(
-        dataset=Path(dataset.path),
-        model=Path(model.path),
-        model_tag=model_tag,
-        model_architecture=model_architecture,
-        epochs=epochs,
-        batch_size=batch_size,
-        register_model=register_model,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        validation_split=validation_split,
-        apply_defense=apply_defense,
-        eps=eps,
-        eps_step=eps_step,
-        max_iter=max_iter,
-        weights=weights,
-        weights_sha256=weights_sha256,
-        seed=seed,
-    )
+    result = call("train", locals())
     model.metadata.update(result["card"])
     metrics.metadata.update(result["metrics"])
-    return (model.uri,)

@@ -16,20 +16,18 @@ import click
 from click.core import ParameterSource
 
 from evasion.components.common.tracking import DEFAULT_EXPERIMENT
+from evasion.pipelines.commands import PipelineCommand, of_pipeline
 from evasion.pipelines.options import (
-    ATTACKS,
     BAD_INPUT,
-    DEFENSES,
     INTERRUPTED,
     SETTINGS,
     WIDTH,
     PipelineCommands,
+    chosen,
     ended_by_signals,
-    evaluation,
     fail,
-    first_paragraph,
     help_of,
-    option,
+    options_of,
     placement_of,
     placement_parameters,
     told,
@@ -186,29 +184,24 @@ class _Submitted(PipelineCommands):
         return super().get_command(ctx, name)
 
 
-def _command(name: str, pipeline: Any) -> click.Command:
+def _command(command: PipelineCommand) -> click.Command:
     """Make the command that submits a pipeline."""
-    from evasion.pipelines import catalog
-    from evasion.pipelines.placement import place
-
-    own = [option(parameter, declared) for parameter, declared in (pipeline.component_spec.inputs or {}).items()]
-    choices = [ATTACKS, DEFENSES] if name == catalog.EVALUATION else []
 
     def run(**values: Any) -> None:
+        from evasion.pipelines.placement import place
         from evasion.pipelines.submit.package import Package
 
-        chosen = [values.pop(choice.name) for choice in choices]
-        built = evaluation(*chosen) if chosen else pipeline
+        pipeline, arguments = chosen(command, values)
         placement = placement_of(values, RENAMED)
-        arguments = {str(one.name): values[str(one.name)] for one in own}
-        _submit(Package.of(place(built, placement)), name, placement.experiment, arguments, _request(values))
+        package = Package.of(place(pipeline, placement))
+        _submit(package, command.name, placement.experiment, arguments, _request(values))
 
     return click.Command(
-        name,
-        params=[*choices, *own, *_common_options(), *placement_parameters(RENAMED)],
+        command.name,
+        params=[*options_of(command), *_common_options(), *placement_parameters(RENAMED)],
         callback=run,
-        help=help_of(name, pipeline).replace("evasion run", "evasion submit"),
-        short_help=first_paragraph(pipeline),
+        help=help_of(command).replace("evasion run", "evasion submit"),
+        short_help=command.summary,
         context_settings=SETTINGS,
     )
 
@@ -221,19 +214,18 @@ def _file_command(file: Path) -> click.Command:
         package = Package.read(file)
     except (OSError, ValueError) as error:
         fail(BAD_INPUT, str(error))
-    inputs = package.pipeline.component_spec.inputs or {}
-    own = [option(parameter, declared) for parameter, declared in inputs.items() if parameter not in LINEAGE]
+    command = of_pipeline(package.name, package.pipeline, left_out=tuple(LINEAGE))
     experiment = click.Option(
         ["--experiment"], default=DEFAULT_EXPERIMENT, show_default=True, help="The experiment in Kubeflow."
     )
 
     def run(experiment: str, **values: Any) -> None:
-        arguments = {str(one.name): values[str(one.name)] for one in own}
+        _, arguments = chosen(command, values)
         _submit(package, package.name, experiment, arguments, _request(values))
 
     return click.Command(
         str(file),
-        params=[*own, *_common_options(), experiment],
+        params=[*options_of(command), *_common_options(), experiment],
         callback=run,
         help=f"Submit the compiled pipeline {package.name} of {file}.",
         context_settings=SETTINGS,
@@ -257,7 +249,7 @@ submit = _Submitted(
       4  --timeout has passed; the run goes on
       5  the host, or MLflow for --output, cannot be reached or does not let you
     """,
-    epilog="Example: evasion submit fgm_evaluation --host https://kubeflow.example/pipeline --data-dir-test /data/test",
+    epilog="Example: evasion submit evaluation --host https://kubeflow.example/pipeline --data-dir-test /data/test",
     options_metavar="",
     subcommand_metavar="PIPELINE|FILE [OPTIONS]",
     no_args_is_help=True,
@@ -318,7 +310,7 @@ def _check(request: Request, planned: Sequence["Step"], cron: str) -> None:
     if request.output and (cron or not request.wait):
         fail(BAD_INPUT, f"--output needs a run to wait for. Leave out {'--cron' if cron else '--no-wait'}.")
     if request.output and not any(step.function == "report" for step in planned):
-        fail(BAD_INPUT, "--output needs a pipeline that makes a report, such as fgm_evaluation.")
+        fail(BAD_INPUT, "--output needs a pipeline that makes a report, such as evaluation.")
     if request.host and request.port_forward:
         fail(BAD_INPUT, "--host and --port-forward are two ways to one host: give one.")
     if not (request.host or request.port_forward or in_cluster()):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from evasion.pipelines import preflight
-from evasion.pipelines.options import compile_to
+from evasion.pipelines.compiled_yaml import compile_to
 
 VERSION_DIGITS = 12  # of the hash, in a version's name
 
