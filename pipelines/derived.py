@@ -6,7 +6,22 @@ from inspect import Parameter as Argument
 from inspect import Signature
 from typing import Any
 
+from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+from evasion.components.common.checks import NORMS
+from evasion.components.load_dataset.task import SPLITS
+from evasion.components.train.task import OPTIMIZERS
+
 REQUIRED = Argument.empty
+
+# Values that a parameter may have: a drop-down in Kubeflow's dashboard, checked by its server too. Those of a step
+# outdo those of every step.
+CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
+    ("", "model_architecture"): tuple(ARCHITECTURES),
+    ("init-model", "model_architecture"): PRETRAINED,
+    ("", "norm"): NORMS,
+    ("", "optimizer"): OPTIMIZERS,
+    ("", "split"): SPLITS,
+}
 
 _TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
@@ -20,12 +35,14 @@ class Parameter:
         type: str, int, float or bool.
         default: Its default, or `REQUIRED`.
         text: What it means.
+        choices: The texts that it may be; none for any.
     """
 
     name: str
     type: type
     default: Any
     text: str
+    choices: tuple[str, ...] = ()
 
 
 def of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: str = "") -> Parameter:
@@ -44,7 +61,9 @@ def of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: 
     kind = _TYPES.get(declared.type, str)
     if kind is int and default is not REQUIRED:
         default = int(default)  # the compiled form knows one kind of number
-    return Parameter(name or parameter, kind, default, text or " ".join((declared.description or "").split()))
+    choices = CHOICES.get((step.name, parameter)) or CHOICES.get(("", parameter)) or ()
+    text = text or " ".join((declared.description or "").split())
+    return Parameter(name or parameter, kind, default, text, tuple(choices))
 
 
 def pipeline(name: str, text: str, parameters: Sequence[Parameter], wire: Callable[[Mapping[str, Any]], None]) -> Any:
@@ -72,4 +91,17 @@ def pipeline(name: str, text: str, parameters: Sequence[Parameter], wire: Callab
             for one in ordered
         ],
     )
-    return dsl.pipeline(name=name.replace("_", "-"))(function)
+    made = dsl.pipeline(name=name.replace("_", "-"))(function)
+    # kfp's compiler cannot say it; Kubeflow knows it since 2.17.
+    declared = made.pipeline_spec.root.input_definitions.parameters
+    for one in ordered:
+        for choice in one.choices:
+            declared[one.name].literals.add().string_value = choice
+    return made
+
+
+def keep_choices(source: Any, pipeline: Any) -> None:
+    """Give the parameters of a pipeline the choices that those of the same names have in its source."""
+    declared = pipeline.pipeline_spec.root.input_definitions.parameters
+    for name, parameter in source.pipeline_spec.root.input_definitions.parameters.items():
+        declared[name].literals.extend(parameter.literals)

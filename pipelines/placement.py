@@ -17,6 +17,7 @@ from evasion.components.common import checks
 from evasion.components.common.tracking import DEFAULT_EXPERIMENT, IMAGE, KUBEFLOW_RUN
 from evasion.components.track_run.task import MLFLOW_LINK
 from evasion.pipelines.catalog import Pipeline
+from evasion.pipelines.derived import keep_choices
 
 DEVICES = ("cpu", "gpu")
 
@@ -33,6 +34,7 @@ PATHS = {"data_dir", "weights"}
 PLAIN_CPUS = 2.0
 PLAIN_MEMORY = 2.0
 
+QUEUE = "kueue.x-k8s.io/queue-name"  # Kueue's label
 _NAME = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?"
 
@@ -79,6 +81,9 @@ class Placement:
     timeout: int = _option(360, "Minutes that a try of a step may take; 0 for any.")
     retries: int = _option(2, "How often a failed step is tried again; Kubeflow does not ask why it failed.")
 
+    queue: str = _option("", "The Kueue queue that every step's pod waits in; blank where the cluster has no Kueue.")
+    ttl: float = _option(0.0, "Hours after its end at which a run's pods are removed; 0 leaves it to the cluster.")
+
     def __post_init__(self) -> None:
         checks.one_of("device", self.device, DEVICES)
         checks.positive_integer("gpus", self.gpus)
@@ -103,6 +108,8 @@ class Placement:
         checks.required("experiment", self.experiment)
         checks.integer_in("timeout", self.timeout, 0, 2**31 // 60)
         checks.integer_in("retries", self.retries, 0, 100)
+        _require("queue", self.queue, rf"({_NAME})?", "the name of a LocalQueue, or blank")
+        checks.in_range("ttl", self.ttl, 0, 2**31 / 3600 - 1)
 
 
 def _require(name: str, value: str, pattern: str, rule: str) -> None:
@@ -171,7 +178,11 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
     told = [cleandoc(pipeline.pipeline_func.__doc__ or ""), *(f"    {one}: {text}" for one, text in LINEAGE.items())]
     placed.__doc__ = "\n".join(told)
     # Some pipelines bear the name of a step, which kfp takes them for when it loads such a YAML as a component.
-    return dsl.pipeline(name=f"evasion-{name}", description=pipeline.description)(placed)
+    ttl = round(3600 * placement.ttl) or None
+    config = dsl.PipelineConfig(ttl_seconds_after_finished=ttl) if ttl else None
+    made = dsl.pipeline(name=f"evasion-{name}", description=pipeline.description, pipeline_config=config)(placed)
+    keep_choices(pipeline, made)
+    return made
 
 
 def _awaited(task: Any) -> set[str]:
@@ -225,6 +236,9 @@ def _place(task: Any, placement: Placement) -> None:
     if placement.mlflow_secret:
         kubernetes.use_secret_as_env(task, placement.mlflow_secret, {key: key for key in CREDENTIALS}, optional=True)
     kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN, "metadata.labels['pipeline/runid']")
+
+    if placement.queue:
+        kubernetes.add_pod_label(task, label_key=QUEUE, label_value=placement.queue)
 
     task.set_caching_options(task.component_spec.name not in NEVER_CACHED)
     if placement.timeout:
