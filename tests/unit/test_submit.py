@@ -482,7 +482,14 @@ def test_a_host_must_show_a_certificate_that_is_trusted(submit, certificate, mon
 
 
 KUBECTL = """#!{python}
-import socket, sys, threading
+import json, pathlib, socket, sys, threading
+here = pathlib.Path(__file__).parent
+if sys.argv[1] == "get":
+    kind = sys.argv[2]
+    if not (here / (kind + ".json")).exists():
+        sys.exit("error: " + kind + " is forbidden")
+    print((here / (kind + ".json")).read_text())
+    sys.exit()
 assert sys.argv[1] == "port-forward"
 open("{asked}", "a").write(" ".join(sys.argv[2:]) + "\\n")
 local, remote = sys.argv[7].split(":")
@@ -546,6 +553,34 @@ def test_a_way_that_breaks_is_opened_again(submit, kfp_server, kubectl, monkeypa
     kubectl(connections=1)
     kfp_server.fail(RESET, path="runs/", times=2)  # so that more than one connection is needed
     submit("--port-forward")
+
+
+def slices(*ready):
+    """What kubectl says of a Service's endpoints, of which each is ready, is not, or does not say."""
+    endpoints = [{"addresses": ["10.0.0.1"], "conditions": {} if one is None else {"ready": one}} for one in ready]
+    return {"items": [{"endpoints": endpoints or None}]}
+
+
+@pytest.mark.parametrize("found", [slices(), slices(False, False)])
+def test_a_service_without_a_ready_pod_is_said_at_once(submit, kubectl, tmp_path, found):
+    kubectl()
+    (tmp_path / "endpointslices.json").write_text(json.dumps(found))
+    started = time.monotonic()
+    result = submit("--port-forward", code=5)
+    assert time.monotonic() - started < 5
+    assert (
+        "Error: Service kubeflow/ml-pipeline-ui has no ready pod. See: kubectl --namespace kubeflow get pods\n"
+        in result.stderr
+    )
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("found", [slices(False, True), slices(None), {"items": []}])
+def test_a_service_that_may_have_a_ready_pod_is_reached(submit, kfp_server, kubectl, tmp_path, found):
+    kubectl()
+    (tmp_path / "endpointslices.json").write_text(json.dumps(found))
+    submit("--port-forward")
+    assert len(kfp_server.runs) == 1
 
 
 @pytest.mark.parametrize(
