@@ -50,6 +50,10 @@ class TrackingError(RuntimeError):
     """MLflow cannot be reached, or does not hold what was asked of it."""
 
 
+class LoginError(TrackingError):
+    """MLflow wants a login, or another one."""
+
+
 @dataclasses.dataclass
 class Stage:
     """The run of a stage that is under way.
@@ -378,6 +382,32 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
         )
     with _environment(PATIENT):
         return Path(client.download_artifacts(holders[0], tar_name, str(destination)))
+
+
+def check_access(uri: str) -> None:
+    """Ask MLflow for its experiments, as whom the environment says.
+
+    Args:
+        uri: Where MLflow is.
+
+    Raises:
+        LoginError: It does not take the login.
+        TrackingError: It does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _at(uri), _reachable():
+        try:
+            _client().search_experiments(max_results=1)
+        except MlflowException as error:
+            if error.error_code not in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+                raise
+            who = os.environ.get("MLFLOW_TRACKING_USERNAME")
+            refuses = f"does not take the login of {who}" if who else "asks for a login"
+            raise LoginError(
+                f"MLflow at {_without_password(uri)} {refuses}. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            ) from error
 
 
 def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """`evasion submit`, against a server that speaks Kubeflow Pipelines' API, with faults in its way."""
 
+import base64
 import datetime
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -486,6 +488,7 @@ import json, pathlib, socket, sys, threading
 here = pathlib.Path(__file__).parent
 if sys.argv[1] == "get":
     kind = sys.argv[2]
+    open(here / "got", "a").write(" ".join(sys.argv[2:]) + "\\n")
     if not (here / (kind + ".json")).exists():
         sys.exit("error: " + kind + " is forbidden")
     print((here / (kind + ".json")).read_text())
@@ -512,7 +515,7 @@ def carry(one, other):
             pass
 for _ in range({connections}):
     here, _ = server.accept()
-    there = socket.create_connection(("127.0.0.1", {port}))
+    there = socket.create_connection(("127.0.0.1", {mlflow} if sys.argv[6] == "service/mlflow" else {port}))
     for pair in ((here, there), (there, here)):
         threading.Thread(target=carry, args=pair).start()
 server.close()
@@ -523,11 +526,12 @@ server.close()
 def kubectl(tmp_path, monkeypatch, kfp_server):
     """A kubectl that carries a port to the server, as the real one does."""
 
-    def make(text=KUBECTL, connections=1000):
+    def make(text=KUBECTL, connections=1000, mlflow=kfp_server.address):
         file = tmp_path / "kubectl"
-        port = kfp_server.address.rpartition(":")[2]
+        port, mlflow = (address.rpartition(":")[2] for address in (kfp_server.address, mlflow))
+        asked = tmp_path / "asked"
         file.write_text(
-            text.format(python=sys.executable, port=port, connections=connections, asked=tmp_path / "asked")
+            text.format(python=sys.executable, port=port, mlflow=mlflow, connections=connections, asked=asked)
         )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -657,6 +661,112 @@ def test_mlflow_is_reached_through_kubectl_too(submit, reporting_file, kubectl, 
         "--namespace kubeflow --address 127.0.0.1 service/ml-pipeline-ui :80",
         "--namespace signs --address 127.0.0.1 service/mlflow :5000",
     ]
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """MLflow's API behind a login, as its own server answers without the right one; it holds nothing."""
+
+    def do_GET(self):
+        sent = self.headers.get("Authorization", "").removeprefix("Basic ")
+        self.server.logins.append(base64.b64decode(sent).decode())
+        allowed = self.server.logins[-1] == self.server.login
+        body = b"{}" if allowed else b"You are not authenticated."
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def guarded(monkeypatch, tmp_path):
+    """An MLflow that asks for a login, at `.address`."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        server.login, server.logins = "steps:right", []
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("password", ["", "wrong"])
+def test_a_login_that_mlflow_does_not_take_is_said_before_there_is_a_run(
+    submit, kfp_server, reporting_file, guarded, tmp_path, monkeypatch, password
+):
+    if password:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "steps")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    output = tmp_path / "x"
+    result = submit(reporting_file, "--output", str(output), "--tracking-uri", guarded.address, code=5)
+    said = "does not take the login of steps" if password else "asks for a login"
+    assert f"Error: MLflow at {guarded.address} {said}. Set MLFLOW_TRACKING_USERNAME and" in result.stderr
+    assert "No run was started." in result.stderr
+    assert kfp_server.runs == kfp_server.versions == {}
+    assert not output.exists()
+
+
+def test_an_mlflow_that_is_away_is_said_before_there_is_a_run(submit, kfp_server, reporting_file, tmp_path):
+    where = ["--output", str(tmp_path / "x"), "--tracking-uri", "http://127.0.0.1:9"]
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in submit(reporting_file, *where, code=5).stderr
+    assert kfp_server.runs == {}
+
+
+def secret(username, password):
+    """What kubectl says of a Secret."""
+    values = {"MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
+    return json.dumps({"data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()}})
+
+
+def test_through_kubectl_the_login_is_that_of_the_steps(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl(mlflow=guarded.address)
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    where = ["--output", str(tmp_path / "x"), "--port-forward", "--namespace", "signs"]
+    result = submit(reporting_file, *where, code=5)
+    assert "MLflow holds no report of Kubeflow's run" in result.stderr  # which it was asked for, after the run
+    assert len(kfp_server.runs) == 1
+    assert set(guarded.logins) == {"steps:right"}
+    assert (tmp_path / "got").read_text().splitlines()[-1].startswith("secret evasion-mlflow --namespace signs ")
+    assert "right" not in result.output
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_a_login_of_the_environment_outdoes_the_secret(
+    submit, kfp_server, reporting_file, guarded, kubectl, tmp_path, monkeypatch
+):
+    kubectl(mlflow=guarded.address)
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
+    guarded.login = "me:mine"
+    submit(reporting_file, "--output", str(tmp_path / "x"), "--port-forward", code=5)
+    assert set(guarded.logins) == {"me:mine"}
+    assert len(kfp_server.runs) == 1
+
+
+def test_a_secret_that_kubectl_does_not_show_is_named(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl(mlflow=guarded.address)
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--port-forward", code=5)
+    assert "asks for a login" in result.stderr
+    assert "kubectl shows no login in Secret kubeflow/evasion-mlflow." in " ".join(result.stderr.split())
+    assert kfp_server.runs == {}
+
+
+def test_the_secrets_login_goes_to_no_other_server(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl()
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    where = ["--output", str(tmp_path / "x"), "--port-forward", "--tracking-uri", guarded.address]
+    submit(reporting_file, *where, code=5)
+    assert set(guarded.logins) == {""}
 
 
 # -- Ctrl-C
