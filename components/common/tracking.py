@@ -29,6 +29,8 @@ Item = TypeVar("Item")
 
 # MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Its bars of transfers take a line of a log for every step of theirs.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"

@@ -643,6 +643,7 @@ def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, m
     assert (output / "report.html").read_text() == "<p>page</p>"
     assert "fgm fools it." in result.stdout
     assert f"Report: {output / 'report.html'}\n" in result.stdout
+    assert "Downloading" not in result.stderr  # MLflow's own bar, a few times over each file
 
 
 def test_a_report_that_is_missing_is_said(submit, reporting_file, mlflow_store, tmp_path):
