@@ -451,6 +451,30 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
     )
 
 
+def end_open_runs(kubeflow_run: str, uri: str, status: str) -> int:
+    """End what a run in Kubeflow that is over has left open: a pod that is killed ends no run.
+
+    Args:
+        kubeflow_run: The run's id in Kubeflow.
+        uri: Where MLflow is, seen from here.
+        status: FAILED or KILLED.
+
+    Returns:
+        How many runs were left open, those of the pipeline and of its stages.
+
+    Raises:
+        TrackingError: If MLflow does not answer, or does not let them be ended.
+    """
+    with _at(uri), _environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}), _reachable():
+        client = _client()
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        left = f"tags.`kfp_run_id` = '{kubeflow_run}' and attributes.status = 'RUNNING'"
+        runs = client.search_runs(experiments, left, max_results=MOST_RUNS) if experiments else []
+        for run in runs:
+            client.set_terminated(run.info.run_id, status)
+    return len(runs)
+
+
 @contextmanager
 def _at(uri: str) -> Iterator[None]:
     """Let MLflow be at an address for a block, whatever the environment says."""

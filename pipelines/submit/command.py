@@ -402,6 +402,8 @@ class _Job:
         ended = self.follow(host, started.run_id)
         code = CODES[ended.state]
         message = self.explain(host, ended) if code == FAILED else ""
+        if self.request.output:
+            self.end_tracked(host, ended)
         if code:
             message = message or (ended.error.message if ended.error else "")
             fail(
@@ -491,6 +493,21 @@ class _Job:
         result = Console(width=None if sys.stdout.isatty() else WIDTH)
         show_report(result, json.loads(summary.read_text(encoding="utf-8")))
         click.echo(f"Report: {page}")
+
+    def end_tracked(self, host: "Host", run: Any) -> None:
+        """End the runs in MLflow that this one has left open, which is over: those of pods that were killed."""
+        from evasion.components.common.tracking import TrackingError, end_open_runs
+        from evasion.pipelines.submit.kubectl import KubectlError
+
+        status = "FAILED" if run.state == "FAILED" else "KILLED"
+        try:
+            with ExitStack() as stack:
+                number = end_open_runs(run.run_id, self.mlflow(host, stack), status)
+        except (TrackingError, KubectlError) as error:
+            self.say(f"Could not see to the runs in MLflow that may be open: {error}")
+        else:
+            if number:
+                self.say(f"Runs in MLflow that were left open and are {status} now: {number}")
 
     def check_mlflow(self, host: "Host") -> None:
         """Ask MLflow as the report will be asked for, so that what is amiss is said before a run has cost hours."""

@@ -664,11 +664,56 @@ def test_mlflow_is_reached_through_kubectl_too(submit, reporting_file, kubectl, 
     ]
 
 
+@pytest.mark.parametrize(
+    ("ends", "code", "status"), [("FAILED", 1, "FAILED"), ("CANCELED", 3, "KILLED"), ("SUCCEEDED", 5, "KILLED")]
+)
+def test_runs_in_mlflow_that_killed_pods_have_left_are_ended(
+    submit, kfp_server, reporting_file, mlflow_store, tmp_path, monkeypatch, ends, code, status
+):
+    kfp_server.story = Story(ends=ends)
+
+    def leave(run):
+        """What steps leave whose pods are killed, beside a run that another run of Kubeflow still works at."""
+        for kubeflow_run in (run.run_id, "other"):
+            monkeypatch.setenv("KFP_RUN_ID", kubeflow_run)
+            tracking.mark_pipeline_run("reporting", "RUNNING")
+            tracking._open("report", {})
+        monkeypatch.setenv("KFP_RUN_ID", run.run_id)
+        with tracking.stage("infer", {}):
+            pass
+
+    kfp_server.started = leave
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--tracking-uri", uri, code=code)
+    experiments = [one.experiment_id for one in mlflow_store.search_experiments()]
+    found = {
+        (run.data.tags["kfp_run_id"] == "other", run.data.tags["stage"]): run.info.status
+        for run in mlflow_store.search_runs(experiments)
+    }
+    assert found == {
+        (False, "pipeline"): status,
+        (False, "report"): status,
+        (False, "infer"): "FINISHED",
+        (True, "pipeline"): "RUNNING",
+        (True, "report"): "RUNNING",
+    }
+    assert f"Runs in MLflow that were left open and are {status} now: 2\n" in result.stderr
+
+
+def test_how_a_run_ended_is_told_where_mlflow_is_gone_by_then(submit, kfp_server, reporting_file, guarded, tmp_path):
+    guarded.login = ":"  # none
+    kfp_server.story = Story(ends="FAILED")
+    kfp_server.started = lambda _: setattr(guarded, "login", "another")
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--tracking-uri", guarded.address, code=1)
+    assert "Error: The run failed" in result.stderr
+    assert "Could not see to the runs in MLflow" in result.stderr
+
+
 class Guarded(BaseHTTPRequestHandler):
     """MLflow's API behind a login, as its own server answers without the right one; it holds nothing."""
 
     def do_GET(self):
-        sent = self.headers.get("Authorization", "").removeprefix("Basic ")
+        sent = self.headers.get("Authorization", "Basic Og==").removeprefix("Basic ")
         self.server.logins.append(base64.b64decode(sent).decode())
         allowed = self.server.logins[-1] == self.server.login
         body = b"{}" if allowed else b"You are not authenticated."
@@ -767,7 +812,7 @@ def test_the_secrets_login_goes_to_no_other_server(submit, kfp_server, reporting
     (tmp_path / "secret.json").write_text(secret("steps", "right"))
     where = ["--output", str(tmp_path / "x"), "--port-forward", "--tracking-uri", guarded.address]
     submit(reporting_file, *where, code=5)
-    assert set(guarded.logins) == {""}
+    assert set(guarded.logins) == {":"}
 
 
 # -- Ctrl-C
