@@ -30,6 +30,11 @@ CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 # Parameters that may be paths of files or folders.
 PATHS = {"data_dir", "weights"}
 
+# Seconds before a step's second try, and how many times as long before each further one.
+PAUSE, PAUSE_FACTOR = 30, 2
+UNLIMITED = 30 * 24 * 3600  # seconds for all tries where a try may take any time
+MOST_SECONDS = 2**31 - 1
+
 # Of steps that run no model: cores and GiB. None took 300 MiB in `make bench`.
 PLAIN_CPUS = 2.0
 PLAIN_MEMORY = 2.0
@@ -79,7 +84,11 @@ class Placement:
     kubeflow_link: str = _option("", "The dashboard's address as people reach it, for links in MLflow; blank for none.")
     experiment: str = _option(DEFAULT_EXPERIMENT, "The MLflow experiment; models' names begin with it.")
     timeout: int = _option(360, "Minutes that a try of a step may take; 0 for any.")
-    retries: int = _option(2, "How often a failed step is tried again; Kubeflow does not ask why it failed.")
+    retries: int = _option(
+        2,
+        "How often a step is tried again whose pod was deleted or whose node was lost; as Kubeflow is set up, not one "
+        "that exits with an error or is killed for memory.",
+    )
 
     queue: str = _option("", "The Kueue queue that every step's pod waits in; blank where the cluster has no Kueue.")
     ttl: float = _option(0.0, "Hours after its end at which a run's pods are removed; 0 leaves it to the cluster.")
@@ -244,7 +253,20 @@ def _place(task: Any, placement: Placement) -> None:
     if placement.timeout:
         kubernetes.set_timeout(task, 60 * placement.timeout)
     if placement.retries:
-        task.set_retry(placement.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s")
+        task.set_retry(
+            placement.retries,
+            backoff_duration=f"{PAUSE}s",
+            backoff_factor=PAUSE_FACTOR,
+            backoff_max_duration=f"{_longest(placement)}s",
+        )
+
+
+def _longest(placement: Placement) -> int:
+    """Return the seconds from the start of the first try after which Argo makes none: enough for every try."""
+    if not placement.timeout:
+        return UNLIMITED
+    pauses: int = sum(PAUSE * PAUSE_FACTOR**number for number in range(placement.retries))
+    return min(60 * placement.timeout * (placement.retries + 1) + pauses, MOST_SECONDS)
 
 
 def _mebibytes(gibibytes: float) -> str:

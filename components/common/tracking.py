@@ -29,6 +29,8 @@ Item = TypeVar("Item")
 
 # MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Its bars of transfers take a line of a log for every step of theirs.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 PARENT = "MLFLOW_RUN_ID"
@@ -48,6 +50,10 @@ PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 class TrackingError(RuntimeError):
     """MLflow cannot be reached, or does not hold what was asked of it."""
+
+
+class LoginError(TrackingError):
+    """MLflow wants a login, or another one."""
 
 
 @dataclasses.dataclass
@@ -380,6 +386,32 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
         return Path(client.download_artifacts(holders[0], tar_name, str(destination)))
 
 
+def check_access(uri: str) -> None:
+    """Ask MLflow for its experiments, as whom the environment says.
+
+    Args:
+        uri: Where MLflow is.
+
+    Raises:
+        LoginError: It does not take the login.
+        TrackingError: It does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _at(uri), _reachable():
+        try:
+            _client().search_experiments(max_results=1)
+        except MlflowException as error:
+            if error.error_code not in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
+                raise
+            who = os.environ.get("MLFLOW_TRACKING_USERNAME")
+            refuses = f"does not take the login of {who}" if who else "asks for a login"
+            raise LoginError(
+                f"MLflow at {_without_password(uri)} {refuses}. "
+                "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            ) from error
+
+
 def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path]:
     """Fetch the report of a run in Kubeflow, the page and the numbers.
 
@@ -417,6 +449,30 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
         f"MLflow holds no report of Kubeflow's run {kubeflow_run}: the log of the step `report` says whether tracking "
         "was incomplete."
     )
+
+
+def end_open_runs(kubeflow_run: str, uri: str, status: str) -> int:
+    """End what a run in Kubeflow that is over has left open: a pod that is killed ends no run.
+
+    Args:
+        kubeflow_run: The run's id in Kubeflow.
+        uri: Where MLflow is, seen from here.
+        status: FAILED or KILLED.
+
+    Returns:
+        How many runs were left open, those of the pipeline and of its stages.
+
+    Raises:
+        TrackingError: If MLflow does not answer, or does not let them be ended.
+    """
+    with _at(uri), _environment({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}), _reachable():
+        client = _client()
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        left = f"tags.`kfp_run_id` = '{kubeflow_run}' and attributes.status = 'RUNNING'"
+        runs = client.search_runs(experiments, left, max_results=MOST_RUNS) if experiments else []
+        for run in runs:
+            client.set_terminated(run.info.run_id, status)
+    return len(runs)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The command `evasion submit`."""
 
+import os
 import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from evasion.pipelines.options import (
     placement_parameters,
     told,
 )
-from evasion.pipelines.placement import LINEAGE
+from evasion.pipelines.placement import CREDENTIALS, LINEAGE
 from evasion.pipelines.revision import commit_of
 from evasion.pipelines.submit.auth import identity, in_cluster, own_namespace
 from evasion.pipelines.submit.cron import six_fields
@@ -156,7 +157,8 @@ def _common_options() -> list[click.Option]:
             ["--output"],
             type=click.Path(file_okay=False, path_type=Path),
             help="The folder for report.html and report.json of the run, fetched from MLflow. One with a password "
-            "takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.",
+            "takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; through --port-forward, without them, those "
+            "of the steps' Secret.",
         ),
         click.Option(
             ["--tracking-uri"],
@@ -271,7 +273,7 @@ def _submit(package: "Package", name: str, experiment: str, arguments: Mapping[s
     from evasion.components.common.tracking import TrackingError
     from evasion.pipelines.preflight import BadArgumentsError
     from evasion.pipelines.submit import host as hosts
-    from evasion.pipelines.submit.forward import ForwardError
+    from evasion.pipelines.submit.kubectl import KubectlError
 
     # What recurs is asked for by no commit: a new one would make another recurring run of it.
     commit = request.git_commit or ("" if request.cron else commit_of(Path.cwd()))
@@ -293,11 +295,13 @@ def _submit(package: "Package", name: str, experiment: str, arguments: Mapping[s
     try:
         with ended_by_signals(), hosts.quiet(), ExitStack() as stack:
             host = _connected(request, stack)
+            if request.output:
+                job.check_mlflow(host)
             if cron:
                 job.schedule(host, cron)
             else:
                 job.run(host, stack)
-    except (hosts.UnreachableError, hosts.DeniedError, ForwardError, TrackingError) as error:
+    except (hosts.UnreachableError, hosts.DeniedError, KubectlError, TrackingError) as error:
         fail(UNREACHABLE, str(error))
     except (hosts.HostError, OSError) as error:
         fail(FAILED, str(error))
@@ -398,6 +402,8 @@ class _Job:
         ended = self.follow(host, started.run_id)
         code = CODES[ended.state]
         message = self.explain(host, ended) if code == FAILED else ""
+        if self.request.output:
+            self.end_tracked(host, ended)
         if code:
             message = message or (ended.error.message if ended.error else "")
             fail(
@@ -488,8 +494,45 @@ class _Job:
         show_report(result, json.loads(summary.read_text(encoding="utf-8")))
         click.echo(f"Report: {page}")
 
+    def end_tracked(self, host: "Host", run: Any) -> None:
+        """End the runs in MLflow that this one has left open, which is over: those of pods that were killed."""
+        from evasion.components.common.tracking import TrackingError, end_open_runs
+        from evasion.pipelines.submit.kubectl import KubectlError
+
+        status = "FAILED" if run.state == "FAILED" else "KILLED"
+        try:
+            with ExitStack() as stack:
+                number = end_open_runs(run.run_id, self.mlflow(host, stack), status)
+        except (TrackingError, KubectlError) as error:
+            self.say(f"Could not see to the runs in MLflow that may be open: {error}")
+        else:
+            if number:
+                self.say(f"Runs in MLflow that were left open and are {status} now: {number}")
+
+    def check_mlflow(self, host: "Host") -> None:
+        """Ask MLflow as the report will be asked for, so that what is amiss is said before a run has cost hours."""
+        from evasion.components.common.tracking import LoginError, TrackingError, check_access
+
+        with ExitStack() as stack:
+            address = self.mlflow(host, stack)
+            try:
+                check_access(address)
+            except TrackingError as error:
+                told = [str(error)]
+                secret = self.secret
+                if isinstance(error, LoginError) and secret and not os.environ.get(CREDENTIALS[0]):
+                    told.append(f"kubectl shows no login in Secret {host.namespace}/{secret}.")
+                raise TrackingError(" ".join([*told, "No run was started."])) from error
+
+    @property
+    def secret(self) -> str:
+        """The Secret with the login of the MLflow that kubectl leads to; to another address it is never sent."""
+        through_kubectl = self.request.port_forward and not self.request.tracking_uri
+        return self.package.secret(CREDENTIALS[0]) if through_kubectl else ""
+
     def mlflow(self, host: "Host", stack: ExitStack) -> str:
-        """Return where MLflow is, seen from here."""
+        """Return where MLflow is, seen from here, and ask it as the steps do until the stack is unwound."""
+        from evasion.pipelines.submit import kubectl
         from evasion.pipelines.submit.forward import forwarded
 
         inside = self.package.variable("MLFLOW_TRACKING_URI")
@@ -499,4 +542,19 @@ class _Job:
         parts = urlsplit(inside)
         service, _, rest = str(parts.hostname).partition(".")
         namespace = rest.partition(".")[0] or host.namespace
-        return stack.enter_context(forwarded(service, namespace, parts.port or 80))
+        address = stack.enter_context(forwarded(service, namespace, parts.port or 80))
+        if self.secret and not any(os.environ.get(name) for name in (*CREDENTIALS, "MLFLOW_TRACKING_TOKEN")):
+            login = kubectl.secret(self.secret, host.namespace)
+            stack.enter_context(_variables({name: login[name] for name in CREDENTIALS if name in login}))
+        return address
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment that are not set, for a block."""
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)

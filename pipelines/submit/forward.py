@@ -1,19 +1,16 @@
 """A way to services of a cluster through `kubectl port-forward`, opened again when it breaks."""
 
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from evasion.pipelines.submit import kubectl
+
 PATIENCE = 30.0  # seconds to open
 PAUSE = 1.0  # seconds before it is opened again
 _OPEN = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
-
-
-class ForwardError(RuntimeError):
-    """There is no way to the service."""
 
 
 @contextmanager
@@ -21,12 +18,15 @@ def forwarded(service: str, namespace: str, port: int) -> Iterator[str]:
     """Yield an address at which a service of the cluster answers for a block.
 
     Raises:
-        ForwardError: kubectl is missing, or does not reach the service.
+        KubectlError: kubectl is missing, does not reach the service, or no pod stands behind it.
     """
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        raise ForwardError("--port-forward needs kubectl, and there is none on the PATH.")
-    command = [kubectl, "port-forward", "--namespace", namespace, "--address", "127.0.0.1", f"service/{service}"]
+    program = kubectl.path()
+    # kubectl would wait for a pod, and say nothing.
+    if kubectl.lacks_pods(service, namespace):
+        raise kubectl.KubectlError(
+            f"Service {namespace}/{service} has no ready pod. See: kubectl --namespace {namespace} get pods"
+        )
+    command = [program, "port-forward", "--namespace", namespace, "--address", "127.0.0.1", f"service/{service}"]
     way = _Way(command, port)
     try:
         yield f"http://127.0.0.1:{way.open()}"
@@ -53,7 +53,7 @@ class _Way:
         self._ready.wait(PATIENCE)
         if not self._local:
             said = " ".join(self._said).strip() or "it says nothing"
-            raise ForwardError(f"{' '.join(self._command[1:])} does not come up: {said}")
+            raise kubectl.KubectlError(f"{' '.join(self._command[1:])} does not come up: {said}")
         return self._local
 
     def close(self) -> None:

@@ -86,6 +86,17 @@ class Package:
                     return str(variable["value"])
         return ""
 
+    def secret(self, variable: str) -> str:
+        """Return the Secret that gives the steps an environment variable, or nothing."""
+        from google.protobuf import json_format
+
+        kubernetes = json_format.MessageToDict(self.pipeline.component_spec.platform_spec.platforms["kubernetes"])
+        for executor in kubernetes.get("deploymentSpec", {}).get("executors", {}).values():
+            for secret in executor.get("secretAsEnv", ()):
+                if any(one["envVar"] == variable for one in secret["keyToEnv"]):
+                    return str(secret["secretName"])
+        return ""
+
     def plan(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[preflight.Step]]:
         """Return the value of every parameter and the steps that will run, each held to its rules.
 

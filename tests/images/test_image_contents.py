@@ -80,3 +80,8 @@ def test_nothing_of_the_build_is_in_a_layer(engine, python):
     history = engine.images.get(containers.image("cpu")).history()
     assert not [one for one in history if "pip.conf" in one["CreatedBy"]]
     assert python("import os; print(os.path.exists('/etc/pip.conf'))").strip() == "False"
+
+
+def test_mlflow_draws_no_bars_into_a_steps_log(python):
+    code = "import mlflow.environment_variables as known; print(known.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get())"
+    assert python(code, tmpfs={"/tmp": ""}).split()[-1] == "False"

@@ -11,6 +11,7 @@ import tarfile
 
 import pods
 import pytest
+import yaml
 from click.testing import CliRunner
 from pods import KUBECTL, ROOT
 
@@ -190,7 +191,47 @@ def test_kubectl_takes_the_command_for_objects_that_there_are(command, render, d
     if command[1:3] == ["create", "token"]:
         named = [("serviceaccount", command[3])]
     assert set(named) <= there
-    assert named or "default-editor" in command or "docker-registry" in command
+    foreign = {"default-editor", "docker-registry", "workflow-controller-configmap"}
+    assert named or foreign & set(command)
+
+
+# Of Kubeflow 2.17's ConfigMap.
+DEFAULTS = """
+spec:
+  ttlStrategy:
+    secondsAfterCompletion: 3600
+    secondsAfterSuccess: 3600
+    secondsAfterFailure: 3600
+  templateDefaults:
+    retryStrategy:
+      limit: '2'
+      retryPolicy: OnError
+"""
+
+
+def test_the_patch_for_drained_nodes_changes_what_is_tried_again_alone(tmp_path):
+    name = {"name": "workflow-controller-configmap", "namespace": "kubeflow"}
+    data = {"artifactRepository": "archiveLogs: true\n", "workflowDefaults": DEFAULTS}
+    (tmp_path / "map.yaml").write_text(
+        yaml.safe_dump({"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data})
+    )
+    (command,) = of("kubectl", "patch", "configmap")
+    words = ["patch", "--local", "--filename", tmp_path / "map.yaml", "--output", "yaml"]
+    words += ["--patch-file", ROOT / option(command, "--patch-file")]
+    done = subprocess.run([KUBECTL, *words], text=True, capture_output=True)
+    patched = yaml.safe_load(done.stdout)["data"]
+    assert patched["artifactRepository"] == data["artifactRepository"]
+    found, before = yaml.safe_load(patched["workflowDefaults"]), yaml.safe_load(DEFAULTS)
+    retry = found["spec"]["templateDefaults"].pop("retryStrategy")
+    before["spec"]["templateDefaults"].pop("retryStrategy")
+    assert found == before
+    # As Argo's own controller was seen to take it, with a workflow that Kubeflow had compiled.
+    assert retry == {
+        "limit": "2",
+        "retryPolicy": "Always",
+        "expression": 'lastRetry.status == "Error" || '
+        '(lastRetry.exitCode == "143" && !(lastRetry.message contains "deadline"))',
+    }
 
 
 def test_gcloud_is_told_what_the_overlay_says(render):

@@ -290,6 +290,29 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
         assert absent not in text
 
 
+@pytest.mark.parametrize(
+    ("timeout", "retries", "seconds"),
+    [
+        (360, 2, 3 * 6 * 3600 + 30 + 60),
+        (5, 1, 2 * 300 + 30),
+        (1, 4, 5 * 60 + 30 + 60 + 120 + 240),
+        (0, 2, 30 * 24 * 3600),
+        (2**31 // 60, 100, 2**31 - 1),  # more than that Argo cannot count
+    ],
+)
+def test_there_is_time_for_every_try(tmp_path, timeout, retries, seconds):
+    """Argo counts from the start of the first try, and gives up where a pause would end later."""
+    text = compiled(place(pipelines()["fgm"], Placement(timeout=timeout, retries=retries)), tmp_path / "fgm.yaml")
+    spec = next(iter(yaml.safe_load_all(text)))
+    policy = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["fgm"]["retryPolicy"]
+    assert policy == {
+        "maxRetryCount": retries,
+        "backoffDuration": "30s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": f"{seconds}s",
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:You may be attemping to run a task that uses custom"

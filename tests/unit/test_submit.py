@@ -1,5 +1,6 @@
 """`evasion submit`, against a server that speaks Kubeflow Pipelines' API, with faults in its way."""
 
+import base64
 import datetime
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -482,7 +484,15 @@ def test_a_host_must_show_a_certificate_that_is_trusted(submit, certificate, mon
 
 
 KUBECTL = """#!{python}
-import socket, sys, threading
+import json, pathlib, socket, sys, threading
+here = pathlib.Path(__file__).parent
+if sys.argv[1] == "get":
+    kind = sys.argv[2]
+    open(here / "got", "a").write(" ".join(sys.argv[2:]) + "\\n")
+    if not (here / (kind + ".json")).exists():
+        sys.exit("error: " + kind + " is forbidden")
+    print((here / (kind + ".json")).read_text())
+    sys.exit()
 assert sys.argv[1] == "port-forward"
 open("{asked}", "a").write(" ".join(sys.argv[2:]) + "\\n")
 local, remote = sys.argv[7].split(":")
@@ -505,7 +515,7 @@ def carry(one, other):
             pass
 for _ in range({connections}):
     here, _ = server.accept()
-    there = socket.create_connection(("127.0.0.1", {port}))
+    there = socket.create_connection(("127.0.0.1", {mlflow} if sys.argv[6] == "service/mlflow" else {port}))
     for pair in ((here, there), (there, here)):
         threading.Thread(target=carry, args=pair).start()
 server.close()
@@ -516,11 +526,12 @@ server.close()
 def kubectl(tmp_path, monkeypatch, kfp_server):
     """A kubectl that carries a port to the server, as the real one does."""
 
-    def make(text=KUBECTL, connections=1000):
+    def make(text=KUBECTL, connections=1000, mlflow=kfp_server.address):
         file = tmp_path / "kubectl"
-        port = kfp_server.address.rpartition(":")[2]
+        port, mlflow = (address.rpartition(":")[2] for address in (kfp_server.address, mlflow))
+        asked = tmp_path / "asked"
         file.write_text(
-            text.format(python=sys.executable, port=port, connections=connections, asked=tmp_path / "asked")
+            text.format(python=sys.executable, port=port, mlflow=mlflow, connections=connections, asked=asked)
         )
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -546,6 +557,34 @@ def test_a_way_that_breaks_is_opened_again(submit, kfp_server, kubectl, monkeypa
     kubectl(connections=1)
     kfp_server.fail(RESET, path="runs/", times=2)  # so that more than one connection is needed
     submit("--port-forward")
+
+
+def slices(*ready):
+    """What kubectl says of a Service's endpoints, of which each is ready, is not, or does not say."""
+    endpoints = [{"addresses": ["10.0.0.1"], "conditions": {} if one is None else {"ready": one}} for one in ready]
+    return {"items": [{"endpoints": endpoints or None}]}
+
+
+@pytest.mark.parametrize("found", [slices(), slices(False, False)])
+def test_a_service_without_a_ready_pod_is_said_at_once(submit, kubectl, tmp_path, found):
+    kubectl()
+    (tmp_path / "endpointslices.json").write_text(json.dumps(found))
+    started = time.monotonic()
+    result = submit("--port-forward", code=5)
+    assert time.monotonic() - started < 5
+    assert (
+        "Error: Service kubeflow/ml-pipeline-ui has no ready pod. See: kubectl --namespace kubeflow get pods\n"
+        in result.stderr
+    )
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("found", [slices(False, True), slices(None), {"items": []}])
+def test_a_service_that_may_have_a_ready_pod_is_reached(submit, kfp_server, kubectl, tmp_path, found):
+    kubectl()
+    (tmp_path / "endpointslices.json").write_text(json.dumps(found))
+    submit("--port-forward")
+    assert len(kfp_server.runs) == 1
 
 
 @pytest.mark.parametrize(
@@ -604,6 +643,7 @@ def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, m
     assert (output / "report.html").read_text() == "<p>page</p>"
     assert "fgm fools it." in result.stdout
     assert f"Report: {output / 'report.html'}\n" in result.stdout
+    assert "Downloading" not in result.stderr  # MLflow's own bar, a few times over each file
 
 
 def test_a_report_that_is_missing_is_said(submit, reporting_file, mlflow_store, tmp_path):
@@ -622,6 +662,157 @@ def test_mlflow_is_reached_through_kubectl_too(submit, reporting_file, kubectl, 
         "--namespace kubeflow --address 127.0.0.1 service/ml-pipeline-ui :80",
         "--namespace signs --address 127.0.0.1 service/mlflow :5000",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "status"), [("FAILED", 1, "FAILED"), ("CANCELED", 3, "KILLED"), ("SUCCEEDED", 5, "KILLED")]
+)
+def test_runs_in_mlflow_that_killed_pods_have_left_are_ended(
+    submit, kfp_server, reporting_file, mlflow_store, tmp_path, monkeypatch, ends, code, status
+):
+    kfp_server.story = Story(ends=ends)
+
+    def leave(run):
+        """What steps leave whose pods are killed, beside a run that another run of Kubeflow still works at."""
+        for kubeflow_run in (run.run_id, "other"):
+            monkeypatch.setenv("KFP_RUN_ID", kubeflow_run)
+            tracking.mark_pipeline_run("reporting", "RUNNING")
+            tracking._open("report", {})
+        monkeypatch.setenv("KFP_RUN_ID", run.run_id)
+        with tracking.stage("infer", {}):
+            pass
+
+    kfp_server.started = leave
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--tracking-uri", uri, code=code)
+    experiments = [one.experiment_id for one in mlflow_store.search_experiments()]
+    found = {
+        (run.data.tags["kfp_run_id"] == "other", run.data.tags["stage"]): run.info.status
+        for run in mlflow_store.search_runs(experiments)
+    }
+    assert found == {
+        (False, "pipeline"): status,
+        (False, "report"): status,
+        (False, "infer"): "FINISHED",
+        (True, "pipeline"): "RUNNING",
+        (True, "report"): "RUNNING",
+    }
+    assert f"Runs in MLflow that were left open and are {status} now: 2\n" in result.stderr
+
+
+def test_how_a_run_ended_is_told_where_mlflow_is_gone_by_then(submit, kfp_server, reporting_file, guarded, tmp_path):
+    guarded.login = ":"  # none
+    kfp_server.story = Story(ends="FAILED")
+    kfp_server.started = lambda _: setattr(guarded, "login", "another")
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--tracking-uri", guarded.address, code=1)
+    assert "Error: The run failed" in result.stderr
+    assert "Could not see to the runs in MLflow" in result.stderr
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """MLflow's API behind a login, as its own server answers without the right one; it holds nothing."""
+
+    def do_GET(self):
+        sent = self.headers.get("Authorization", "Basic Og==").removeprefix("Basic ")
+        self.server.logins.append(base64.b64decode(sent).decode())
+        allowed = self.server.logins[-1] == self.server.login
+        body = b"{}" if allowed else b"You are not authenticated."
+        self.send_response(200 if allowed else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def guarded(monkeypatch, tmp_path):
+    """An MLflow that asks for a login, at `.address`."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        server.login, server.logins = "steps:right", []
+        server.address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("password", ["", "wrong"])
+def test_a_login_that_mlflow_does_not_take_is_said_before_there_is_a_run(
+    submit, kfp_server, reporting_file, guarded, tmp_path, monkeypatch, password
+):
+    if password:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "steps")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    output = tmp_path / "x"
+    result = submit(reporting_file, "--output", str(output), "--tracking-uri", guarded.address, code=5)
+    said = "does not take the login of steps" if password else "asks for a login"
+    assert f"Error: MLflow at {guarded.address} {said}. Set MLFLOW_TRACKING_USERNAME and" in result.stderr
+    assert "No run was started." in result.stderr
+    assert kfp_server.runs == kfp_server.versions == {}
+    assert not output.exists()
+
+
+def test_an_mlflow_that_is_away_is_said_before_there_is_a_run(submit, kfp_server, reporting_file, tmp_path):
+    where = ["--output", str(tmp_path / "x"), "--tracking-uri", "http://127.0.0.1:9"]
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in submit(reporting_file, *where, code=5).stderr
+    assert kfp_server.runs == {}
+
+
+def secret(username, password):
+    """What kubectl says of a Secret."""
+    values = {"MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
+    return json.dumps({"data": {name: base64.b64encode(value.encode()).decode() for name, value in values.items()}})
+
+
+def test_through_kubectl_the_login_is_that_of_the_steps(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl(mlflow=guarded.address)
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    where = ["--output", str(tmp_path / "x"), "--port-forward", "--namespace", "signs"]
+    result = submit(reporting_file, *where, code=5)
+    assert "MLflow holds no report of Kubeflow's run" in result.stderr  # which it was asked for, after the run
+    assert len(kfp_server.runs) == 1
+    assert set(guarded.logins) == {"steps:right"}
+    assert (tmp_path / "got").read_text().splitlines()[-1].startswith("secret evasion-mlflow --namespace signs ")
+    assert "right" not in result.output
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_a_login_of_the_environment_outdoes_the_secret(
+    submit, kfp_server, reporting_file, guarded, kubectl, tmp_path, monkeypatch
+):
+    kubectl(mlflow=guarded.address)
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "mine")
+    guarded.login = "me:mine"
+    submit(reporting_file, "--output", str(tmp_path / "x"), "--port-forward", code=5)
+    assert set(guarded.logins) == {"me:mine"}
+    assert len(kfp_server.runs) == 1
+
+
+def test_a_secret_that_kubectl_does_not_show_is_named(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl(mlflow=guarded.address)
+    result = submit(reporting_file, "--output", str(tmp_path / "x"), "--port-forward", code=5)
+    assert "asks for a login" in result.stderr
+    assert "kubectl shows no login in Secret kubeflow/evasion-mlflow." in " ".join(result.stderr.split())
+    assert kfp_server.runs == {}
+
+
+def test_the_secrets_login_goes_to_no_other_server(submit, kfp_server, reporting_file, guarded, kubectl, tmp_path):
+    kubectl()
+    (tmp_path / "secret.json").write_text(secret("steps", "right"))
+    where = ["--output", str(tmp_path / "x"), "--port-forward", "--tracking-uri", guarded.address]
+    submit(reporting_file, *where, code=5)
+    assert set(guarded.logins) == {":"}
 
 
 # -- Ctrl-C

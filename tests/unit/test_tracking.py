@@ -101,6 +101,18 @@ def runs_of(client, name=None):
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
 
 
+def test_what_killed_pods_left_open_is_ended_without_a_word(client, monkeypatch, capsys):
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
+    tracking.mark_pipeline_run("fgm", "RUNNING")
+    tracking._open("fgm", {})
+    capsys.readouterr()
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    assert tracking.end_open_runs(os.environ["KFP_RUN_ID"], uri, "KILLED") == 2
+    assert {run.info.status for run in runs_of(client)} == {"KILLED"}
+    assert tracking.end_open_runs(os.environ["KFP_RUN_ID"], uri, "KILLED") == 0
+    assert capsys.readouterr().out == ""  # where a command's result goes
+
+
 def test_a_stage_is_a_run_with_its_parameters_and_metrics(client):
     with tracking.stage("fgm", {"eps": 0.3, "norm": "inf", "model_tag": "", "minimal": False}) as run:
         (open_run,) = runs_of(client)
