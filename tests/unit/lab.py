@@ -190,13 +190,22 @@ class Lab:
         return folder
 
 
+def together(evaluations: list[Path], root: Path) -> Path:
+    """The folder that `infer` writes of several datasets: a folder of each, which are there already, and their list."""
+    folder = evaluations[0].parent if evaluations else root
+    (folder / "evaluations.json").write_text(json.dumps([each.name for each in evaluations]))
+    return folder
+
+
 class Report:
     """A report that was made, read back."""
 
     def __init__(self, folder: Path, evaluations: list[Path], floor: float = 0.9, curve: Path | None = None):
         self.metrics = task.report(
-            evaluations=[[each] for each in evaluations],
-            curve=[curve] if curve else [],
+            evaluation=together(evaluations, folder),
+            evaluation_shards=[],
+            curve=curve,
+            curve_shards=[],
             html=folder / "out" / "report.html",
             summary=folder / "out" / "report.json",
             clean_accuracy_floor=floor,

@@ -1,6 +1,7 @@
 """The dataset artifact: what is written is what is read, and nothing else is taken for one."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import string
@@ -161,12 +162,96 @@ def test_the_tar_says_nothing_of_this_machine(make_dataset, random_pixels):
             assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
 
 
-def test_sha256_is_that_of_the_file(make_dataset, random_pixels):
+def several(path, make, **named):
+    """A tar with a dataset for each name, of the images of one made by `make`, and those datasets one by one."""
+    singles = {}
+    for name, pixels in named.items():
+        singles[name] = make(pixels)
+    opened = {name: Dataset(single) for name, single in singles.items()}
+    with contextlib.ExitStack() as stack:
+        for one in opened.values():
+            stack.enter_context(one)
+        renamed = {name: dataclasses.replace(one.header, name=name) for name, one in opened.items()}
+        dataset.write_all(path, [(renamed[name], list(opened[name].samples())) for name in named])
+    return path
+
+
+def test_a_tar_of_several_datasets_holds_each_as_if_alone(make_dataset, random_pixels, tmp_path):
+    named = {"first": random_pixels(3, (4, 4, 1)), "second": random_pixels(70, (9, 6, 3))}
+    tar = several(tmp_path / "both.tar", make_dataset, **named)
+    assert [one.header.name for one in Dataset.all_in(tar)] == ["first", "second"]
+    for name, pixels in named.items():
+        with Dataset(tar, name) as one:
+            assert one.header.image_shape == pixels.shape[1:]
+            assert np.array_equal(np.stack([sample.pixels for sample in one.samples()]), pixels)
+            assert [sample.index for sample in one.samples()] == list(range(len(pixels)))
+            one.copy_to(tmp_path / f"{name}.tar")
+        with Dataset(tmp_path / f"{name}.tar") as alone, Dataset(tar, name) as one:
+            assert alone.sha256 == one.sha256
+            assert np.array_equal(np.stack([sample.pixels for sample in alone.samples()]), pixels)
+
+
+def test_datasets_of_one_tar_can_be_read_at_once(make_dataset, random_pixels, tmp_path):
+    pixels = random_pixels(80, (4, 4, 1))
+    tar = several(tmp_path / "both.tar", make_dataset, first=pixels, second=pixels[::-1])
+    first, second = Dataset.all_in(tar)
+    with first, second:
+        for one, other in zip(first.samples(), second.samples(), strict=True):
+            assert np.array_equal(one.pixels, pixels[one.index])
+            assert np.array_equal(other.pixels, pixels[::-1][other.index])
+
+
+def test_a_dataset_alone_has_the_bytes_of_write(make_dataset, random_pixels, tmp_path):
+    """So a hash says whether two datasets are the same, whatever stands beside them."""
     import hashlib
 
     path = make_dataset(random_pixels(2, (4, 4, 1)))
+    with tarfile.open(path) as tar:
+        end = [member.offset_data + -(-member.size // 512) * 512 for member in tar][-1]
     with Dataset(path) as opened:
-        assert opened.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert opened.sha256 == hashlib.sha256(path.read_bytes()[:end]).hexdigest()
+        opened.copy_to(tmp_path / "copy.tar")
+    assert (tmp_path / "copy.tar").read_bytes() == path.read_bytes()[:end] + bytes(1024)
+
+
+def test_one_of_several_datasets_must_be_named(make_dataset, random_pixels, tmp_path):
+    pixels = random_pixels(2, (4, 4, 1))
+    tar = several(tmp_path / "both.tar", make_dataset, fgm=pixels, clean=pixels)
+    with pytest.raises(DatasetError, match=r"dataset_name must be given for both\.tar, which holds fgm, clean\."):
+        Dataset(tar)
+    with pytest.raises(DatasetError, match=r"must be a folder in the tar, of 'fgm', 'clean'\. Received.*'pgd'"):
+        Dataset(tar, "pgd")
+
+
+def test_two_datasets_of_one_name_are_refused(make_dataset, random_pixels, tmp_path):
+    path = make_dataset(random_pixels(2, (4, 4, 1)))
+    with Dataset(path) as one, pytest.raises(ValueError, match="names of their own"):
+        dataset.write_all(tmp_path / "twice.tar", [(one.header, one.samples()), (one.header, one.samples())])
+    assert not (tmp_path / "twice.tar").exists()
+    with Dataset(path) as one:
+        one.copy_to(tmp_path / "one.tar")
+    content = (tmp_path / "one.tar").read_bytes()[:-1024]
+    (tmp_path / "twice.tar").write_bytes(content + content + bytes(1024))
+    with pytest.raises(DatasetError, match="two datasets of one name"):
+        Dataset.all_in(tmp_path / "twice.tar")
+
+
+def test_a_tar_cut_between_two_datasets_is_refused(make_dataset, random_pixels, tmp_path):
+    pixels = random_pixels(2, (4, 4, 1))
+    tar = several(tmp_path / "both.tar", make_dataset, first=pixels, second=pixels)
+    with tarfile.open(tar) as opened:
+        second = next(member.offset for member in opened if member.name.startswith("second/"))
+    tar.write_bytes(tar.read_bytes()[:second])
+    with pytest.raises(DatasetError, match="it was cut short"):
+        Dataset.all_in(tar)
+
+
+def test_more_datasets_than_are_read_are_refused(make_dataset, random_pixels, tmp_path, monkeypatch):
+    pixels = random_pixels(1, (2, 2, 1))
+    tar = several(tmp_path / "both.tar", make_dataset, first=pixels, second=pixels)
+    monkeypatch.setattr(dataset, "MAX_DATASETS", 1)
+    with pytest.raises(DatasetError, match="more than 1 datasets"):
+        Dataset.all_in(tar)
 
 
 def test_reading_a_part_closes_everything(make_dataset, random_pixels):
@@ -659,7 +744,7 @@ def test_the_dataset_name_must_be_that_of_the_folder(tmp_path, good):
         assert opened.header.name == "good"
     with pytest.raises(DatasetError) as error:
         Dataset(tmp_path / "good", "fgm")
-    assert str(error.value) == "dataset_name must be the folder in the tar, 'good'. Received: dataset_name='fgm'"
+    assert str(error.value) == "dataset_name must be a folder in the tar, of 'good'. Received: dataset_name='fgm'"
 
 
 def test_a_missing_file_is_told_as_such(tmp_path):

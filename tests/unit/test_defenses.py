@@ -44,7 +44,7 @@ def defend(tmp_path, mlflow_store):
         task, defaults = DEFENSES[stage]
         common = {"apply_fit": False, "apply_predict": True, "seed": 1}
         path = tmp_path / output
-        return path, task(dataset=source, defended=path, **{**defaults, **common, **parameters})
+        return path, task(dataset=source, others=[], defended=path, **{**defaults, **common, **parameters})
 
     return run
 
@@ -474,7 +474,7 @@ from pathlib import Path
 source, output, defenses = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 for stage, parameters in defenses.items():
     task = importlib.import_module(f"evasion.components.{stage}.task")
-    getattr(task, stage)(dataset=source, defended=output, **parameters)
+    getattr(task, stage)(dataset=source, others=[], defended=output, **parameters)
 print(json.dumps({"modules": sorted(sys.modules), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
 

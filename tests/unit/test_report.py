@@ -4,7 +4,9 @@ import base64
 import hashlib
 import html.parser
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from lab import FGM, FGM_SMALL, JPEG, LOAD, MEDIAN, NOISE, Lab, Report, aware
 from PIL import Image
 
 from evasion.components.common.metrics import interval
-from evasion.components.report.evaluations import Evaluation
+from evasion.components.report.evaluations import Evaluation, contained
 from evasion.components.report.outcomes import Paired, unpacked
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
@@ -411,7 +413,8 @@ def test_other_original_images_are_an_error_that_names_both(lab: Lab, tmp_path: 
 
 def test_the_same_evaluation_twice_is_shown_once(lab: Lab, tmp_path: Path) -> None:
     evaluations = lab.everything()
-    made = Report(tmp_path, [*evaluations, evaluations[1]])
+    again = shutil.copytree(evaluations[1], lab.root / "again")
+    made = Report(tmp_path, [*evaluations, again])
     assert len(made.json["table"]) == 3
     assert made.checks("each evaluation once") == [("warn", "given more than once; shown once")]
 
@@ -429,6 +432,33 @@ def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> 
         "eps=0.3 norm=inf seed=1",
         "eps=0.3 norm=inf seed=7",
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not an evaluation: it has no evaluations.json"),
+        ("[", "not valid JSON"),
+        ('{"a": 1}', "must list names of folders"),
+        ('["../elsewhere"]', "must list names of folders"),
+    ],
+)
+def test_a_folder_that_infer_did_not_write_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "evaluations.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        contained([tmp_path])
+
+
+def test_shards_of_one_name_are_one_evaluation(tmp_path: Path) -> None:
+    for shard, names in (("1", ["fgm", "load_dataset"]), ("2", ["load_dataset", "fgm"])):
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / "evaluations.json").write_text(json.dumps(names))
+    first, second = tmp_path / "1", tmp_path / "2"
+    assert contained([first, second]) == [
+        [first / "fgm", second / "fgm"],
+        [first / "load_dataset", second / "load_dataset"],
+    ]
 
 
 def test_no_evaluation_is_an_error(tmp_path: Path) -> None:
