@@ -15,7 +15,9 @@ from kfp import compiler, components
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from evasion.pipelines.catalog import pipelines, steps
+from evasion.pipelines import catalog, stages
+from evasion.pipelines.catalog import pipelines
+from evasion.pipelines.compiled_yaml import compile_to
 from evasion.pipelines.placement import DEVICES, LINEAGE, Placement, place
 
 STEPS = COMPILED.parents[1] / "components"
@@ -61,7 +63,7 @@ def test_the_compiled_pipelines_are_those_of_this_code(anew, device):
 
 def test_the_compiled_steps_are_those_of_this_code(anew):
     committed = contents(STEPS, "*/component.yaml")
-    assert set(committed) == {f"{name}/component.yaml" for name in steps()}
+    assert set(committed) == {f"{name}/component.yaml" for name in stages.steps()}
     stale = [name for name, content in contents(anew / "steps", "*/*").items() if committed[name] != content]
     assert not stale, "these are stale: run `make compile`"
 
@@ -187,26 +189,78 @@ def test_steps_are_tried_again_and_cached_unless_they_look_something_up(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_pipelines_run_is_opened_first_finished_last_and_failed_on_exit(name):
+def test_the_pipelines_run_is_opened_first_and_finished_last(name):
     spec, _ = read(name)
-    handler, exit_task = spec.root.dag.tasks["exit-handler-1"], spec.root.dag.tasks["track-run"]
-    assert set(spec.root.dag.tasks) == {"exit-handler-1", "track-run"}
-    assert exit_task.trigger_policy.strategy == exit_task.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
-    assert list(exit_task.dependent_tasks) == ["exit-handler-1"]
-    inner = spec.components[handler.component_ref.name].dag.tasks
+    inner = spec.root.dag.tasks
     marked = {
         dict(task.inputs.parameters)["status"].runtime_value.constant.string_value: key
-        for key, task in [*inner.items(), ("exit", exit_task)]
+        for key, task in inner.items()
         if function_of(spec, task) == "track_run"
     }
-    assert marked == {"RUNNING": "track-run-2", "FAILED": "exit", "FINISHED": "track-run-3"}
+    assert marked == {"RUNNING": "track-run", "FINISHED": "track-run-2"}
 
     def waits_for(key):
         return {key}.union(*map(waits_for, inner[key].dependent_tasks))
 
-    assert waits_for("track-run-3") == set(inner)
-    assert all("track-run-2" in waits_for(key) for key in inner)
-    assert not inner["track-run-2"].dependent_tasks
+    assert waits_for("track-run-2") == set(inner)
+    assert all("track-run" in waits_for(key) for key in inner)
+    assert not inner["track-run"].dependent_tasks
+
+
+def pods(pipeline, tmp_path):
+    """How many pods run a step of a placed pipeline, and how many tasks are graphs, with a driver of their own."""
+    spec = next(iter(yaml.safe_load_all(compiled(place(pipeline, Placement()), tmp_path / "pods.yaml"))))
+    parsed = json_format.ParseDict(spec, PipelineSpec())
+    every = [parsed.components[task.component_ref.name] for _, task in tasks(parsed)]
+    return sum(bool(one.executor_label) for one in every), sum(one.HasField("dag") for one in every)
+
+
+@pytest.mark.parametrize(("source", "most"), [("registered", 11), ("pretrained", 11), ("trained", 13)])
+def test_an_evaluation_is_one_pod_a_stage(tmp_path, source, most):
+    """A pod costs Kubeflow twenty seconds and more, whatever it does, and each graph one for its driver."""
+    executors, graphs = pods(catalog.evaluation(source), tmp_path)
+    assert executors <= most
+    assert graphs == 0
+    assert pods(catalog.evaluation(source, ["fgm", "pgd"]), tmp_path) == (executors + 1, 0)
+    assert pods(catalog.evaluation(source, ["fgm"], []), tmp_path) == (executors - 3, 0)
+
+
+def test_a_loop_is_there_for_shards_alone(tmp_path):
+    executors, graphs = pods(catalog.evaluation("registered", sharded=True), tmp_path)
+    assert graphs == 1
+    assert executors == pods(catalog.evaluation("registered"), tmp_path)[0] + 1  # the importer of the shard
+
+
+def test_what_is_committed_can_be_read():
+    lines = sum(file.read_text().count("\n") for file in [*FILES, *STEPS.glob("*/component.yaml")])
+    assert lines <= 12_000
+
+
+def test_the_dense_yaml_says_what_kfps_compiler_says(tmp_path):
+    pipeline = place(catalog.evaluation("trained", ["fgm", "pgd"], sharded=True), Placement(device="gpu"))
+    compiler.Compiler().compile(pipeline, str(tmp_path / "kfp.yaml"))
+    compile_to(pipeline, tmp_path / "dense.yaml")
+    theirs, ours = ((tmp_path / name).read_text() for name in ("kfp.yaml", "dense.yaml"))
+    assert list(yaml.safe_load_all(ours)) == list(yaml.safe_load_all(theirs))
+    assert [line for line in ours.splitlines() if line.startswith("#")] == [
+        line for line in theirs.splitlines() if line.startswith("#")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "choices"),
+    [
+        ("fgm", "norm", ["inf", "1", "2"]),
+        ("evaluation_trained", "optimizer", ["rmsprop", "adam", "adagrad", "sgd"]),
+        ("evaluation_pretrained", "model_architecture", ["resnet50", "vgg16"]),
+        ("jpeg_compression", "dataset_split", ["training", "testing"]),
+        ("fgm", "eps", []),
+    ],
+)
+def test_the_dashboard_offers_the_choices_of_a_parameter(name, parameter, choices):
+    spec, _ = read(f"cpu/{name}.yaml")
+    offered = spec.root.input_definitions.parameters[parameter].literals
+    assert [one.string_value for one in offered] == choices
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -253,6 +307,8 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
         experiment="lab",
         timeout=5,
         retries=1,
+        queue="team-a",
+        ttl=1.5,
     )
     text = compiled(place(pipelines()["train"], placement), tmp_path / "train.yaml")
     spec, platform = yaml.safe_load_all(text)
@@ -274,6 +330,8 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
     assert placed["pvcMount"][0] == placed["pvcMount"][0] | {"constant": "images", "mountPath": "/mnt/images"}
     assert placed["secretAsEnv"][0]["secretName"] == "lab.mlflow"
     assert placed["activeDeadlineSeconds"] == "300"
+    assert placed["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {"resourceTtlOnCompletion": 5400}
     assert {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example/lab"} in container["env"]
     assert {"name": "MLFLOW_EXPERIMENT_NAME", "value": "lab"} in container["env"]
     assert {"name": "EVASION_IMAGE", "value": container["image"]} in container["env"]
@@ -281,12 +339,12 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
     link = spec["root"]["inputDefinitions"]["parameters"]["kubeflow_link"]
     assert link["defaultValue"] == "https://kubeflow.example"
     assert "MLflow" in link["description"]
-    assert spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 1
+    assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 1
 
     none = Placement(device="gpu", gpu_image="a", gpu_taint="", dataset_pvc="", mlflow_secret="", timeout=0, retries=0)
     text = compiled(place(pipelines()["train"], none), tmp_path / "none.yaml")
     assert "image: a\n" in text
-    for absent in ("tolerations", "pvcMount", "secretAsEnv", "activeDeadlineSeconds", "retryPolicy"):
+    for absent in ("tolerations", "pvcMount", "secretAsEnv", "activeDeadlineSeconds", "retryPolicy", "kueue", "Ttl"):
         assert absent not in text
 
 
@@ -304,7 +362,7 @@ def test_there_is_time_for_every_try(tmp_path, timeout, retries, seconds):
     """Argo counts from the start of the first try, and gives up where a pause would end later."""
     text = compiled(place(pipelines()["fgm"], Placement(timeout=timeout, retries=retries)), tmp_path / "fgm.yaml")
     spec = next(iter(yaml.safe_load_all(text)))
-    policy = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]["fgm"]["retryPolicy"]
+    policy = spec["root"]["dag"]["tasks"]["fgm"]["retryPolicy"]
     assert policy == {
         "maxRetryCount": retries,
         "backoffDuration": "30s",
