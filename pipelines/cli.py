@@ -128,7 +128,7 @@ def compile_pipelines(
     try:
         evaluations = catalog.evaluations(attacks, defenses, sharded=sharded)
     except ValueError as error:
-        fail(BAD_INPUT, str(error))
+        fail(BAD_INPUT, told(str(error), (str(error).split()[0],)))
     known = dict(stages.steps() if steps else {**catalog.pipelines(), **evaluations})
     wanted: list[str] = []
     for name in names or ("all",):

@@ -1,27 +1,13 @@
 """Pipelines whose parameters are those of their steps: name, type, default and text are taken from where they stand."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter as Argument
 from inspect import Signature
 from typing import Any
 
-from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
-from evasion.components.common.checks import NORMS
-from evasion.components.load_dataset.task import SPLITS
-from evasion.components.train.task import OPTIMIZERS
-
 REQUIRED = Argument.empty
-
-# Values that a parameter may have: a drop-down in Kubeflow's dashboard, checked by its server too. Those of a step
-# outdo those of every step.
-CHOICES: Mapping[tuple[str, str], Sequence[str]] = {
-    ("", "model_architecture"): tuple(ARCHITECTURES),
-    ("init-model", "model_architecture"): PRETRAINED,
-    ("", "norm"): NORMS,
-    ("", "optimizer"): OPTIMIZERS,
-    ("", "split"): SPLITS,
-}
 
 _TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
@@ -61,9 +47,29 @@ def of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: 
     kind = _TYPES.get(declared.type, str)
     if kind is int and default is not REQUIRED:
         default = int(default)  # the compiled form knows one kind of number
-    choices = CHOICES.get((step.name, parameter)) or CHOICES.get(("", parameter)) or ()
+    choices = _choices().get((step.name, parameter)) or _choices().get(("", parameter)) or ()
     text = text or " ".join((declared.description or "").split())
     return Parameter(name or parameter, kind, default, text, tuple(choices))
+
+
+@functools.cache
+def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
+    """Return the values that a parameter may have; those of a step outdo those of every step.
+
+    They are a drop-down in Kubeflow's dashboard, and its server checks them.
+    """
+    from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+    from evasion.components.common.checks import NORMS
+    from evasion.components.load_dataset.task import SPLITS
+    from evasion.components.train.task import OPTIMIZERS
+
+    return {
+        ("", "model_architecture"): tuple(ARCHITECTURES),
+        ("init-model", "model_architecture"): PRETRAINED,
+        ("", "norm"): NORMS,
+        ("", "optimizer"): OPTIMIZERS,
+        ("", "split"): SPLITS,
+    }
 
 
 def pipeline(name: str, text: str, parameters: Sequence[Parameter], wire: Callable[[Mapping[str, Any]], None]) -> Any:

@@ -30,10 +30,13 @@ def with_datasets(component: Any, count: int) -> Any:
     definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)  # noqa: S101  (a step is a function)
     definition.decorator_list = []
+    described = [inspect.getdoc(function) or ""]
     for number in range(2, count + 1):
+        described.append(f"    dataset_{number}: Further such images, or nothing.")
         kind = ast.parse("Input[Dataset]", mode="eval").body
         definition.args.args.append(ast.arg(f"dataset_{number}", kind))
         definition.args.defaults.append(ast.Constant(None))
+    definition.body[0] = ast.Expr(ast.Constant("\n".join(described) + "\n"))  # the arguments come last in a docstring
     source = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     # kfp takes the text of a step from where Python says that it stands.
     file = f"<{function.__name__} of {count} datasets>"

@@ -13,6 +13,8 @@ import numpy as np
 
 from evasion.components.common.dataset import Pixels
 
+SETTING_TYPES = (bool, int, float, str)  # of a stage's parameters that are no artifacts
+
 
 @dataclass(frozen=True)
 class Transformation:
@@ -103,15 +105,15 @@ def _module(stage: str) -> Any:
 def _typed(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a defense as its stage declares them, or refuse them."""
     module = _module(stage)
-    types = get_type_hints(getattr(module, stage))
-    if settings.get("perform_data_augmentation"):
+    types = {name: kind for name, kind in get_type_hints(getattr(module, stage)).items() if kind in SETTING_TYPES}
+    if unknown := [name for name in settings if name not in types]:
+        raise ValueError(f"defenses: {stage} has no {', '.join(unknown)}. Its parameters: {', '.join(types)}")
+    typed = {name: _of_type(types[name], value) for name, value in settings.items()}
+    if typed.get("perform_data_augmentation"):
         raise ValueError(
             "A defense-aware attack needs a defense that turns each image into one. "
             "Received: perform_data_augmentation=True"
         )
-    if unknown := [name for name in settings if name not in types]:
-        raise ValueError(f"defenses: {stage} has no {', '.join(unknown)}. Its parameters: {', '.join(types)}")
-    typed = {name: _of_type(types[name], value) for name, value in settings.items()}
     needed = {
         name
         for name, parameter in inspect.signature(module.transformation).parameters.items()

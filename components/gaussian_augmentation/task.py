@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from evasion.components.common.transformations import Transformation
 
 
-def check(*, ratio: float, sigma: float, seed: int, **_: object) -> None:
-    """Hold the parameters to their rules."""
+def check(*, sigma: float, seed: int, ratio: float = 1.0, **_: object) -> None:
+    """Hold the parameters to their rules; an attacker who knows the noise names no ratio."""
     checks.in_range("ratio", ratio, 0, 1)
     checks.in_range("sigma", sigma, 0, include_low=False)
     checks.seed(seed)

@@ -9,6 +9,7 @@ of sixteen sizes is timed against sixteen attacks that are each saved and evalua
 disagree or the curve costs a third or more.
 """
 
+import json
 import math
 import os
 import shutil
@@ -90,20 +91,21 @@ def trained(folder: Path, data: Path, seed: int) -> Path:
 def evaluated(folder: Path, images: Path, model: Path) -> dict[str, float]:
     """Return the metrics of `infer`."""
     shutil.rmtree(folder / "evaluation", ignore_errors=True)
-    return infer.infer(dataset=images, model=model, evaluation=folder / "evaluation", seed=0, **BATCH)["metrics"]
+    output = folder / "evaluation"
+    return infer.infer(dataset=images, others=[], model=model, evaluation=output, seed=0, **BATCH)["metrics"]
 
 
-def attacked(folder: Path, stage: str, data: Path, model: Path, defense: Path | None, **parameters: object) -> Path:
+def attacked(folder: Path, stage: str, data: Path, model: Path, defenses: str = "", **parameters: object) -> Path:
     """Run an attack's stage."""
     run = {"fgm": fgm.fgm, "pgd": pgd.pgd}[stage]
-    run(dataset=data, model=model, adversarial=folder / "attacked", defense=defense, seed=0, **parameters)
+    run(dataset=data, model=model, adversarial=folder / "attacked", defenses=defenses, seed=0, **parameters)
     return folder / "attacked"
 
 
 def smoothed(data: Path, output: Path) -> Path:
     """Run the stage of the defense."""
     spatial_smoothing.spatial_smoothing(
-        dataset=data, defended=output, window_size=WINDOW, apply_fit=False, apply_predict=True, seed=0
+        dataset=data, others=[], defended=output, window_size=WINDOW, apply_fit=False, apply_predict=True, seed=0
     )
     return output
 
@@ -149,13 +151,17 @@ def by_art(model: Path, data: Path) -> dict[tuple[str, float], float]:
 
 def by_stages(folder: Path, model: Path, data: Path) -> dict[tuple[str, float], dict[str, float]]:
     """Return the stages' metrics for the same attacks."""
-    clean_smoothed = smoothed(data, folder / "clean-smoothed")
+    known = json.dumps({"spatial_smoothing": {"window_size": WINDOW}})
+    aware = "spatial_smoothing_of_fgm_aware_of_spatial_smoothing/"
     found = {}
     for eps in SIZES:
-        found["fgm", eps] = evaluated(folder, attacked(folder, "fgm", data, model, None, eps=eps, **FGM), model)
-        aware = attacked(folder, "fgm", data, model, clean_smoothed, eps=eps, **FGM)
-        found["fgm aware of spatial_smoothing", eps] = evaluated(folder, smoothed(aware, folder / "smoothed"), model)
-        found["pgd", eps] = evaluated(folder, attacked(folder, "pgd", data, model, None, eps=eps, **PGD), model)
+        both = attacked(folder, "fgm", data, model, known, eps=eps, **FGM)
+        found["fgm", eps] = evaluated(folder, both, model)  # those of the oblivious attacker alone
+        metrics = evaluated(folder, smoothed(both, folder / "smoothed"), model)
+        found["fgm aware of spatial_smoothing", eps] = {
+            name.removeprefix(aware): value for name, value in metrics.items() if name.startswith(aware)
+        }
+        found["pgd", eps] = evaluated(folder, attacked(folder, "pgd", data, model, eps=eps, **PGD), model)
     return found
 
 
@@ -166,13 +172,13 @@ def cost(folder: Path, model: Path, data: Path) -> float:
     for _ in range(ROUNDS):
         started = time.perf_counter()
         for eps in sizes:
-            evaluated(folder, attacked(folder, "fgm", data, model, None, eps=eps, **FGM), model)
+            evaluated(folder, attacked(folder, "fgm", data, model, eps=eps, **FGM), model)
         between = time.perf_counter()
         shutil.rmtree(folder / "curve", ignore_errors=True)
         security_curve.security_curve(
             dataset=data,
             model=model,
-            defended=[],
+            defenses="",
             curve=folder / "curve",
             eps=sizes[-1],
             norm="inf",

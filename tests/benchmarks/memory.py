@@ -46,7 +46,9 @@ TRAIN = {
     **COMMON,
 }
 FGM = {"eps": 0.1, "eps_step": 0.05, "norm": "inf", "eot_samples": 2, **COMMON}
-PLAIN = {**FGM, "defense": None, "minimal": False}
+PLAIN = {**FGM, "defenses": "", "minimal": False}
+KNOWN = json.dumps({"gaussian_augmentation": {"sigma": 0.1}})
+ALONE = {"others": []}
 # stage, a note, its artifacts by name ("{n}" becomes the number of images), its other parameters
 STAGES = [
     ("load_dataset", "", {"dataset": "{n}/dataset"}, {**LOAD, "data_dir": "{n}/images", "split": "testing"}),
@@ -63,45 +65,77 @@ STAGES = [
         "pgd",
         "",
         {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/pgd-adv"},
-        {**FGM, "defense": None, "max_iter": 2, "num_random_init": 1},
+        {**FGM, "defenses": "", "max_iter": 2, "num_random_init": 1},
     ),
-    ("spatial_smoothing", "", {"dataset": "{n}/adv", "defended": "{n}/smooth"}, {"window_size": 3, **DEFENSE}),
+    (
+        "spatial_smoothing",
+        "",
+        {"dataset": "{n}/adv", "defended": "{n}/smooth", **ALONE},
+        {"window_size": 3, **DEFENSE},
+    ),
     (
         "jpeg_compression",
         "",
-        {"dataset": "{n}/adv", "defended": "{n}/jpeg"},
+        {"dataset": "{n}/adv", "defended": "{n}/jpeg", **ALONE},
         {"quality": 50, "channels_first": False, **DEFENSE},
     ),
     (
         "gaussian_augmentation",
         "",
-        {"dataset": "{n}/adv", "defended": "{n}/noise"},
+        {"dataset": "{n}/adv", "defended": "{n}/noise", **ALONE},
         {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1, **DEFENSE},
     ),
     (
         "fgm",
         "defense-aware",
-        {
-            "dataset": "{n}/dataset",
-            "model": "{n}/model",
-            "adversarial": "{n}/aware",
-            "defense": "{n}/noise",
-        },
-        {**FGM, "minimal": False},
+        {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/aware"},
+        {**PLAIN, "defenses": KNOWN},
     ),
     (
         "security_curve",
         "",
-        {"dataset": "{n}/dataset", "model": "{n}/model", "defended": ["{n}/noise"], "curve": "{n}/curve"},
-        {"eps": 0.1, "norm": "inf", "eps_values": "0.3", "pgd_max_iter": 2, "eot_samples": 2, **COMMON},
+        {"dataset": "{n}/dataset", "model": "{n}/model", "curve": "{n}/curve"},
+        {
+            "defenses": KNOWN,
+            "eps": 0.1,
+            "norm": "inf",
+            "eps_values": "0.3",
+            "pgd_max_iter": 2,
+            "eot_samples": 2,
+            **COMMON,
+        },
     ),
-    ("infer", "", {"dataset": "{n}/adv", "model": "{n}/model", "evaluation": "{n}/evaluation"}, COMMON),
+    (
+        "infer",
+        "",
+        {"dataset": "{n}/adv", "model": "{n}/model", "evaluation": "{n}/evaluation", **ALONE},
+        COMMON,
+    ),
+    (
+        "gaussian_augmentation",
+        "three datasets",
+        {"dataset": "{n}/dataset", "defended": "{n}/noises", "others": ["{n}/aware"]},
+        {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1, **DEFENSE},
+    ),
+    (
+        "infer",
+        "five datasets",
+        {
+            "dataset": "{n}/dataset",
+            "model": "{n}/model",
+            "evaluation": "{n}/evaluations",
+            "others": ["{n}/aware", "{n}/noises"],
+        },
+        COMMON,
+    ),
     (
         "report",
         "",
         {
-            "evaluations": [["{n}/evaluation"]],
-            "curve": ["{n}/curve"],
+            "evaluation": "{n}/evaluations",
+            "evaluation_shards": [],
+            "curve": "{n}/curve",
+            "curve_shards": [],
             "html": "{n}/report.html",
             "summary": "{n}/report.json",
         },

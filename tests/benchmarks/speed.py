@@ -177,7 +177,7 @@ class Bench:
             dataset=dataset,
             model=model,
             adversarial=self.folder / "attacked.tar",
-            defense=None,
+            defenses="",
             batch_size=batch_size,
             eps=0.3 if minimal else EPS,
             eps_step=0.01 if minimal else EPS,
@@ -433,17 +433,17 @@ def first(read):
     return told
 
 Dataset.samples, Dataset.batches = first(samples), first(batches)
-task(**{name: Path(path) if path else None for name, path in paths.items()}, **parameters)
+task(**{name: Path(path) for name, path in paths.items()}, **parameters)
 """
-DEFENSE = {"apply_fit": False, "apply_predict": True, "seed": 0}
-ATTACK = {"eps": 0.1, "eps_step": 0.1, "norm": "inf", "eot_samples": 1, "batch_size": 32, "seed": 0}
+DEFENSE = {"others": [], "apply_fit": False, "apply_predict": True, "seed": 0}
+ATTACK = {"defenses": "", "eps": 0.1, "eps_step": 0.1, "norm": "inf", "eot_samples": 1, "batch_size": 32, "seed": 0}
 STARTS: list[tuple[str, dict, float]] = [
     ("spatial_smoothing", {"window_size": 3, **DEFENSE}, 1),
     ("jpeg_compression", {"quality": 75, "channels_first": False, **DEFENSE}, 1),
     ("gaussian_augmentation", {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1, **DEFENSE}, 1),
     ("fgm", {"minimal": False, **ATTACK}, 6),
     ("pgd", {"max_iter": 2, "num_random_init": 0, **ATTACK}, 6),
-    ("infer", {"batch_size": 32, "seed": 0}, 6),
+    ("infer", {"others": [], "batch_size": 32, "seed": 0}, 6),
 ]
 
 
@@ -483,8 +483,6 @@ def starts(bench: Bench) -> Iterator[tuple[str, list[float], float]]:
             paths[outputs.get(stage, "defended")] = str(bench.folder / "started")
             if stage in outputs:
                 paths["model"] = str(bench.le_net)
-            if stage in ("fgm", "pgd"):
-                paths["defense"] = ""
             found = []
             for _ in range(ROUNDS + 1):
                 remove(bench.folder / "started")
@@ -500,6 +498,7 @@ def starts(bench: Bench) -> Iterator[tuple[str, list[float], float]]:
 
 
 SHARDS = (1, 2, 4)
+ONCE = ("load_dataset", "load_model", "report")  # steps that are there once, whatever the number of shards
 
 
 def shards(bench: Bench) -> Iterator[tuple[int, int, float, float]]:
@@ -511,12 +510,13 @@ def shards(bench: Bench) -> Iterator[tuple[int, int, float, float]]:
     uri = f"sqlite:///{output}/mlflow.db"
     output.mkdir()
     local.run(catalog.pipelines()["train"], folders | training, output=output, tracking_uri=uri)
-    pipeline = catalog.evaluation(["fgm"], ["jpeg_compression"])
     for number in SHARDS:
-        parameters = {**folders, "model": "evasion_le_net", "shards": number, "eps": 0.2}
+        sharded = {"shards": number} if number > 1 else {}
+        pipeline = catalog.evaluation("registered", ["fgm"], ["jpeg_compression"], sharded=bool(sharded))
+        parameters = {**folders, "model": "evasion_le_net", "eps": 0.2, **sharded}
         steps = local.run(pipeline, parameters, output=output, tracking_uri=uri).steps
-        looped = sum(result.seconds for result in steps if result.step.looped)
-        yield number, len(steps), sum(result.seconds for result in steps), looped / number
+        of_shards = sum(result.seconds for result in steps if result.step.function not in ONCE)
+        yield number, len(steps), sum(result.seconds for result in steps), of_shards / number
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The defense-aware attacker, PGD, and what attacks share."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -29,6 +30,11 @@ PGD = {
     "seed": 3,
 }
 SPLIT = {"apply_fit": False, "apply_predict": True, "seed": 5}
+KNOWN = {
+    "spatial_smoothing": {"window_size": 3},
+    "jpeg_compression": {"quality": 50, "channels_first": False},
+    "gaussian_augmentation": {"sigma": 0.1},
+}
 TRANSFORMATIONS = {
     "spatial_smoothing": smoothing.transformation(window_size=3),
     "jpeg_compression": jpeg.transformation(quality=50, channels_first=False),
@@ -48,21 +54,36 @@ def gradient_step(target, x, **changed):
 def defend(run_stage, digits_tar):
     """Run a defense over the digits; give its dataset."""
 
-    def run(stage, dataset=digits_tar, out="defended", **parameters):
+    def run(stage, dataset=digits_tar, others=(), **parameters):
         task = {
             "spatial_smoothing": smoothing.spatial_smoothing,
             "jpeg_compression": jpeg.jpeg_compression,
             "gaussian_augmentation": gaussian.gaussian_augmentation,
         }[stage]
-        usual = {
-            "spatial_smoothing": {"window_size": 3},
-            "jpeg_compression": {"quality": 50, "channels_first": False},
-            "gaussian_augmentation": {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.1},
-        }[stage]
-        produced = run_stage(task, dataset=dataset, out="defended", **usual | SPLIT | parameters)
-        return produced.rename(produced.with_name(out))
+        usual = KNOWN[stage] | SPLIT | parameters
+        if stage == "gaussian_augmentation":
+            usual |= {"perform_data_augmentation": False, "ratio": 1.0}
+        return run_stage(task, dataset=dataset, others=list(others), out="defended", **usual)
 
     return run
+
+
+@pytest.fixture
+def attack(run_stage, le_net_artifact, digits_tar):
+    """Run an attack on the digits; give the tar of all attackers, which later runs do not write over."""
+
+    def run(out="attacked", task=fgm_task.fgm, defenses="", **parameters):
+        given = {"dataset": digits_tar, "model": le_net_artifact, **(FGM if task is fgm_task.fgm else PGD)}
+        known = defenses if isinstance(defenses, str) else json.dumps(defenses)
+        made = run_stage(task, out="adversarial", defenses=known, **given | parameters)
+        return made.rename(made.with_name(out))
+
+    return run
+
+
+def samples_of(tar, name=""):
+    with Dataset(tar, name) as data:
+        return list(data.samples())
 
 
 def test_straight_through_is_arts_own_where_art_is_right(le_net, digits):
@@ -123,23 +144,85 @@ def test_outputs_over_draws_are_the_mean_probability(le_net, digits):
     assert np.allclose(target.probabilities(x), np.mean(drawn, axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("stage", ["spatial_smoothing", "jpeg_compression", "gaussian_augmentation"])
-def test_an_aware_attack_says_what_it_knows(run_stage, defend, le_net_artifact, digits_tar, stage):
-    defended = defend(stage)
-    common = {"dataset": digits_tar, "model": le_net_artifact, "out": "adversarial", **FGM}
-    oblivious = run_stage(fgm_task.fgm, defense=None, **common)
-    oblivious = oblivious.rename(oblivious.with_name("oblivious"))
-    aware = run_stage(fgm_task.fgm, defense=defended, **common)
-    with Dataset(oblivious) as one, Dataset(aware) as other:
-        blind, knowing = one.header.provenance[-1], other.header.provenance[-1]
+@pytest.mark.parametrize("stage", KNOWN)
+def test_an_aware_attack_says_what_it_knows(attack, stage):
+    oblivious, aware = Dataset.all_in(attack(defenses={stage: KNOWN[stage]}))
+    with oblivious, aware:
+        blind, knowing = oblivious.header.provenance[-1], aware.header.provenance[-1]
         assert (blind["knowledge"], blind["defense"]) == ("oblivious", None)
         assert knowing["knowledge"] == "defense-aware"
-        assert knowing["defense"]["stage"] == stage
+        assert knowing["defense"] == {"stage": stage, "parameters": KNOWN[stage]}
         assert knowing["parameters"] == blind["parameters"]
-        rows = list(zip(one.samples(), other.samples(), strict=True))
+        assert (oblivious.header.awaited_defense, aware.header.awaited_defense) == ("", stage)
+        rows = list(zip(oblivious.samples(), aware.samples(), strict=True))
     # The same images were right before, whatever the attacker knows; the attacked ones differ.
     assert all(a.fields["clean_prediction"] == b.fields["clean_prediction"] for a, b in rows)
     assert any(not np.array_equal(a.pixels, b.pixels) for a, b in rows)
+
+
+@pytest.mark.parametrize("task", [fgm_task.fgm, pgd_task.pgd], ids=["fgm", "pgd"])
+def test_every_attacker_makes_the_same_alone_and_among_others(attack, task):
+    """To the last byte: seeds, draws and gradients of one do not depend on the others."""
+    name = task.__name__
+    together = Dataset.all_in(attack(task=task, defenses=KNOWN))
+    assert [one.header.name for one in together] == [name, *(f"{name}_aware_of_{stage}" for stage in KNOWN)]
+    hashes = []
+    for one in together:
+        with one:
+            hashes.append(one.sha256)
+    assert len(set(hashes)) == 4
+    with Dataset(attack("oblivious", task)) as alone:
+        assert alone.header.name == name
+        assert alone.sha256 == hashes[0]
+    for place, (stage, settings) in enumerate(KNOWN.items(), 1):
+        with Dataset(attack(stage, task, {stage: settings}), f"{name}_aware_of_{stage}") as alone:
+            assert alone.sha256 == hashes[place]
+
+
+@pytest.mark.parametrize("stage", TRANSFORMATIONS)
+def test_an_aware_attack_follows_the_gradient_at_what_the_defense_itself_makes(
+    attack, defend, le_net, digits_tar, stage
+):
+    """The oracle takes the defended images from the defense's own stage, and one step of FGM from the books."""
+    before, met = samples_of(digits_tar), samples_of(defend(stage))
+    found = samples_of(attack(defenses={stage: KNOWN[stage]}), f"fgm_aware_of_{stage}")
+    bare = classifier.Classifier(le_net)
+    x, x_met = (to_float(classifier.stack(rows)) for rows in (before, met))
+    gradient = bare.gradient(x_met, labels_of(bare, x_met)).numpy()
+    expected = to_pixels(np.clip(x + np.float32(FGM["eps"]) * np.sign(gradient), 0, 1))
+    assert (classifier.stack(found) == expected).mean() >= 0.9999  # a gradient of about zero has no sure sign
+    assert [one.fields["clean_prediction"] for one in found] == [str(n) for n in labels_of(bare, x).argmax(axis=1)]
+    assert [one.source for one in found] == [one.source.replace("/", "/adv_") for one in before]
+
+
+def test_an_attack_and_a_defense_of_the_same_settings_belong_together(attack, defend, digits_tar):
+    """What was aimed at a defense goes through that one alone, and the images are those of either run by itself."""
+    tar = attack(defenses=KNOWN)
+    for stage in KNOWN:
+        made = Dataset.all_in(defend(stage, others=[tar]))
+        assert [one.header.name for one in made] == [stage, f"{stage}_of_fgm", f"{stage}_of_fgm_aware_of_{stage}"]
+        assert [one.header.provenance[-1]["stage"] for one in made] == [stage] * 3
+        aim = made[2].header.provenance[-2]["defense"]["parameters"]
+        assert aim.items() <= made[2].header.provenance[-1]["parameters"].items()
+        for one in made:
+            assert one.header.awaited_defense == ""
+
+
+def test_numbers_of_further_attackers_bear_their_dataset(le_net_artifact, digits_tar, mlflow_store, tmp_path):
+    tar, known = tmp_path / "fgm.tar", {stage: KNOWN[stage] for stage in TRANSFORMATIONS}
+    given = {"dataset": digits_tar, "model": le_net_artifact, "adversarial": tar, **FGM}
+    numbers = fgm_task.fgm(**given, defenses=json.dumps(known))
+    assert len(numbers) == 3 * 5 * 6
+    for place, one in enumerate(Dataset.all_in(tar)):
+        with one:
+            norms = [float(sample.fields["l_2_norm"]) for sample in one.samples()]
+        before = f"{one.header.name}/" if place else ""
+        assert numbers[f"{before}l_2_norm_mean"] == pytest.approx(np.mean(norms))
+        assert numbers[f"{before}l_2_norm_max"] == pytest.approx(max(norms))
+    (run,) = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
+    assert run.data.metrics == pytest.approx(numbers)
+    assert json.loads(run.data.params["defenses"]) == known
+    assert Path(mlflow_store.download_artifacts(run.info.run_id, "fgm.tar")).read_bytes() == tar.read_bytes()
 
 
 def test_knowing_the_noise_makes_the_attack_stronger(le_net, digits):
@@ -156,45 +239,106 @@ def test_knowing_the_noise_makes_the_attack_stronger(le_net, digits):
     assert robust(Defended(le_net, transformation, eot_samples=16, seed=1)) < robust(bare) - 0.02
 
 
-REFUSED = [
-    ({"apply_predict": False}, "takes a dataset that a defense has changed. Received: one by gaussian_augmentation"),
-    ({"perform_data_augmentation": True}, "turns each image into one. Received: perform_data_augmentation=True"),
+SAME = [
+    ("jpeg_compression", {"quality": 50, "channels_first": False}),
+    ("jpeg_compression", {"quality": 50.0, "channels_first": "false"}),
+    ("jpeg_compression", {"quality": "50", "channels_first": "False"}),
+    ("jpeg_compression", {"quality": "50.0", "channels_first": False}),
+    ("gaussian_augmentation", {"sigma": 1, "perform_data_augmentation": False, "ratio": 1}),
+    ("gaussian_augmentation", {"sigma": 1.0, "perform_data_augmentation": "false", "ratio": "1"}),
+    ("gaussian_augmentation", {"sigma": "1", "perform_data_augmentation": "False", "ratio": 1.0}),
 ]
 
 
-@pytest.mark.parametrize(("changed", "message"), REFUSED)
-def test_a_defense_that_cannot_be_aimed_at_is_refused(run_stage, defend, le_net_artifact, digits_tar, changed, message):
-    defended = defend("gaussian_augmentation", **changed)
+def test_settings_that_mean_the_same_are_the_same():
+    """Kubeflow fills parameters in as texts, and knows one kind of number."""
+    described = {"jpeg_compression": set(), "gaussian_augmentation": set()}
+    for stage, settings in SAME:
+        (found,) = transformations.defenses_of(json.dumps({stage: settings}))
+        described[stage].add(repr(found.describe()))
+    assert described == {
+        stage: {repr({"stage": stage, "parameters": parameters})}
+        for stage, parameters in (
+            ("jpeg_compression", {"quality": 50, "channels_first": False}),
+            ("gaussian_augmentation", {"sigma": 1.0, "perform_data_augmentation": False, "ratio": 1.0}),
+        )
+    }
+
+
+def test_an_attack_is_the_same_however_its_settings_are_written(attack):
+    tars = [attack(f"attacked {place}", defenses={stage: settings}) for place, (stage, settings) in enumerate(SAME[:4])]
+    assert len({tar.read_bytes() for tar in tars}) == 1
+
+
+@pytest.mark.parametrize("text", ["", "  ", "{}", "{ }"])
+def test_no_defense_is_known_where_none_is_named(text):
+    assert transformations.defenses_of(text) == []
+
+
+RULE = re.escape(
+    'defenses must be a JSON object of settings by defense, such as {"spatial_smoothing": {"window_size": 3}}'
+)
+WINDOW = "window_size must be a positive integer. Received: window_size="
+REFUSED = [
+    ("{", rf"{RULE}: .*\. Received: defenses='{{'$"),
+    ("jpeg_compression", rf"{RULE}: .*\. Received: defenses='jpeg_compression'$"),
+    ("[]", rf"{RULE}\. Received: defenses='\[\]'$"),
+    ('"jpeg_compression"', rf"{RULE}\. Received: "),
+    ({"jpeg_compression": 50}, rf"{RULE}\. Received: "),
+    ({"jpeg_compression": None}, rf"{RULE}\. Received: "),
+    ({"jpeg_compression": {"quality": 50}}, r"^defenses: jpeg_compression needs channels_first\. Received: quality$"),
+    ({"spatial_smoothing": {}}, r"^defenses: spatial_smoothing needs window_size\. Received: nothing$"),
+    (
+        {"jpeg_compression": {"quality": 50, "channels_first": False, "sigma": 1, "x": 2}},
+        r"^defenses: jpeg_compression has no sigma, x\. "
+        r"Its parameters: quality, channels_first, apply_fit, apply_predict, seed$",
+    ),
+    ({"spatial_smoothing": {"window_size": 3, "dataset": "/x"}}, "spatial_smoothing has no dataset"),
+    ({"spatial_smoothing": {"window_size": 3, "return": "/x"}}, "spatial_smoothing has no return"),
+    ({"spatial_smoothing": {"window_size": "three"}}, f"{WINDOW}'three'"),
+    ({"spatial_smoothing": {"window_size": 2.5}}, f"{WINDOW}2.5"),
+    (
+        {"spatial_smoothing": {"window_size": "NaN"}},
+        f"{WINDOW}nan",
+    ),
+    (
+        {"spatial_smoothing": {"window_size": True}},
+        f"{WINDOW}True",
+    ),
+    ({"spatial_smoothing": {"window_size": [3]}}, rf"{WINDOW}\[3\]"),
+    ({"jpeg_compression": {"quality": "101", "channels_first": False}}, r"quality must be an integer in \[1, 100\]"),
+    ({"gaussian_augmentation": {"sigma": "-1"}}, r"sigma must be above 0 and finite. Received: sigma=-1.0"),
+    ({"gaussian_augmentation": {"sigma": 0, "ratio": 1.0}}, r"sigma must be above 0 and finite. Received: sigma=0.0"),
+    (
+        {"gaussian_augmentation": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": "true"}},
+        "turns each image into one. Received: perform_data_augmentation=True",
+    ),
+    *(
+        (
+            {stage: {}},
+            rf"must name steps that have a `transformation`. Received: defenses={re.escape(repr(stage))}$",
+        )
+        for stage in ("os", "../fgm", "no_such_stage", "fgm", "common", "", "jpeg_compression.task", "__init__")
+    ),
+]
+
+
+@pytest.mark.parametrize(("defenses", "message"), REFUSED, ids=[str(defenses) for defenses, _ in REFUSED])
+def test_defenses_that_cannot_be_aimed_at_are_refused_before_anything_is_read(
+    tmp_path, mlflow_store, defenses, message
+):
+    nowhere = tmp_path / "nowhere"
+    text = defenses if isinstance(defenses, str) else json.dumps(defenses)
     with pytest.raises(ValueError, match=message):
-        run_stage(fgm_task.fgm, dataset=digits_tar, model=le_net_artifact, defense=defended, out="adversarial", **FGM)
+        fgm_task.fgm(dataset=nowhere, model=nowhere, adversarial=nowhere, defenses=text, **FGM)
+    assert mlflow_store.get_experiment_by_name("evasion") is None
+    assert not nowhere.exists()
 
 
-def test_a_dataset_without_defense_is_refused(digits_tar):
-    with Dataset(digits_tar) as plain, pytest.raises(ValueError, match="Received: one by load_dataset"):
-        transformations.defense_of(plain.header)
-
-
-@pytest.mark.parametrize("stage", ["os", "../fgm", "no_such_stage", "fgm"])
-def test_a_stage_that_is_no_defense_is_refused(digits_tar, stage):
-    """The name comes out of a file that others made."""
-    entry = {"stage": stage, "kind": "defense", "parameters": {}, "seed": 1, "applied": True}
-    with Dataset(digits_tar) as plain:
-        header = plain.header.derive(name="x", prefix="def_", entry=entry)
-    with pytest.raises(ValueError, match=re.escape(repr(stage))):
-        transformations.defense_of(header)
-
-
-def test_minimal_records_the_smallest_size_that_succeeded(run_stage, le_net_artifact, digits_tar):
-    attacked = run_stage(
-        fgm_task.fgm,
-        dataset=digits_tar,
-        model=le_net_artifact,
-        defense=None,
-        out="adversarial",
-        **FGM | {"minimal": True, "eps_step": 0.05},
-    )
-    with Dataset(attacked) as data:
-        rows = list(data.samples())
+@pytest.mark.parametrize("name", ["fgm", "fgm_aware_of_spatial_smoothing"])
+def test_minimal_records_the_smallest_size_that_succeeded(attack, name):
+    known = {"spatial_smoothing": KNOWN["spatial_smoothing"]}
+    rows = samples_of(attack(defenses=known, minimal=True, eps_step=0.05), name)
     sizes = [row.fields["minimal_eps"] for row in rows]
     assert {size for size in sizes if size} <= {"0.05", "0.1", "0.15", "0.2"}
     assert len(set(sizes)) > 2
@@ -250,17 +394,11 @@ def test_compiled_pgd_is_arts_own(le_net, digits, eps, num_random_init):
 
 
 @pytest.mark.parametrize("num_random_init", [0, 2])
-def test_pgd_keeps_the_bound_repeats_itself_and_beats_fgm(run_stage, le_net_artifact, digits_tar, num_random_init):
-    def attacked(task, out, **parameters):
-        found = run_stage(
-            task, dataset=digits_tar, model=le_net_artifact, defense=None, out="adversarial", **parameters
-        )
-        return found.rename(found.with_name(out))
-
+def test_pgd_keeps_the_bound_repeats_itself_and_beats_fgm(attack, le_net_artifact, num_random_init):
     eps = 26 / 255
-    mine = PGD | {"eps": eps, "eps_step": 6 / 255, "num_random_init": num_random_init}
-    first, second = (attacked(pgd_task.pgd, out, **mine) for out in ("first", "second"))
-    single = attacked(fgm_task.fgm, "single", **FGM | {"eps": eps})
+    mine = {"eps": eps, "eps_step": 6 / 255, "num_random_init": num_random_init}
+    first, second = (attack(out, pgd_task.pgd, **mine) for out in ("first", "second"))
+    single = attack("single", eps=eps)
     assert first.read_bytes() == second.read_bytes()
     target = classifier.load(le_net_artifact)
 
@@ -288,7 +426,7 @@ BAD = [
 def test_bad_parameters_are_refused_before_anything_is_read(changed, message):
     nowhere = Path("/nowhere")
     with pytest.raises(ValueError, match=message):
-        pgd_task.pgd(dataset=nowhere, model=nowhere, adversarial=nowhere, defense=None, **PGD | changed)
+        pgd_task.pgd(dataset=nowhere, model=nowhere, adversarial=nowhere, defenses="", **PGD | changed)
 
 
 def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits_tar):

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,9 @@ PIPELINES = [
     "spatial_smoothing",
     "jpeg_compression",
     "gaussian_augmentation",
-    "fgm_evaluation",
+    "evaluation_registered",
+    "evaluation_trained",
+    "evaluation_pretrained",
 ]
 
 SHARE = {"value": 0.9, "low": 0.85, "high": 0.94, "n": 100, "count": 90}
@@ -142,9 +143,9 @@ def test_all_pipelines_are_listed():
     result = evasion("list")
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         *("init_model", "train", "infer", "fgm", "pgd"),
-        *("spatial_smoothing", "jpeg_compression", "gaussian_augmentation", "fgm_evaluation"),
+        *("gaussian_augmentation", "jpeg_compression", "spatial_smoothing", "evaluation"),
     ]
-    assert "Attack a dataset with the Fast Gradient Method" in result.stdout
+    assert "Attack a packed dataset with the Fast Gradient Method" in result.stdout
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -220,8 +221,8 @@ def test_an_option_that_does_not_fit_is_refused(small_pipelines, tmp_path, optio
             ("--jpeg-compression-quality", "101"),
             "Received: quality=101. Set --jpeg-compression-quality.",
         ),
-        ("fgm_evaluation", ("--pgd-eps", "2", "--apply-defense", "1"), "Received: eps=2.0. Set --pgd-eps."),
-        ("fgm_evaluation", ("--norm", "3"), "norm must be one of inf, 1, 2. Received: norm='3'. Set --norm."),
+        ("evaluation", ("--pgd-eps", "2", "--apply-defense", "1"), "Received: eps=2.0. Set --pgd-eps."),
+        ("evaluation", ("--norm", "3"), "norm must be one of inf, 1, 2. Received: norm='3'. Set --norm."),
     ],
 )
 def test_a_value_that_breaks_a_step_s_rule_is_refused_before_anything_starts(tmp_path, pipeline, options, said):
@@ -230,7 +231,7 @@ def test_a_value_that_breaks_a_step_s_rule_is_refused_before_anything_starts(tmp
     needed = {
         "fgm": ("--data-dir", images, "--model", "m", "--model-architecture", "le_net"),
         "jpeg-compression": ("--data-dir", images, "--model", "m", "--model-architecture", "le_net"),
-        "fgm_evaluation": ("--data-dir-test", images, "--data-dir-train", images),
+        "evaluation": ("--data-dir-test", images, "--data-dir-train", images),
     }
     result = evasion("run", pipeline, "--output", tmp_path / "runs", *needed[pipeline], *options)
     assert result.exit_code == 2
@@ -480,21 +481,75 @@ def test_where_to_look_shows_no_password(uri, text):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (("--attacks", "fgm,pgd", "--defenses", "jpeg_compression"), {"fgm": 2, "pgd": 2, "jpeg-compression": 5}),
-        (("--attacks", "pgd", "--defenses", ""), {"pgd": 1}),
-        ((), {"fgm": 4, "spatial-smoothing": 3, "jpeg-compression": 3, "gaussian-augmentation": 3}),
+        (("--attacks", "fgm,pgd", "--defenses", "jpeg_compression"), {"fgm", "pgd", "jpeg-compression"}),
+        (("--attacks", "pgd", "--defenses", ""), {"pgd"}),
+        ((), {"fgm", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}),
     ],
 )
 def test_attacks_and_defenses_are_chosen_by_name(tmp_path, options, steps):
-    assert evasion("compile", "fgm_evaluation", *options, "--output", tmp_path).exit_code == 0
-    spec, *_ = yaml.safe_load_all((tmp_path / "fgm_evaluation.yaml").read_text())
-    tasks = [task for component in spec["components"].values() for task in component.get("dag", {}).get("tasks", {})]
-    found = Counter(re.sub(r"-\d+$", "", task) for task in tasks)
-    chosen = {"fgm", "pgd", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}
-    assert {name: count for name, count in found.items() if name in chosen} == steps
+    result = evasion("compile", "evaluation", *options, "--output", tmp_path)
+    assert result.exit_code == 0
+    sources = {"registered": "load-model", "trained": "train", "pretrained": "init-model"}
+    assert result.stdout.split() == [str(tmp_path / f"evaluation_{source}.yaml") for source in sources]
+    for source, made_by in sources.items():
+        spec, *_ = yaml.safe_load_all((tmp_path / f"evaluation_{source}.yaml").read_text())
+        others = {"load-dataset", made_by, "infer", "security-curve", "report", "track-run", "track-run-2"}
+        others |= {"load-dataset-2"} if source == "trained" else set()
+        assert set(spec["root"]["dag"]["tasks"]) == steps | others
 
 
-@pytest.mark.parametrize("command", [("run", "fgm_evaluation", "--data-dir-test", "."), ("compile", "fgm_evaluation")])
+EVALUATIONS = [
+    ((), "evaluation_pretrained", ["init_model"]),
+    (("--data-dir-train", "."), "evaluation_trained", ["train"]),
+    (("--model", "m", "--model-architecture", "le_net"), "evaluation_registered", ["load_model"]),
+]
+
+
+@pytest.mark.parametrize(("options", "pipeline", "steps"), EVALUATIONS, ids=[name for _, name, _ in EVALUATIONS])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_evaluation_that_runs_is_the_one_of_the_options(monkeypatch, options, pipeline, steps, shards):
+    asked = []
+    monkeypatch.setattr(cli, "_run", lambda *given, **_: asked.append(given[:2]))
+    result = evasion("run", "evaluation", "--data-dir-test", ".", "--shards", shards, *options)
+    assert result.exit_code == 0, result.output
+    ((found, arguments),) = asked
+    assert found.component_spec.name == pipeline.replace("_", "-")
+    assert set(arguments) <= set(found.component_spec.inputs)
+    assert arguments.get("shards", 1) == shards
+    components = found.pipeline_spec.components.values()
+    functions = {component.executor_label.removeprefix("exec-") for component in components}
+        component.executor_label.removeprefix("exec-") for component in found.pipeline_spec.components.values()
+    }
+    assert {step.replace("_", "-") for step in steps} <= functions
+    assert ("importer" in functions) == (shards > 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--model", "m", "--model-architecture", "le_net", "--epochs", "2", "--pgd-attack-max-iter", "9"),
+            "pgd_attack_max_iter, epochs must be left out: of no use to a registered model with these attacks and "
+            "defenses. Received: pgd_attack_max_iter=9, epochs=2.0. Set --pgd-attack-max-iter or --epochs.",
+        ),
+        (("--model", "m"), "model_architecture must be given. Set --model-architecture."),
+        (("--shards", "0"), "shards must be a positive integer. Received: shards=0. Set --shards."),
+        (
+            ("--model", "m", "--data-dir-train", "."),
+            "data_dir_train must be left out: of no use to a registered model with these attacks and defenses. "
+            "Received: data_dir_train='.'. Set --data-dir-train.",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(tmp_path, options, said):
+    (tmp_path / "images" / "0").mkdir(parents=True)
+    result = evasion("run", "evaluation", "--data-dir-test", tmp_path / "images", "--output", tmp_path / "r", *options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("command", [("run", "evaluation", "--data-dir-test", "."), ("compile", "evaluation")])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -502,7 +557,7 @@ def test_attacks_and_defenses_are_chosen_by_name(tmp_path, options, steps):
         (("--attacks", ""), "attacks must name one of fgm, pgd at least. Received: none"),
         (
             ("--defenses", "jpeg"),
-            "defenses must be of spatial_smoothing, jpeg_compression, gaussian_augmentation. Received",
+            "defenses must be of gaussian_augmentation, jpeg_compression, spatial_smoothing. Received",
         ),
         (("--attacks", "fgm,fgm"), "attacks must name each once. Received: fgm, fgm"),
     ],

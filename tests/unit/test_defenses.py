@@ -1,5 +1,6 @@
 """The three defenses: ART is the oracle of what they do to pixels; the rest is what this package promises of them."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from scipy import stats
 from scipy.ndimage import median_filter
 from scipy.spatial.distance import cosine
 
-from evasion.components.common.dataset import Dataset
+from evasion.components.common.dataset import Dataset, write_all
 from evasion.components.common.tracking import TrackingError
 from evasion.components.common.transformations import generator
 from evasion.components.gaussian_augmentation.task import gaussian_augmentation, transformation
@@ -38,13 +40,14 @@ every_defense = pytest.mark.parametrize("stage", DEFENSES)
 
 @pytest.fixture
 def defend(tmp_path, mlflow_store):
-    """Run a defense by its name and return the defended dataset's path and the numbers that the task returned."""
+    """Run a defense by its name and return the defended datasets' path and the numbers that the task returned."""
 
-    def run(stage, source, output="defended.tar", **parameters):
+    def run(stage, source, output="defended.tar", others=(), **parameters):
         task, defaults = DEFENSES[stage]
         common = {"apply_fit": False, "apply_predict": True, "seed": 1}
         path = tmp_path / output
-        return path, task(dataset=source, others=[], defended=path, **{**defaults, **common, **parameters})
+        given = {**defaults, **common, **parameters}
+        return path, task(dataset=source, others=list(others), defended=path, **given)
 
     return run
 
@@ -412,6 +415,131 @@ def test_fault_labels_shifted_by_a_missing_class(defend, make_dataset, random_pi
         assert defended.labels.tolist() == [1, 1, 3, 3]
         assert defended.header.class_names == ("a", "b", "c", "d", "e")
         assert defended.header.counts == (0, 2, 0, 2, 0)
+
+
+AIMS = {"fgm": None, **{f"fgm_aware_of_{stage}": stage for stage in DEFENSES}}
+
+
+def attacked(clean, path, names=tuple(AIMS)):
+    """A tar as an attack leaves it: the images of an oblivious attacker, and of those who know a defense."""
+    with Dataset(clean) as before:
+        samples = list(before.samples())
+
+        def made(name, shift):
+            aim = AIMS[name] and {"stage": AIMS[name], "parameters": {}}
+            entry = {"stage": "fgm", "kind": "attack", "parameters": {}, "seed": 1, "defense": aim}
+            header = before.header.derive(name=name, prefix="adv_", entry={**entry, "parent_sha256": before.sha256})
+            moved = (replace(one, stem=f"adv_{one.stem}", pixels=one.pixels + np.uint8(shift)) for one in samples)
+            return header, moved
+
+        write_all(path, [made(name, 7 * place) for place, name in enumerate(names, 1)])
+    return path
+
+
+def alone(tar, name, path):
+    with Dataset(tar, name) as one:
+        one.copy_to(path)
+    return path
+
+
+@every_defense
+def test_several_datasets_are_defended_as_if_each_were_alone(
+    defend, make_dataset, random_pixels, tmp_path, mlflow_store, stage
+):
+    clean = make_dataset(random_pixels(9, GRAY))
+    tar = attacked(clean, tmp_path / "fgm.tar")
+    path, numbers = defend(stage, clean, others=[tar])
+    # What is aimed at another defense is left to that one.
+    expected = {
+        stage: clean,
+        f"{stage}_of_fgm": alone(tar, "fgm", tmp_path / "oblivious.tar"),
+        f"{stage}_of_fgm_aware_of_{stage}": alone(tar, f"fgm_aware_of_{stage}", tmp_path / "aware.tar"),
+    }
+    made = Dataset.all_in(path)
+    assert [one.header.name for one in made] == list(expected)
+    for place, one in enumerate(made):
+        name = one.header.name
+        single, same_numbers = defend(stage, expected[name], f"{place}.tar")
+        with one, Dataset(single) as other:
+            assert replace(one.header, name=stage) == other.header
+            for found, known in zip(one.samples(), other.samples(), strict=True):
+                np.testing.assert_array_equal(found.pixels, known.pixels)
+                assert (found.label, found.stem, found.source) == (known.label, known.stem, known.source)
+                assert found.fields == known.fields
+        prefix = f"{name}/" if place else ""
+        assert {key: numbers[f"{prefix}{key}"] for key in same_numbers} == same_numbers
+    assert len(numbers) == 3 * 5 * 6
+    experiment = mlflow_store.get_experiment_by_name("evasion")
+    runs = mlflow_store.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    assert runs[0].info.run_name == stage
+    assert runs[0].data.metrics == pytest.approx(numbers)
+    logged = mlflow_store.download_artifacts(runs[0].info.run_id, f"{stage}.tar")
+    assert Path(logged).read_bytes() == path.read_bytes()
+    # Three different datasets, so that one taken for another would be seen.
+    with contextlib.ExitStack() as stack:
+        assert len({stack.enter_context(one).pixels(0).tobytes() for one in made}) == 3
+
+
+def test_the_first_tar_may_hold_several(defend, make_dataset, random_pixels, tmp_path):
+    clean = make_dataset(random_pixels(4, GRAY))
+    tar = attacked(clean, tmp_path / "fgm.tar")
+    path, _ = defend("jpeg_compression", tar, others=[clean])
+    assert [one.header.name for one in Dataset.all_in(path)] == [
+        "jpeg_compression",
+        "jpeg_compression_of_fgm_aware_of_jpeg_compression",
+        "jpeg_compression_of_load_dataset",
+    ]
+
+
+def test_a_dataset_aimed_at_another_defense_is_defended_where_it_is_alone(
+    defend, make_dataset, random_pixels, tmp_path
+):
+    clean = make_dataset(random_pixels(4, GRAY))
+    tar = attacked(clean, tmp_path / "fgm.tar", ["fgm_aware_of_jpeg_compression"])
+    path, _ = defend("spatial_smoothing", tar)
+    header, images, _ = content(path)
+    assert [entry["stage"] for entry in header["provenance"]] == ["load_dataset", "fgm", "spatial_smoothing"]
+    assert len(images) == 4
+
+
+def test_datasets_of_one_name_are_not_defended_into_one_tar(defend, make_dataset, random_pixels, tmp_path):
+    clean = make_dataset(random_pixels(4, GRAY))
+    with pytest.raises(ValueError, match=r"names of their own. Received twice: jpeg_compression_of_load_dataset"):
+        defend("jpeg_compression", clean, others=[clean, clean])
+    assert not [path for path in tmp_path.iterdir() if "defended" in path.name]
+
+
+def test_one_damaged_dataset_of_several_leaves_none(defend, make_dataset, random_pixels, tmp_path):
+    clean = make_dataset(random_pixels(4, GRAY))
+    tar = attacked(clean, tmp_path / "fgm.tar")
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"IDAT", data.index(b"fgm_aware_of_jpeg")) + 20] ^= 0xFF
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=r"fgm_aware_of_jpeg_compression/cat/adv_0000\.png.*corrupt"):
+        defend("jpeg_compression", clean, others=[tar])
+    assert not [path for path in tmp_path.iterdir() if "defended" in path.name]
+    path, _ = defend("spatial_smoothing", clean, others=[tar])  # which leaves the damaged one alone
+    assert len(Dataset.all_in(path)) == 3
+
+
+def test_every_dataset_is_augmented_by_its_own_share(defend, make_dataset, random_pixels):
+    few = make_dataset(random_pixels(6, GRAY))
+    many = make_dataset(random_pixels(20, (8, 8, 3), seed=1), split="training", name="many")
+    idle = make_dataset(random_pixels(5, GRAY, seed=2), split="testing", name="idle")
+    settings = {"perform_data_augmentation": True, "ratio": 0.5, "apply_fit": True, "apply_predict": False}
+    path, _ = defend("gaussian_augmentation", many, others=[idle], **settings)
+    made = Dataset.all_in(path)
+    assert [len(one) for one in made] == [30, 5]
+    assert [one.header.provenance[-1]["applied"] for one in made] == [True, False]
+    path, _ = defend("gaussian_augmentation", few, others=[many], **settings | {"apply_predict": True})
+    made = Dataset.all_in(path)
+    assert [len(one) for one in made] == [9, 30]
+    for one, source in zip(made, (few, many), strict=True):
+        with one, Dataset(source) as before:
+            kept = (sample for sample in one.samples() if same(sample.fields))
+            originals = {sample.source.replace("/def_", "/"): sample.pixels for sample in kept}
+            for sample in before.samples():
+                np.testing.assert_array_equal(originals[sample.source], sample.pixels)
 
 
 @every_defense

@@ -133,7 +133,7 @@ def test_saved_images_keep_the_bound_and_the_range(le_net, digits, norm, share, 
     assert (np.linalg.norm(change, ord=size, axis=1) <= eps * (1 + 1e-5) + rounding + 1e-9).all()
 
 
-DEFAULTS = {"defense": None, "batch_size": 32, "eps_step": 0.1, "minimal": False, "eot_samples": 4, "seed": 0}
+DEFAULTS = {"defenses": "", "batch_size": 32, "eps_step": 0.1, "minimal": False, "eot_samples": 4, "seed": 0}
 
 
 def test_fault_distances_are_those_of_the_saved_images(run_stage, le_net_artifact, digits_tar):

@@ -1,5 +1,6 @@
 """Evaluation: every number against an independent computation on the images that were saved."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -23,10 +24,10 @@ from evasion.components.fgm import task as fgm_task
 from evasion.components.infer import task
 from evasion.components.jpeg_compression import task as jpeg_task
 
-SETTINGS = {"batch_size": 32, "seed": 0}
+SETTINGS = {"others": [], "batch_size": 32, "seed": 0}
 # Strong enough to fool the small LeNet often, weak enough not to fool it always.
 ATTACK = {
-    "defense": None,
+    "defenses": "",
     "eot_samples": 4,
     "batch_size": 32,
     "eps": 0.05,
@@ -35,6 +36,7 @@ ATTACK = {
     "norm": "inf",
     "seed": 0,
 }
+COMPRESSION = {"quality": 50, "channels_first": False, "apply_fit": False, "apply_predict": True, "seed": 0}
 
 
 def refuse(constant):
@@ -43,11 +45,13 @@ def refuse(constant):
 
 @pytest.fixture
 def evaluate(mlflow_store, tmp_path):
-    """Run `infer`; return the numbers of evaluation.json, the rows of predictions.csv, and the folder."""
+    """Run `infer` on one dataset; return its numbers, the rows of predictions, their folder, and what it returned."""
 
     def run(data, model, out="evaluation", **changed):
-        folder = tmp_path / out
-        returned = task.infer(dataset=data, model=model, evaluation=folder, **SETTINGS | changed)
+        returned = task.infer(dataset=data, model=model, evaluation=tmp_path / out, **SETTINGS | changed)
+        (name,) = json.loads((tmp_path / out / "evaluations.json").read_text())
+        assert sorted(one.name for one in (tmp_path / out).iterdir()) == ["evaluations.json", name]
+        folder = tmp_path / out / name
         found = json.loads((folder / "evaluation.json").read_text(), parse_constant=refuse)
         assert returned["metrics"] == pytest.approx(found["metrics"])
         with (folder / "predictions.csv").open(newline="") as file:
@@ -56,14 +60,21 @@ def evaluate(mlflow_store, tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
-def attacked(le_net_artifact, digits_tar, tmp_path_factory, empty_mlflow):
-    """The packed digits after FGM on the LeNet."""
-    folder = tmp_path_factory.mktemp("attacked")
+@contextlib.contextmanager
+def tracked_in(folder, empty_mlflow):
+    """MLflow in a folder, for fixtures of this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("EVASION_ARTIFACT_ROOT", str(folder / "artifacts"))
         (folder / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
+        yield
+
+
+@pytest.fixture(scope="module")
+def attacked(le_net_artifact, digits_tar, tmp_path_factory, empty_mlflow):
+    """The packed digits after FGM on the LeNet."""
+    folder = tmp_path_factory.mktemp("attacked")
+    with tracked_in(folder, empty_mlflow):
         fgm_task.fgm(dataset=digits_tar, model=le_net_artifact, adversarial=folder / "fgm.tar", **ATTACK)
     return folder / "fgm.tar"
 
@@ -192,7 +203,7 @@ from evasion.components.infer import task
 model, evaluation, *datasets = map(pathlib.Path, sys.argv[1:])
 for dataset in datasets:
     try:
-        task.infer(dataset=dataset, model=model, evaluation=evaluation, batch_size=4, seed=0)
+        task.infer(dataset=dataset, others=[], model=model, evaluation=evaluation, batch_size=4, seed=0)
     except Exception as error:
         print(type(error).__name__, error)
 assert not {"tensorflow", "keras", "art"} & set(sys.modules)
@@ -280,7 +291,10 @@ def test_distances_and_provenance_are_those_of_the_dataset(evaluate, digits_tar,
     assert found["distances"]["l_2_norm"]["median"] == pytest.approx(np.median(norms))
     assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(13 / 255)  # 0.05 is 12.75 levels
     assert [float(row["l_2_norm"]) for row in rows] == pytest.approx(norms)
-    assert found["dataset"]["sha256"] == hashlib.sha256(attacked.read_bytes()).hexdigest()
+    with tarfile.open(attacked) as tar:
+        last = tar.getmembers()[-1]
+    members = attacked.read_bytes()[: last.offset_data + -(-last.size // 512) * 512]  # all but the zeros at the end
+    assert found["dataset"]["sha256"] == hashlib.sha256(members).hexdigest()
     assert found["dataset"]["prefix"] == "adv_"
     assert [entry["kind"] for entry in found["dataset"]["provenance"]] == ["load", "attack"]
     assert found["dataset"]["provenance"][1]["parent_sha256"] == clean["dataset"]["sha256"]
@@ -292,11 +306,10 @@ def test_distances_and_provenance_are_those_of_the_dataset(evaluate, digits_tar,
 
 
 def test_every_evaluation_keeps_the_same_originals(evaluate, digits_tar, attacked, le_net_artifact, tmp_path):
-    compression = {"quality": 50, "channels_first": False, "apply_fit": False, "apply_predict": True, "seed": 0}
     both = {"clean": digits_tar, "attacked": attacked}
     for name, tar in list(both.items()):
         both[f"{name}, defended"] = tmp_path / f"{name}.tar"
-        jpeg_task.jpeg_compression(dataset=tar, defended=both[f"{name}, defended"], **compression)
+        jpeg_task.jpeg_compression(dataset=tar, others=[], defended=both[f"{name}, defended"], **COMPRESSION)
     originals = {}
     for name, tar in both.items():
         found, rows, folder, _ = evaluate(tar, le_net_artifact, name)
@@ -365,6 +378,114 @@ def test_few_classes_are_all_shown():
     categories, matrix = task._shown([(0, 2, 4), (1, 1, 7)], ("cat", "dog", "eel"))
     assert categories == ["cat", "dog", "eel"]
     assert matrix == [[0, 0, 4], [0, 7, 0], [0, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def several(le_net_artifact, digits_tar, tmp_path_factory, empty_mlflow):
+    """Tars as an evaluation has them: the digits, those of two attackers, and all of them defended."""
+    folder = tmp_path_factory.mktemp("several")
+    known = {"jpeg_compression": {name: COMPRESSION[name] for name in ("quality", "channels_first")}}
+    with tracked_in(folder, empty_mlflow):
+        attack = ATTACK | {"defenses": json.dumps(known)}
+        fgm_task.fgm(dataset=digits_tar, model=le_net_artifact, adversarial=folder / "fgm.tar", **attack)
+        defended = folder / "jpeg.tar"
+        jpeg_task.jpeg_compression(dataset=digits_tar, others=[folder / "fgm.tar"], defended=defended, **COMPRESSION)
+    return [digits_tar, folder / "fgm.tar", defended]
+
+
+AWAITED = "fgm_aware_of_jpeg_compression"
+EVALUATED = ["load_dataset", "fgm", "jpeg_compression", "jpeg_compression_of_fgm", f"jpeg_compression_of_{AWAITED}"]
+
+
+def test_several_datasets_are_evaluated_as_if_each_were_alone(
+    evaluate, several, le_net_artifact, tmp_path, mlflow_store
+):
+    folder = tmp_path / "all"
+    settings = SETTINGS | {"others": several[1:], "batch_size": 7}
+    returned = task.infer(dataset=several[0], model=le_net_artifact, evaluation=folder, **settings)
+    # What is aimed at a defense says nothing before it has met that defense.
+    assert json.loads((folder / "evaluations.json").read_text()) == EVALUATED
+    assert sorted(one.name for one in folder.iterdir()) == sorted([*EVALUATED, "evaluations.json"])
+    experiment = mlflow_store.get_experiment_by_name("evasion")
+    (run,) = mlflow_store.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "infer"
+    assert {file.path for file in mlflow_store.list_artifacts(run.info.run_id)} == set(EVALUATED)
+    expected = {}
+    for tar in several:
+        for one in Dataset.all_in(tar):
+            name = one.header.name
+            if name == AWAITED:
+                continue
+            with one:
+                one.copy_to(tmp_path / f"{name}.tar")
+            found, _, alone, told = evaluate(tmp_path / f"{name}.tar", le_net_artifact, f"{name} alone", batch_size=7)
+            assert (folder / name / "evaluation.json").read_bytes() == (alone / "evaluation.json").read_bytes()
+            assert (folder / name / "predictions.csv").read_bytes() == (alone / "predictions.csv").read_bytes()
+            with np.load(folder / name / "counts.npz") as some, np.load(alone / "counts.npz") as same:
+                assert set(some) == set(same)
+                assert all(np.array_equal(some[key], same[key]) for key in same)
+            images = {path.relative_to(alone): path.read_bytes() for path in alone.glob("images/*/*.png")}
+            assert len(images) == sampling.SHOWN
+            assert {
+                path.relative_to(folder / name): path.read_bytes() for path in folder.glob(f"{name}/images/*/*.png")
+            } == images
+            expected |= {
+                f"{name}/{key}" if name != "load_dataset" else key: value for key, value in found["metrics"].items()
+            }
+            logged = {file.path for file in mlflow_store.list_artifacts(run.info.run_id, name)}
+            assert logged == {f"{name}/evaluation.json", f"{name}/predictions.csv"}
+            if found["distances"]:
+                mean = found["distances"]["l_2_norm"]["mean"]
+                assert run.data.metrics[f"{name}/l_2_norm_mean"] == pytest.approx(mean)
+            if name == "load_dataset":
+                assert (returned["categories"], returned["matrix"]) == (told["categories"], told["matrix"])
+    assert returned["metrics"] == expected
+    assert run.data.metrics.items() >= expected.items()
+    # The datasets are not all the same, so that one taken for another would be seen.
+    assert len({(folder / name / "predictions.csv").read_bytes() for name in EVALUATED}) == len(EVALUATED)
+
+
+def test_the_first_dataset_is_the_one_whose_metrics_bear_no_name(several, le_net_artifact, tmp_path, mlflow_store):
+    returned = task.infer(
+        dataset=several[1],
+        model=le_net_artifact,
+        evaluation=tmp_path / "evaluation",
+        **SETTINGS | {"others": several[:1]},
+    )
+    assert json.loads((tmp_path / "evaluation" / "evaluations.json").read_text()) == ["fgm", "load_dataset"]
+    assert returned["metrics"]["attack_successes"] > 0
+    assert "load_dataset/attack_successes" not in returned["metrics"]
+    assert returned["metrics"]["load_dataset/correct"] == returned["metrics"]["right_before"]
+
+
+def test_a_dataset_that_awaits_a_defense_is_evaluated_where_it_is_alone(
+    evaluate, several, le_net_artifact, tmp_path, mlflow_store
+):
+    with Dataset(several[1], AWAITED) as one:
+        assert one.header.awaited_defense == "jpeg_compression"
+        one.copy_to(tmp_path / "awaited.tar")
+    found, *_ = evaluate(tmp_path / "awaited.tar", le_net_artifact)
+    assert found["dataset"]["name"] == AWAITED
+
+
+def test_datasets_of_one_name_are_refused_and_nothing_is_left(digits_tar, le_net_artifact, tmp_path, mlflow_store):
+    out = tmp_path / "out" / "evaluation"
+    with pytest.raises(ValueError, match=r"must have names of their own\. Received: load_dataset, load_dataset"):
+        task.infer(dataset=digits_tar, model=le_net_artifact, evaluation=out, **SETTINGS | {"others": [digits_tar]})
+    assert list((tmp_path / "out").iterdir()) == []
+    experiment = mlflow_store.get_experiment_by_name("evasion")
+    assert [run.info.status for run in mlflow_store.search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_one_of_several_datasets_that_the_model_does_not_fit_stops_all(
+    digits_tar, le_net_artifact, tmp_path, mlflow_store, make_dataset, random_pixels, monkeypatch
+):
+    monkeypatch.setattr("evasion.components.common.classifier.load", lambda _: pytest.fail("the model was loaded"))
+    other = make_dataset(random_pixels(4, (28, 28, 1)), class_names=("7", "cat"), name="other")
+    out = tmp_path / "out" / "evaluation"
+    with pytest.raises(ModelError, match="does not know 1 of the dataset's 2 classes: cat"):
+        task.infer(dataset=digits_tar, model=le_net_artifact, evaluation=out, **SETTINGS | {"others": [other]})
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_was_found_is_logged(evaluate, digits_tar, le_net_artifact, mlflow_store):

@@ -1,18 +1,20 @@
 """`load_dataset`: folders of images become datasets, or are refused with the reason; datasets come from MLflow."""
 
+import dataclasses
+import hashlib
 import io
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evasion.components.common import tracking
+from evasion.components.common import dataset, tracking
 from evasion.components.common.architectures import ARCHITECTURES
 from evasion.components.common.dataset import Dataset, DatasetError
-from evasion.components.common.files import sha256_of
 from evasion.components.common.tracking import TrackingError
 from evasion.components.load_dataset.task import load_dataset
 
@@ -33,11 +35,13 @@ FROM_FOLDER = {
 
 @pytest.fixture
 def load(tmp_path, mlflow_store):
-    """Run the task; return the path of the dataset and what the task returned."""
+    """Run the task; return the path of the dataset and its metadata."""
 
     def run(data_dir="", **parameters):
         path = tmp_path / "out" / "dataset"
-        return path, load_dataset(dataset=path, **{**FROM_FOLDER, "data_dir": str(data_dir), **parameters})
+        told = load_dataset(dataset=path, **{**FROM_FOLDER, "data_dir": str(data_dir), **parameters})
+        assert told["shards"] == []
+        return path, told["metadata"]
 
     return run
 
@@ -57,6 +61,14 @@ def folder(make_folder, random_pixels):
     return make_folder({"cat": pixels[:2], "dog": pixels[2:5], "emu": pixels[5:]})
 
 
+def sha256_of_dataset(path):
+    """The hash of all members of a tar, read without the package under test: not of the zeros that end it."""
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset_data + -(-last.size // 512) * 512
+    return hashlib.sha256(path.read_bytes()[:end]).hexdigest()
+
+
 def runs(client):
     experiment = client.get_experiment_by_name("evasion")
     return [] if experiment is None else client.search_runs([experiment.experiment_id])
@@ -74,7 +86,7 @@ class TestFolder:
         assert [sample.label for sample in samples] == [0, 0, 1, 1, 1, 2]
         assert [sample.stem for sample in samples] == ["0000", "0001", "0000", "0001", "0002", "0000"]
         np.testing.assert_array_equal([sample.pixels for sample in samples], random_pixels(6, GRAY))
-        assert returned == {"images": 6, "classes": 3, "skipped": 0, "sha256": sha256_of(path)}
+        assert returned == {"images": 6, "classes": 3, "skipped": 0, "sha256": sha256_of_dataset(path)}
         with tarfile.open(path) as tar:
             table = tar.extractfile("load_dataset/samples.csv").read().decode().splitlines()
         assert table[:2] == ["path,label,source", f"cat/0000.png,cat,{folder}/cat/0000.png"]
@@ -115,7 +127,7 @@ class TestFolder:
         assert run.data.params["dataset_sha256"] == returned["sha256"]
         assert run.data.metrics == {"images": 6, "classes": 3, "skipped": 0}
         logged = mlflow_store.download_artifacts(run.info.run_id, "load_dataset.tar")
-        assert sha256_of(path) == sha256_of(type(path)(logged))
+        assert path.read_bytes() == Path(logged).read_bytes()
 
 
 DAMAGED = {
@@ -143,7 +155,7 @@ class TestUnreadable:
             load(folder)
         assert str(error.value).startswith(
             "1 of 6 images cannot be read; mend or remove them, or set skip_unreadable "
-            f"(of load_dataset or fgm_evaluation). {damaged}: {kind}"
+            f"(of load_dataset or evaluation). {damaged}: {kind}"
         )
         [run] = runs(mlflow_store)
         assert run.info.status == "FAILED"
@@ -287,7 +299,7 @@ class TestFromMlflow:
     def test_it_comes_from_the_run_of_the_stage_or_of_its_pipeline(self, take, logged, run):
         path, returned = take(run)
         assert returned == {"images": 6, "classes": 3, "skipped": 0, "sha256": logged["sha256"]}
-        assert sha256_of(path) == logged["sha256"]
+        assert sha256_of_dataset(path) == logged["sha256"]
 
     def test_the_new_run_records_where_it_came_from(self, take, logged, mlflow_store):
         take("pipeline")
@@ -319,8 +331,28 @@ class TestFromMlflow:
         with pytest.raises(DatasetError) as error:
             take(name="fgm")
         assert str(error.value) == (
-            "dataset_name must be the folder in the tar, 'load_dataset'. Received: dataset_name='fgm'"
+            "dataset_name must be a folder in the tar, of 'load_dataset'. Received: dataset_name='fgm'"
         )
+
+    def test_one_of_several_datasets_is_taken_as_if_it_were_alone(self, take, logged, mlflow_store, tmp_path):
+        """An attack logs the images of all its attackers in one tar."""
+        tar = Path(mlflow_store.download_artifacts(logged["stage"], "load_dataset.tar"))
+        with Dataset(tar) as loaded:
+            samples = list(loaded.samples())
+            headers = [dataclasses.replace(loaded.header, name=name) for name in ("fgm", "fgm_aware_of_x")]
+        (tmp_path / "made").mkdir()
+        reverse = [dataclasses.replace(one, pixels=one.pixels[::-1]) for one in samples]
+        dataset.write_all(tmp_path / "made" / "fgm.tar", zip(headers, (samples, reverse), strict=True))
+        mlflow_store.log_artifact(logged["stage"], str(tmp_path / "made" / "fgm.tar"))
+        for name, expected in (("fgm", samples), ("fgm_aware_of_x", reverse)):
+            path, returned = take(tar="fgm.tar", name=name)
+            with Dataset(path) as taken:
+                assert taken.header.name == name
+                found = list(taken.samples())
+            np.testing.assert_array_equal([one.pixels for one in found], [one.pixels for one in expected])
+            assert returned["sha256"] == sha256_of_dataset(path)
+            with Dataset(tmp_path / "made" / "fgm.tar", name) as among:
+                assert among.sha256 == returned["sha256"]
 
     @pytest.mark.parametrize("architecture", ["alex_net", "resnet50"])
     def test_a_dataset_of_another_shape_is_told(self, take, nothing_is_left, architecture):

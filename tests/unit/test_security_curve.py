@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evasion.components.common import classifier
+from evasion.components.common.dataset import Dataset
 from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.infer import task as infer_task
@@ -24,6 +25,8 @@ SETTINGS = {
     "eot_samples": 4,
     "seed": 3,
 }
+JPEG = {"quality": 40, "channels_first": False}
+NOISE = {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.2}
 FGM = {"batch_size": 32, "eps_step": 0.1, "minimal": False, "eot_samples": 4, "seed": 3}
 
 
@@ -38,25 +41,10 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def defended(store, digits_tar, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("defended")
-    split = {"apply_fit": False, "apply_predict": True, "seed": 5}
-    jpeg.jpeg_compression(dataset=digits_tar, defended=folder / "jpeg", quality=40, channels_first=False, **split)
-    gaussian.gaussian_augmentation(
-        dataset=digits_tar,
-        defended=folder / "gaussian",
-        perform_data_augmentation=False,
-        ratio=1.0,
-        sigma=0.2,
-        **split,
-    )
-    return [folder / "jpeg", folder / "gaussian"]
-
-
-@pytest.fixture(scope="module")
-def curve(store, digits_tar, le_net_artifact, defended, tmp_path_factory):
+def curve(store, digits_tar, le_net_artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve") / "curve"
-    task.security_curve(dataset=digits_tar, model=le_net_artifact, defended=defended, curve=folder, **SETTINGS)
+    known = json.dumps({"jpeg_compression": JPEG, "gaussian_augmentation": NOISE})
+    task.security_curve(dataset=digits_tar, model=le_net_artifact, defenses=known, curve=folder, **SETTINGS)
     return folder
 
 
@@ -83,21 +71,21 @@ def test_there_is_a_curve_of_everything(content):
     assert content["images"] == 80
 
 
-DEFENSES = {
-    "jpeg_compression": lambda dataset, out: jpeg.jpeg_compression(
-        dataset=dataset, defended=out, quality=40, channels_first=False, apply_fit=False, apply_predict=True, seed=5
-    ),
-    "gaussian_augmentation": lambda dataset, out: gaussian.gaussian_augmentation(
-        dataset=dataset,
+def defend(stage, attacked, out):
+    """Run a defense with the seed of the curve, from which it draws what the curve has drawn."""
+    run, settings = {
+        "jpeg_compression": (jpeg.jpeg_compression, JPEG),
+        "gaussian_augmentation": (gaussian.gaussian_augmentation, NOISE),
+    }[stage]
+    run(
+        dataset=attacked,
+        others=[],
         defended=out,
-        perform_data_augmentation=False,
-        ratio=1.0,
-        sigma=0.2,
         apply_fit=False,
         apply_predict=True,
-        seed=5,
-    ),
-}
+        seed=SETTINGS["seed"],
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.3])
@@ -108,31 +96,39 @@ DEFENSES = {
         ("oblivious", "jpeg_compression"),
         ("defense-aware", "jpeg_compression"),
         ("oblivious", "gaussian_augmentation"),
+        ("defense-aware", "gaussian_augmentation"),
     ],
 )
 def test_a_point_is_what_attack_defense_and_inference_give(
-    store, content, defended, digits_tar, le_net_artifact, tmp_path, eps, knowledge, stage
+    store, content, digits_tar, le_net_artifact, tmp_path, eps, knowledge, stage
 ):
-    """To the last image, and with the noise that the defense draws. (The draws of an attacker who averages over
-    noise depend on what it did before.)
-    """
-    known = defended[0] if knowledge == "defense-aware" else None
-    images = tmp_path / "attacked"
+    """To the last image, with the noise that the defense draws and that which the attacker averages over."""
+    settings = {"jpeg_compression": JPEG, "gaussian_augmentation": NOISE}
+    known = json.dumps({stage: settings[stage]}) if knowledge == "defense-aware" else ""
     fgm_task.fgm(
-        dataset=digits_tar, model=le_net_artifact, adversarial=images, defense=known, norm="inf", eps=eps, **FGM
+        dataset=digits_tar,
+        model=le_net_artifact,
+        adversarial=tmp_path / "all",
+        defenses=known,
+        norm="inf",
+        eps=eps,
+        **FGM,
     )
+    images = tmp_path / "attacked"
+    with Dataset(tmp_path / "all", f"fgm_aware_of_{stage}" if known else "fgm") as made:
+        made.copy_to(images)
     if stage:
-        DEFENSES[stage](images, tmp_path / "defended")
+        defend(stage, images, tmp_path / "defended")
         images = tmp_path / "defended"
     found = infer_task.infer(
-        dataset=images, model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=1
+        dataset=images, others=[], model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=1
     )
     assert line(content, "fgm", knowledge, stage)[eps] == found["metrics"]["correct"]
 
 
 def test_without_attack_it_is_the_clean_accuracy(content, digits_tar, le_net_artifact, tmp_path, store):
     found = infer_task.infer(
-        dataset=digits_tar, model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=1
+        dataset=digits_tar, others=[], model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=1
     )
     for each in content["curves"]:
         if each["defense"] is None:
@@ -173,7 +169,7 @@ def test_one_gradient_a_batch_for_all_sizes(store, digits_tar, le_net_artifact, 
     task.security_curve(
         dataset=digits_tar,
         model=le_net_artifact,
-        defended=[],
+        defenses="",
         curve=tmp_path / "curve",
         **SETTINGS | {"eps_values": "", "pgd_max_iter": 0, "batch_size": 40},
     )
@@ -221,4 +217,20 @@ BAD = [
 def test_bad_parameters_are_refused_before_anything_is_read(changed, message):
     nowhere = Path("/nowhere")
     with pytest.raises(ValueError, match=message):
-        task.security_curve(dataset=nowhere, model=nowhere, defended=[], curve=nowhere, **SETTINGS | changed)
+        task.security_curve(dataset=nowhere, model=nowhere, defenses="", curve=nowhere, **SETTINGS | changed)
+
+
+@pytest.mark.parametrize(
+    ("defenses", "message"),
+    [
+        ("{", "defenses must be a JSON object of settings by defense"),
+        ('{"fgm": {}}', "defenses must name steps that have a `transformation`. Received: defenses='fgm'"),
+        ('{"jpeg_compression": {"quality": 40}}', "defenses: jpeg_compression needs channels_first"),
+        ('{"jpeg_compression": {"quality": 0, "channels_first": false}}', r"quality must be an integer in \[1, 100\]"),
+    ],
+)
+def test_defenses_that_cannot_be_made_are_refused_before_anything_is_read(tmp_path, defenses, message):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ValueError, match=message):
+        task.security_curve(dataset=nowhere, model=nowhere, defenses=defenses, curve=nowhere, **SETTINGS)
+    assert not list(tmp_path.iterdir())

@@ -48,7 +48,8 @@ def load(tmp_path, folder, mlflow_store):
         }
         path = tmp_path / f"dataset-{shards}"
         told = load_dataset(dataset=path, shards=shards, batch_size=batch_size, **parameters | changed)
-        return [path / name for name in shard_names(shards)] or [path], told
+        assert told["shards"] == shard_names(shards)
+        return [path / name for name in told["shards"]] or [path], told["metadata"]
 
     return run
 
@@ -102,47 +103,36 @@ def test_an_unreadable_image_in_the_last_shard_leaves_none(load, folder, tmp_pat
         broken.unlink()
 
 
+NOISE = {"perform_data_augmentation": False, "ratio": 1.0, "sigma": 0.2}
+
+
 def evaluated(tars, model, root):
     """Run the stages of an evaluation on each shard, report on all, and return the report and its page."""
     common = {"batch_size": BATCH, "seed": 5}
     size = {"eps": 0.2, "norm": "inf", "eot_samples": 2, **common}
-    evaluations, curves = {}, []
+    known = json.dumps({"gaussian_augmentation": NOISE})
+    evaluations, curves = [], []
     for place, clean in enumerate(tars):
         folder = root / str(place)
         folder.mkdir(parents=True)
-
-        def evaluate(name, data, folder=folder):
-            infer(dataset=data, model=model, evaluation=folder / f"infer {name}", **common)
-            evaluations.setdefault(name, []).append(folder / f"infer {name}")
-            return data
-
-        def defend(name, data, folder=folder):
-            gaussian_augmentation(
-                dataset=data, defended=folder / name, sigma=0.2, apply_fit=False, apply_predict=True, seed=5,
-                perform_data_augmentation=False, ratio=1.0,
-            )  # fmt: skip
-            return evaluate(name, folder / name)
-
-        def attack(attack, name, defense=None, folder=folder, clean=clean, **settings):
-            path = folder / name
-            attack(dataset=clean, model=model, adversarial=path, defense=defense, **size, **settings)
-            return path
-
-        evaluate("clean", clean)
-        noisy = defend("noisy", clean)
-        evaluate("fgm", attack(fgm, "fgm", eps_step=0.05, minimal=True))
-        steps = {"eps_step": 0.1, "max_iter": 2, "num_random_init": 2}
-        evaluate("pgd", attack(pgd, "pgd", **steps))
-        defend("noisy pgd aware", attack(pgd, "pgd aware", noisy, **steps))
-        security_curve(
-            dataset=clean, model=model, defended=[noisy], curve=folder / "curve",
-            eps_values="0.4", pgd_max_iter=2, **size,
+        target = {"dataset": clean, "model": model, **size}
+        fgm(adversarial=folder / "fgm", defenses="", eps_step=0.05, minimal=True, **target)
+        pgd(adversarial=folder / "pgd", defenses=known, eps_step=0.1, max_iter=2, num_random_init=2, **target)
+        gaussian_augmentation(
+            dataset=clean, others=[folder / "pgd"], defended=folder / "noisy", apply_fit=False, apply_predict=True,
+            seed=5, **NOISE,
         )  # fmt: skip
+        attacked = [folder / name for name in ("fgm", "pgd", "noisy")]
+        infer(dataset=clean, others=attacked, model=model, evaluation=folder / "infer", **common)
+        evaluations.append(folder / "infer")
+        security_curve(curve=folder / "curve", defenses=known, eps_values="0.4", pgd_max_iter=2, **target)
         curves.append(folder / "curve")
-    # In any order: as Kubeflow gathers them, and as it does not.
-    given = [shards[::-1] if name == "fgm" else shards for name, shards in evaluations.items()]
     html, summary = root / "report.html", root / "report.json"
-    report(evaluations=given, curve=curves[::-1], html=html, summary=summary, clean_accuracy_floor=0.5)
+    # In any order: as Kubeflow gathers them, and as it does not.
+    report(
+        evaluation=None, evaluation_shards=evaluations[::-1], curve=None, curve_shards=curves,
+        html=html, summary=summary, clean_accuracy_floor=0.5,
+    )  # fmt: skip
     return json.loads(summary.read_text())
 
 
@@ -170,6 +160,7 @@ def test_the_report_of_shards_is_that_of_the_whole_to_the_last_bit(load, le_net_
         "fgm",
         "pgd",
         "pgd",
+        "pgd",
     ]
     assert {"auc", "loss", "attack_success_rate"} <= whole["evaluations"][2]["metrics"].keys()
     assert whole["evaluations"][4]["distances"]["l_2_norm"]["stdev"] > 0
@@ -183,18 +174,19 @@ def parts(load, le_net_artifact, tmp_path):
     tars, _ = load(3)
     folders = [tmp_path / f"clean-{place}" for place in range(3)]
     for tar, folder in zip(tars, folders, strict=True):
-        infer(dataset=tar, model=le_net_artifact, evaluation=folder, batch_size=BATCH, seed=1)
+        infer(dataset=tar, others=[], model=le_net_artifact, evaluation=folder, batch_size=BATCH, seed=1)
     return folders
 
 
 def reported(folders, tmp_path):
     paths = {"html": tmp_path / "report.html", "summary": tmp_path / "report.json"}
-    report(evaluations=[folders], curve=[], clean_accuracy_floor=0.5, **paths)
+    given = {"evaluation": None, "evaluation_shards": folders, "curve": None, "curve_shards": []}
+    report(**given, clean_accuracy_floor=0.5, **paths)
     return json.loads(paths["summary"].read_text())
 
 
 def change(folder, edit):
-    path = Path(folder, "evaluation.json")
+    path = Path(folder, "load_dataset", "evaluation.json")
     content = json.loads(path.read_text())
     before = copy.deepcopy(content)
     edit(content)
@@ -220,8 +212,17 @@ def test_seeds_that_each_shard_drew_are_all_told(parts, tmp_path):
 
 def test_a_shard_without_some_classes_counts_as_what_it_is(parts, tmp_path):
     """The images lie in the order of their classes, so every shard lacks most of them."""
-    contents = [json.loads((folder / "evaluation.json").read_text()) for folder in parts]
+    contents = [json.loads((folder / "load_dataset" / "evaluation.json").read_text()) for folder in parts]
     assert all(0 in content["dataset"]["counts"] for content in contents)
     made = reported(parts, tmp_path)
     assert made["datasets"][0]["counts"] == np.sum([c["dataset"]["counts"] for c in contents], axis=0).tolist()
     assert made["evaluations"][0]["metrics"]["images"] == IMAGES
+
+
+def test_a_shard_that_lacks_a_dataset_is_told(parts, tmp_path):
+    """As one of another pipeline would."""
+    path = parts[2] / "evaluations.json"
+    assert json.loads(path.read_text()) == ["load_dataset"]
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"needs each of its shards once. Received: 1 of 3, 2 of 3$"):
+        reported(parts, tmp_path)

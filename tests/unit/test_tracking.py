@@ -133,7 +133,7 @@ def test_a_stage_is_a_run_with_its_parameters_and_metrics(client):
 
 
 def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
-    with tracking.pipeline_run("fgm_evaluation", {"eps": 0.3}) as parent:
+    with tracking.pipeline_run("evaluation_registered", {"eps": 0.3}) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", parent)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another one, which must not count")
         for name in ("train", "infer"):
@@ -146,7 +146,7 @@ def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
     found = {run.data.tags["stage"]: run for run in runs_of(client, experiment.name)}
     assert set(found) == {"pipeline", "train", "infer"}
     assert found["pipeline"].info.run_id == parent
-    assert found["pipeline"].data.tags["pipeline"] == "fgm_evaluation"
+    assert found["pipeline"].data.tags["pipeline"] == "evaluation_registered"
     assert found["pipeline"].data.params == {"eps": "0.3"}
     assert found["pipeline"].data.metrics == {"report": 1}
     assert {found[name].data.tags["mlflow.parentRunId"] for name in ("train", "infer")} == {parent}
@@ -194,7 +194,7 @@ def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, 
     assert pipeline.data.metrics == {"report": 1}
 
     mark("FINISHED")
-    mark("FAILED")  # the exit handler comes after a run that went well, too
+    tracking.fail_pipeline_run()  # what has ended well is not ended again
     assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FINISHED"]
 
 
@@ -253,7 +253,7 @@ def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, ma
     mark("RUNNING")
     with pytest.raises(ValueError, match="eps"), tracking.stage("fgm", {}):
         raise ValueError("eps")
-    mark("FAILED")
+    tracking.fail_pipeline_run()
     assert [one.info.status for one in runs_of(client)] == ["FAILED", "FAILED"]
 
     mark("RUNNING")  # retried in the dashboard: the same run goes on
@@ -265,8 +265,96 @@ def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, ma
     assert sorted(one.info.status for one in runs_of(client)) == ["FAILED", "FINISHED", "RUNNING"]
 
 
+@pytest.fixture
+def fail(client):
+    """Let a stage fail as in a pod: it ends its own run, and its step that of the pipeline."""
+
+    def run(name):
+        with pytest.raises(ValueError, match="eps"), tracking.stage(name, {}):
+            raise ValueError("eps")
+        tracking.fail_pipeline_run()
+
+    return run
+
+
+def statuses(client):
+    return {run.data.tags["stage"]: run.info.status for run in runs_of(client)}
+
+
+def test_in_kubeflow_a_stage_that_is_tried_again_opens_the_run_that_its_failure_ended(
+    client, in_kubeflow, mark, fail, capsys
+):
+    mark("RUNNING")
+    fail("fgm")
+    assert statuses(client) == {"pipeline": "FAILED", "fgm": "FAILED"}
+    with tracking.stage("fgm again", {}) as run:
+        assert client.get_run(run.whole.run_id).info.status == "RUNNING"
+    with tracking.stage_meanwhile("infer", {}) as opening:
+        assert opening.stage().whole.run_id == run.whole.run_id
+    assert statuses(client) == {
+        "pipeline": "RUNNING",
+        "fgm": "FAILED",
+        "fgm again": "FINISHED",
+        "infer": "FINISHED",
+    }
+    assert len({one.data.tags.get("mlflow.parentRunId") for one in runs_of(client)} - {None}) == 1
+
+    fail("report")
+    fail("report")  # the second of two tries: the first has ended it already, the second has opened it anew
+    assert statuses(client)["pipeline"] == "FAILED"
+    with tracking.stage_meanwhile("report again", {}):
+        pass
+    mark("FINISHED")
+    assert statuses(client)["pipeline"] == "FINISHED"
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_in_kubeflow_a_run_that_ended_well_is_not_opened_by_a_stage(client, in_kubeflow, mark):
+    mark("RUNNING")
+    mark("FINISHED")
+    with tracking.stage("fgm", {}):
+        assert statuses(client) == {"pipeline": "FINISHED", "fgm": "RUNNING"}
+    assert statuses(client)["pipeline"] == "FINISHED"
+
+
+def test_a_failed_run_outside_kubeflow_is_not_opened_by_a_stage(client, monkeypatch):
+    """The runner that opened it ends it, whatever stages do."""
+    with pytest.raises(ValueError, match="eps"), tracking.pipeline_run("fgm", {}) as parent:
+        raise ValueError("eps")
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+    with tracking.stage("fgm", {}):
+        assert client.get_run(parent).info.status == "FAILED"
+
+
+def test_failing_a_run_touches_no_other(client, in_kubeflow, mark, monkeypatch):
+    mark("RUNNING")
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
+    mark("RUNNING")
+    tracking.fail_pipeline_run()
+    ended = {run.data.tags["kfp.pipeline_run_id"]: run.info.status for run in runs_of(client)}
+    assert ended == {in_kubeflow: "RUNNING", os.environ["KFP_RUN_ID"]: "FAILED"}
+    monkeypatch.delenv("KFP_RUN_ID")
+    tracking.fail_pipeline_run()
+    assert ended == {run.data.tags["kfp.pipeline_run_id"]: run.info.status for run in runs_of(client)}
+
+
+def test_a_run_that_cannot_be_failed_is_a_warning(monkeypatch, capsys):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@127.0.0.1:{port}")
+    tracking.fail_pipeline_run()
+    told = capsys.readouterr().err
+    assert "warning: the pipeline's run stays open in MLflow: MLflow at http://somebody:***@" in told
+    assert "secret" not in told
+
+
 def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflow, mark, capsys):
-    mark("FAILED")
+    tracking.fail_pipeline_run()
+    mark("FINISHED")
     with tracking.stage("fgm", {}) as run:
         assert run.whole is None
     (found,) = runs_of(client)
@@ -277,15 +365,17 @@ def test_in_kubeflow_without_a_run_to_mark_stages_stand_alone(client, in_kubeflo
 def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, mark, monkeypatch):
     with tracking.pipeline_run("kept by the backend", {}) as parent:
         monkeypatch.setenv("MLFLOW_RUN_ID", parent)
-        for status in ("RUNNING", "FAILED"):
+        for status in ("RUNNING", "FINISHED"):
             mark(status)
             assert client.get_run(parent).info.status == "RUNNING"
+        tracking.fail_pipeline_run()
+        assert client.get_run(parent).info.status == "RUNNING"
         with tracking.stage("fgm", {}) as run:
             assert run.whole.run_id == parent
     assert len(runs_of(client)) == 2
 
 
-@pytest.mark.parametrize(("pipeline", "status"), [("", "RUNNING"), ("fgm", "KILLED")])
+@pytest.mark.parametrize(("pipeline", "status"), [("", "RUNNING"), ("fgm", "KILLED"), ("fgm", "FAILED")])
 def test_track_run_refuses_what_it_cannot_mark(mark, pipeline, status):
     with pytest.raises(ValueError, match="must be"):
         mark(status, pipeline)
@@ -519,10 +609,16 @@ def test_when_the_server_dies_amid_a_stage_the_work_is_kept(
 
         monkeypatch.setattr(infer_task, "_evaluate", evaluated)
         result = infer_task.infer(
-            dataset=digits_tar, model=le_net_artifact, evaluation=tmp_path / "evaluation", batch_size=32, seed=0
+            dataset=digits_tar,
+            others=[],
+            model=le_net_artifact,
+            evaluation=tmp_path / "evaluation",
+            batch_size=32,
+            seed=0,
         )
     assert result["metrics"]["images"] == 80
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"evaluations.json", "load_dataset"}
+    assert {path.name for path in (tmp_path / "evaluation" / "load_dataset").iterdir()} == {
         "evaluation.json",
         "predictions.csv",
         "counts.npz",

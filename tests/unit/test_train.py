@@ -387,7 +387,12 @@ def test_fault_test_metrics_are_not_overwritten_by_trainings(
     monkeypatch.setenv("MLFLOW_RUN_ID", parent.info.run_id)
     trained = train(training, validation_split=0.2)
     evaluated = infer_task.infer(
-        dataset=digits_tar, model=trained["folder"], evaluation=tmp_path / "evaluation", batch_size=32, seed=0
+        dataset=digits_tar,
+        others=[],
+        model=trained["folder"],
+        evaluation=tmp_path / "evaluation",
+        batch_size=32,
+        seed=0,
     )
     runs = {
         run.data.tags["stage"]: run.data
