@@ -28,7 +28,7 @@ from evasion.pipelines.revision import commit_of
 # Runs a step: takes its image, its command, its variables and who hears its lines; returns status and last lines.
 Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
 
-# Private parts of kfp stand in for its handlers and loops below; those of another version may differ.
+# Private parts of kfp stand in for its handlers, loops and order below; those of another version may differ.
 KFP = "2.17"
 
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
@@ -306,6 +306,7 @@ class _Session:
         with (
             _settings_kept(),
             _steps_started_by(self),
+            _tasks_in_order(),
             _loops_run_by(self),
             redirect_stdout(_Plain(self.log)),
             warnings.catch_warnings(),
@@ -382,6 +383,22 @@ def _steps_started_by(session: _Session) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
+
+
+@contextmanager
+def _tasks_in_order() -> Iterator[None]:
+    """Let the tasks of a graph run in the order that `preflight` tells."""
+    from kfp.local import graph_utils
+
+    def stacked(tasks: Mapping[str, Any]) -> list[str]:
+        return preflight.in_order({name: task.dependent_tasks for name, task in tasks.items()})[::-1]
+
+    original = graph_utils.topological_sort_tasks
+    graph_utils.topological_sort_tasks = stacked
+    try:
+        yield
+    finally:
+        graph_utils.topological_sort_tasks = original
 
 
 @contextmanager

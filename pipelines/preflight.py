@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 
 # How kfp writes, in a step's arguments, a value that is filled in when the pipeline runs.
 PLACEHOLDER = "{{$"
+
+# Tasks that find out whether what a run is to be made of is there.
+LOADS = ("load-dataset", "load-model", "init-model")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def complete(pipeline: Pipeline, arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
-    """Return the steps that will run with these arguments, each after those that it depends on.
+    """Return the steps that will run with these arguments, in the order in which they run on this machine.
 
     Branches whose condition is known to be false are left out; those that depend on what a step will find
     are in. A step in a loop, of which a step will find the items, is in once.
@@ -121,6 +124,29 @@ def steps(pipeline: Pipeline, arguments: Mapping[str, Any]) -> list[Step]:
     spec = json_format.MessageToDict(pipeline.pipeline_spec)
     scope = {name: _Value(value, name) for name, value in arguments.items()}
     return list(_walk(spec, spec["root"]["dag"], scope))
+
+
+def in_order(tasks: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the tasks of a graph in the order in which they run on this machine, the same each time.
+
+    A compiled pipeline holds its tasks in a map without an order, which kfp.local follows: it differs from run to run.
+    Here the first is, of all that have nothing to wait for, one of `LOADS`, then the first by name and number.
+
+    Args:
+        tasks: Of each task the names of those that it waits for; names of other graphs do not count.
+    """
+
+    def rank(name: str) -> tuple[bool, str, int]:
+        stem, _, number = name.rpartition("-")
+        known, place = (stem, int(number)) if number.isdecimal() else (name, 1)
+        return known not in LOADS, known, place
+
+    waiting = {name: tasks.keys() & set(others) for name, others in tasks.items()}
+    found: list[str] = []
+    while waiting:
+        found.append(min((name for name, others in waiting.items() if not others.difference(found)), key=rank))
+        del waiting[found[-1]]
+    return found
 
 
 def check(planned: Sequence[Step], *, elsewhere: bool = False) -> None:
@@ -157,11 +183,8 @@ def _walk(
     spec: Mapping[str, Any], dag: Mapping[str, Any], scope: Mapping[str, _Value], looped: bool = False
 ) -> Iterator[Step]:
     """Yield the steps of one graph of a compiled pipeline; `scope` holds the graph's known inputs."""
-    from kfp.local import graph_utils
-
     tasks = dag.get("tasks", {})
-    order = graph_utils.topological_sort({name: task.get("dependentTasks", []) for name, task in tasks.items()})
-    for name in reversed(order):
+    for name in in_order({name: task.get("dependentTasks", []) for name, task in tasks.items()}):
         task = tasks[name]
         component = spec["components"][task["componentRef"]["name"]]
         inputs = dict(_known(task, component, scope))

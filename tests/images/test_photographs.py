@@ -1,7 +1,6 @@
 """An evaluation of photographs in containers; a file of its own, to run beside the other tests."""
 
-from evasion.pipelines import local
-from evasion.pipelines.fgm_evaluation import evaluation
+from evasion.pipelines import catalog, local
 
 
 def test_photographs_and_a_mirrored_weights_file_give_the_numbers_of_processes(run, table, photographs, tmp_path):
@@ -18,7 +17,7 @@ def test_photographs_and_a_mirrored_weights_file_give_the_numbers_of_processes(r
         "batch_size": 4,
         "seed": 1,
     }
-    pipeline = evaluation(defenses=("jpeg_compression",))
+    pipeline = catalog.evaluation("pretrained", defenses=["jpeg_compression"])
     contained = run(pipeline, **arguments)
     assert table(contained) == table(local.run(pipeline, arguments, output=tmp_path))
     assert [row["robust_accuracy"]["n"] for row in table(contained)] == [4, 4]

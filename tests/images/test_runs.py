@@ -34,11 +34,11 @@ def arguments(mnist):
 
 @pytest.fixture(scope="module")
 def evaluated(run, arguments):
-    return run(pipelines()["fgm_evaluation"], **arguments)
+    return run(pipelines()["evaluation_trained"], **arguments)
 
 
 def test_the_whole_evaluation_of_mnist_gives_the_numbers_of_processes(evaluated, arguments, table, tmp_path):
-    assert table(evaluated) == table(local.run(pipelines()["fgm_evaluation"], arguments, output=tmp_path))
+    assert table(evaluated) == table(local.run(pipelines()["evaluation_trained"], arguments, output=tmp_path))
 
 
 def test_the_server_holds_the_evaluation(evaluated, mlflow):
@@ -47,7 +47,7 @@ def test_the_server_holds_the_evaluation(evaluated, mlflow):
     filters = f"tags.`mlflow.parentRunId` = '{evaluated.run_id}'"
     stages = client.search_runs([parent.info.experiment_id], filters)
     assert {parent.info.status, *(one.info.status for one in stages)} == {"FINISHED"}
-    names = {"load_dataset", "train", "infer clean", "infer fgm", "fgm", "spatial_smoothing clean"}
+    names = {"load_dataset", "train", "infer", "fgm", "spatial_smoothing", "security_curve", "report"}
     assert {one.info.run_name for one in stages} >= names
     for stage in stages:
         assert re.fullmatch("[0-9a-f]{40}", stage.data.tags["mlflow.source.git.commit"])

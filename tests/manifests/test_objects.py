@@ -334,7 +334,7 @@ def test_limits_leave_room_for_an_evaluation(objects, overlay):
         return
     hard = pods.find(objects, "ResourceQuota", "evasion")["spec"]["hard"]
     (limit,) = pods.find(objects, "LimitRange", "evasion")["spec"]["limits"]
-    asked = asked_by_all_steps("fgm_evaluation")
+    asked = asked_by_all_steps("evaluation_trained")
     for name, of_step in (("cpu", Placement().cpus), ("memory", Placement().memory * 2**30)):
         assert of_step <= quantity(limit["max"][name])
         for kind in ("requests", "limits"):

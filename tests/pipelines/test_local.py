@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 from mlflow import MlflowClient
 
 from evasion.components.step import step
-from evasion.pipelines import local
+from evasion.pipelines import local, preflight
 from evasion.pipelines.preflight import BadArgumentsError
 
 
@@ -131,6 +132,19 @@ def looping(parts: int = 3, fail_at: str = ""):
     gather(parts=dsl.Collected(made.outputs["made"]))
 
 
+@step
+def load_model() -> str:
+    return "found"
+
+
+@dsl.pipeline
+def without_order():
+    for _ in range(3):
+        name()
+    deal(parts=1)
+    load_model()
+
+
 @dsl.pipeline
 def measuring_nothing():
     not_a_number()
@@ -236,6 +250,7 @@ def test_a_pipeline_without_report_and_a_folder_of_its_own(packed, output):
 
 
 def test_kfp_is_left_as_it_was(packed):
+    from kfp.local import graph_utils
     from kfp.local.config import LocalExecutionConfig
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ParallelExecutor
     from kfp.local.subprocess_task_handler import SubprocessTaskHandler
@@ -243,6 +258,7 @@ def test_kfp_is_left_as_it_was(packed):
     assert LocalExecutionConfig.instance is None
     assert isinstance(SubprocessTaskHandler, type)
     assert ParallelExecutor.execute_parallel_tasks.__module__.startswith("kfp.")
+    assert graph_utils.topological_sort_tasks.__module__.startswith("kfp.")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +281,15 @@ def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
     assert failure.value.log.is_file()
     last = [event for event in heard.events if event[0] == "started"][-1]
     assert last[1] == "refuse"  # nothing has been started after it
+
+
+def test_steps_that_wait_for_nothing_run_in_a_fixed_order(output):
+    """A compiled pipeline holds its tasks in a map, whose order differs from run to run."""
+    heard = Heard()
+    local.run(without_order, {}, output=output, experiment="e", listener=heard)
+    started = [event[1] for event in heard.events if event[0] == "started"]
+    assert started == ["load_model", "deal", "name", "name-2", "name-3"]
+    assert started == [step.name for step in preflight.steps(without_order, {})]
 
 
 def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
@@ -302,6 +327,24 @@ def test_a_failed_run_is_failed_in_mlflow(output):
 def test_what_kfp_itself_cannot_do_is_told_in_its_words(output):
     with pytest.raises(local.StepFailedError, match="not_a_number: "):
         local.run(measuring_nothing, {}, output=output, experiment="e")
+
+
+@pytest.mark.parametrize("installed", ["2.18.0", "2.1.7", "2.170.0", "3.2.17.0"])
+def test_another_kfp_is_refused_before_anything_starts(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr(local, "version", lambda package: {"kfp": installed}[package])
+    heard = Heard()
+    said = re.escape(f"kfp must be of version 2.17 to run pipelines here. Received: kfp {installed}")
+    with pytest.raises(local.KfpVersionError, match=said):
+        local.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=heard)
+    assert not (tmp_path / "runs").exists()
+    assert heard.events == []
+
+
+@pytest.mark.parametrize("installed", ["2.17.0", "2.17.3"])
+def test_kfp_of_the_known_version_is_taken(tmp_path, monkeypatch, installed):
+    monkeypatch.setattr(local, "version", lambda package: {"kfp": installed}[package])
+    with pytest.raises(BadArgumentsError):
+        local.run(packing, {}, output=tmp_path / "runs")
 
 
 def test_a_bad_argument_leaves_nothing_behind(tmp_path):

@@ -56,7 +56,7 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         "gaussian_augmentation",
     ]
 
-    (summary,) = (tmp_path / "runs").glob("fgm-evaluation-*/report.json")
+    (summary,) = (tmp_path / "runs").glob("evaluation-registered-*/report.json")
     assert {row["robust_accuracy"]["n"] for row in json.loads(summary.read_text())["table"]} == {3}
     assert summary.with_name("report.html").stat().st_size > 10_000
     tracked = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")

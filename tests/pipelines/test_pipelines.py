@@ -6,7 +6,7 @@ import re
 import pytest
 from mlflow import MlflowClient
 
-from evasion.pipelines import local
+from evasion.pipelines import catalog, local
 from evasion.pipelines.catalog import pipelines
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,9 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(output):
-    def run(name, **arguments):
-        return local.run(pipelines()[name], arguments, output=output)
+    def run(pipeline, **arguments):
+        pipeline = pipelines()[pipeline] if isinstance(pipeline, str) else pipeline
+        return local.run(pipeline, arguments, output=output)
 
     return run
 
@@ -48,10 +49,17 @@ def client(result):
     return MlflowClient(result.tracking_uri)
 
 
+def evaluations(result):
+    """The numbers of the last inference of a run, by the name of the dataset."""
+    found = [one for one in result.steps if one.step.function == "infer"][-1].outputs["evaluation"]
+    names = json.loads((found / "evaluations.json").read_text())
+    return {name: json.loads((found / name / "evaluation.json").read_text()) for name in names}
+
+
 def evaluation(result):
-    """The numbers of the last inference of a run."""
-    found = [one for one in result.steps if one.step.function == "infer"][-1]
-    return json.loads((found.outputs["evaluation"] / "evaluation.json").read_text())
+    """The numbers of an inference of one dataset."""
+    (found,) = evaluations(result).values()
+    return found
 
 
 def children(result):
@@ -177,6 +185,12 @@ def measured(result):
     return without(report) | {"originals": report["originals"], "models": without(report["models"])}
 
 
+# Of each defense: clean images, those of an oblivious attacker, and those of one who aims at it.
+EVALUATED = ["load_dataset", "fgm"]
+for defense in DEFENSES:
+    EVALUATED += [defense, f"{defense}_of_fgm", f"{defense}_of_fgm_aware_of_{defense}"]
+
+
 def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnist, trained):
     """Train, attack, defend, report; then in shards, with the model that this registered, to the same numbers."""
     arguments = {
@@ -187,7 +201,7 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
         "model_tag": "whole",
         **LE_NET,
     }
-    first = run("fgm_evaluation", **arguments)
+    first = run("evaluation_trained", **arguments)
     assert [row["defense"] for row in table(first)] == [
         "none",
         "spatial_smoothing",
@@ -204,16 +218,20 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
     stages = client(first).search_runs(
         [whole.info.experiment_id], f"tags.`mlflow.parentRunId` = '{first.run_id}'", max_results=1000
     )
-    names = [one.info.run_name for one in stages if one.data.tags["stage"] == "infer"]
-    assert {"infer clean", "infer fgm", "infer jpeg_compression clean", "infer jpeg_compression fgm aware"} <= {*names}
-    assert len(set(names)) == len(names)
+    assert len(stages) == len(first.steps)
+    (inferred,) = (one for one in stages if one.data.tags["stage"] == "infer")
+    logged = client(first).list_artifacts(inferred.info.run_id)
+    assert sorted(one.path for one in logged) == sorted(evaluations(first)) == sorted(EVALUATED)
+    for name, found in evaluations(first).items():
+        metric = "accuracy" if name == "load_dataset" else f"{name}/accuracy"
+        assert inferred.data.metrics[metric] == pytest.approx(found["metrics"]["accuracy"])
     reports = {one.data.tags["parent_report"] for one in (whole, *stages)}
     assert reports == {f"runs:/{first.run_id}/report/report.json"}
-    loaded = next(one for one in stages if one.info.run_name == "infer clean")
-    assert whole.data.tags["dataset_sha256"] == loaded.data.tags["dataset_sha256"]
+    assert whole.data.tags["dataset_sha256"] == inferred.data.tags["dataset_sha256"]
 
-    registered = {**arguments, "data_dir_train": "", "model": "evasion_whole_le_net/1", "shards": 2}
-    sharded = run("fgm_evaluation", **registered)
+    registered = {name: arguments[name] for name in ("data_dir_test", "eps", *LE_NET)}
+    registered |= {"model": "evasion_whole_le_net/1", "shards": 2}
+    sharded = run(catalog.evaluation("registered", sharded=True), **registered)
     assert measured(sharded) == measured(first)
     names = [one.step.name for one in sharded.steps]
     assert {"fgm 1/2", "fgm 2/2", "report"} <= set(names)
@@ -223,7 +241,7 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
 
 def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
     result = run(
-        "fgm_evaluation",
+        "evaluation_pretrained",
         data_dir_test=str(photographs),
         model_architecture="resnet50",
         weights="none",

@@ -42,7 +42,7 @@ esac
 exec "{sys.executable}" -c 'from evasion.pipelines.cli import main; main(prog_name="evasion")' "$@"
 """
 ARGUMENTS = ["--data-dir-test=/data/test set", "--model=signs $(touch injected)", "--model-architecture=le_net"]
-SUBMITTED = ["submit", "fgm_evaluation", *ARGUMENTS, "--wait", "--timeout", "90m"]
+SUBMITTED = ["submit", "evaluation", *ARGUMENTS, "--wait", "--timeout", "90m"]
 SUBMITTED += ["--terminate-on-interrupt", "--output", "evasion"]
 
 
@@ -224,7 +224,7 @@ def test_github_submits_gates_and_tells(
     assert given["model"] == "signs $(touch injected)"
     assert not (project.root / "injected").exists()
     assert project.submitted() == SUBMITTED
-    assert (project.root / "evasion" / "compiled" / "fgm_evaluation.yaml").is_file()
+    assert (project.root / "evasion" / "compiled" / "evaluation_trained.yaml").is_file()
     assert (project.root / "evasion" / "report.json").read_bytes() == Path(project.environment["REPORT"]).read_bytes()
     assert (project.root / "output").read_text() == "outcome=fail\n"
     assert (project.root / "summary").read_text() == (project.root / "evasion" / "gate.md").read_text()

@@ -9,7 +9,7 @@ from evasion.components.load_dataset.component import load_dataset
 from evasion.components.load_model.component import load_model
 from evasion.components.step import step
 from evasion.components.train.component import train
-from evasion.pipelines import preflight
+from evasion.pipelines import catalog, preflight
 from evasion.pipelines.preflight import BadArgumentsError, Problem
 
 
@@ -76,6 +76,34 @@ def test_steps_have_the_arguments_that_will_reach_them(data_dir):
     assert isinstance(steps["fgm"].arguments["batch_size"], int)
     assert steps["fgm"].origin == {"eps": "eps", "batch_size": "images_per_batch", "norm": "norm"}
     assert steps["load_dataset"].arguments == {"data_dir": data_dir, "model_architecture": "le_net"}
+
+
+def test_tasks_come_in_a_fixed_order_after_those_that_they_wait_for():
+    waits = {
+        "report": ["infer", "security-curve"],
+        "security-curve": ["load-dataset", "load-model"],
+        "infer": ["fgm-10", "fgm-2", "load-dataset"],
+        "fgm-10": ["load-dataset", "load-model"],
+        "fgm-2": ["load-dataset", "load-model"],
+        "fgm": ["load-dataset", "load-model"],
+        "load-model": ["a task of another graph"],
+        "load-dataset-2": [],
+        "load-dataset": [],
+        "compare": [],
+    }
+    order = ["load-dataset", "load-dataset-2", "load-model", "compare", "fgm", "fgm-2", "fgm-10", "infer"]
+    assert preflight.in_order(waits) == [*order, "security-curve", "report"]
+    assert preflight.in_order(dict(reversed(waits.items()))) == [*order, "security-curve", "report"]
+    assert preflight.in_order({}) == []
+
+
+def test_what_is_to_be_loaded_is_looked_up_before_anything_takes_time(data_dir):
+    evaluation = catalog.pipelines()["evaluation_trained"]
+    given = {"data_dir_test": data_dir, "data_dir_train": data_dir, "model_architecture": "le_net"}
+    tasks = [step.task for step in planned(evaluation, **given)]
+    defenses = ["gaussian-augmentation", "jpeg-compression", "spatial-smoothing"]
+    assert tasks[:3] == ["load-dataset", "load-dataset-2", "train"]
+    assert [task for task in tasks[3:] if task not in ("security-curve", "infer")] == ["fgm", *defenses, "report"]
 
 
 def test_good_arguments_have_no_problem(data_dir):

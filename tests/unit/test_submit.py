@@ -29,13 +29,13 @@ from kfp_server import RESET, Story, serving
 
 from evasion.components.common import tracking
 from evasion.components.step import step
-from evasion.pipelines import catalog, cli
+from evasion.pipelines import catalog, cli, commands
 from evasion.pipelines.placement import Placement, place
 from evasion.pipelines.submit import auth, command, cron, host, logs, watch, workflow
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "cpu"
 FGM = ["--data-dir", "/data/test", "--model", "m", "--model-architecture", "le_net"]
-EVALUATION = ["fgm_evaluation", "--model", "m", "--data-dir-test", "x"]
+EVALUATION = ["evaluation", "--model", "m", "--model-architecture", "le_net", "--data-dir-test", "x"]
 
 
 @step
@@ -183,7 +183,7 @@ def test_without_a_host_it_is_asked_for(file):
 
 @pytest.mark.parametrize("name", list(catalog.pipelines()))
 def test_no_option_bears_the_name_of_another(name):
-    made = command._command(name, catalog.pipelines()[name])
+    made = command._command(commands.command(name))
     names = [one.name for one in made.params]
     assert len(set(names)) == len(names)
 
@@ -247,9 +247,9 @@ def test_where_no_step_failed_the_node_is_named_that_did(submit, kfp_server):
 
 def test_of_shards_the_one_that_failed_counts_and_its_log_is_shown(submit, kfp_server):
     kfp_server.story = Story(ends="FAILED", fails="fgm", fails_in=1, error="exit code 1", log={"fgm": "No eps."})
-    result = submit(*EVALUATION, "--model-architecture", "le_net", "--shards", "3", code=1)
+    result = submit(*EVALUATION, "--shards", "3", code=1)
     assert "fgm: failed in 5.0 s: exit code 1" in result.stderr
-    assert "The last lines of fgm (pod evasion-fgm-evaluation-x7k2p-" in result.stderr
+    assert "The last lines of fgm (pod evasion-evaluation-registered-x7k2p-" in result.stderr
     assert "    No eps.\n" in result.stderr
     assert "All is well." not in result.stderr
 
@@ -863,7 +863,7 @@ def test_ctrl_c_asks_whether_to_terminate_the_run(kfp_server, file, answer, code
     kfp_server.fail(503, method="POST", path="terminate")
     found, seen = interrupted(file, kfp_server.address, answer)
     assert found == code, seen
-    assert re.search("✓.* 1/5 .*open the MLflow run", seen)
+    assert re.search("✓.* 1/4 .*open the MLflow run", seen)
     assert only(kfp_server.runs).model.state == state
 
 
