@@ -374,6 +374,32 @@ class Dataset:
             datasets.append(dataset)
         return datasets
 
+    @classmethod
+    def to_work_on(cls, tars: Iterable[Path], defense: str = "") -> list[Self]:
+        """Return the datasets of several tars that a stage has to work on, in order, not yet opened.
+
+        Of several in a tar those are left out that an attack aimed at a defense which they have not met.
+
+        Args:
+            tars: The tars.
+            defense: The stage's own name if it is a defense: what is aimed at it is kept.
+
+        Raises:
+            DatasetError: If none is left, or a tar is none of datasets.
+        """
+        tars = list(tars)
+        chosen = [
+            dataset
+            for tar in tars
+            for datasets in [cls.all_in(tar)]
+            for dataset in datasets
+            if len(datasets) == 1 or dataset.header.awaited_defense in ("", defense)
+        ]
+        if not chosen:
+            names = ", ".join(tar.name for tar in tars)
+            raise DatasetError(f"{names} must hold a dataset that awaits no other defense. Received: none")
+        return chosen
+
     def _set(self, path: Path, place: _Place) -> None:
         self.path = path
         self.header = place.header

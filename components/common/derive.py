@@ -134,7 +134,7 @@ def defend(
     """
     used = {**parameters, "seed": seeding.resolve(parameters["seed"])}
     with tracking.stage_meanwhile(stage, used) as opening, ExitStack() as stack:
-        before = [stack.enter_context(one) for one in _to_defend(stage, [source, *others])]
+        before = [stack.enter_context(one) for one in Dataset.to_work_on([source, *others], stage)]
 
         def derived(one: Dataset, name: str) -> Derived:
             applied = bool(used["apply_fit"] if one.header.split == "training" else used["apply_predict"])
@@ -178,13 +178,3 @@ def defend(
         run.log_metrics(described)
         run.log_file(output, f"{stage}.tar")
     return described
-
-
-def _to_defend(stage: str, tars: Sequence[Path]) -> list[Dataset]:
-    return [
-        one
-        for tar in tars
-        for datasets in [Dataset.all_in(tar)]
-        for one in datasets
-        if len(datasets) == 1 or one.header.awaited_defense in ("", stage)
-    ]

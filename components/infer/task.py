@@ -84,13 +84,7 @@ def _to_evaluate(tars: Sequence[Path]) -> list[Any]:
     """Return the datasets, not yet opened."""
     from evasion.components.common.dataset import Dataset
 
-    chosen = [
-        data
-        for tar in tars
-        for datasets in [Dataset.all_in(tar)]
-        for data in datasets
-        if len(datasets) == 1 or not data.header.awaited_defense
-    ]
+    chosen = Dataset.to_work_on(tars)
     names = [data.header.name for data in chosen]
     if len(set(names)) < len(names):
         raise ValueError(f"Datasets to evaluate must have names of their own. Received: {', '.join(names)}")

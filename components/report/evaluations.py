@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evasion.components.common import sampling
+from evasion.components.common.dataset import SAFE_FOLDER
 from evasion.components.report import shards
 
 if TYPE_CHECKING:
@@ -387,7 +388,9 @@ def contained(folders: Sequence[Path]) -> list[list[Path]]:
             raise ValueError(f"{folder} is not an evaluation: it has no {path.name}") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(names, list) or not all(isinstance(name, str) and "/" not in name for name in names):
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and SAFE_FOLDER.fullmatch(name) for name in names
+        ):
             raise ValueError(f"{path} is not as infer writes it: it must list names of folders")
         for name in names:
             found.setdefault(name, []).append(folder / name)

@@ -28,9 +28,7 @@ NAMES = [str(file.relative_to(COMPILED)) for file in FILES]
 WITHOUT_MODEL = {
     "load_dataset",
     "load_model",
-    "spatial_smoothing",
-    "jpeg_compression",
-    "gaussian_augmentation",
+    *stages.defenses(),
     "report",
     "compare",
     "track_run",

@@ -518,8 +518,6 @@ def test_the_evaluation_that_runs_is_the_one_of_the_options(monkeypatch, options
     assert arguments.get("shards", 1) == shards
     components = found.pipeline_spec.components.values()
     functions = {component.executor_label.removeprefix("exec-") for component in components}
-        component.executor_label.removeprefix("exec-") for component in found.pipeline_spec.components.values()
-    }
     assert {step.replace("_", "-") for step in steps} <= functions
     assert ("importer" in functions) == (shards > 1)
 

@@ -31,6 +31,7 @@ def evaluation(monkeypatch, tmp_path):
     return call
 
 
+NEEDED = {"data_dir_test"}
 MODEL = ("--model", "m", "--model-architecture", "le_net")
 
 
@@ -61,12 +62,16 @@ def test_the_options_choose_where_the_model_comes_from(evaluation, options, name
 
 
 def test_what_is_not_given_is_left_to_the_pipeline(evaluation):
-    """Of another default in each: who trains, trains from scratch."""
-    pipeline, arguments = evaluation("--data-dir-train", "x", "--model-architecture", "le_net")
-    inputs = pipeline.component_spec.inputs
-    assert all(inputs[name].default == value for name, value in arguments.items() if inputs[name].optional)
-    assert "weights" not in arguments or inputs["weights"].default == arguments["weights"]
-    assert inputs["weights"].default != evaluation()[0].component_spec.inputs["weights"].default
+    """One source of the model has a default where another has none."""
+    for options in ((), ("--data-dir-train", "x", "--model-architecture", "le_net"), MODEL):
+        pipeline, arguments = evaluation(*options)
+        inputs = pipeline.component_spec.inputs
+        given = {word.removeprefix("--").replace("-", "_") for word in options if word.startswith("--")}
+        assert {name for name, declared in inputs.items() if not declared.optional} <= given | NEEDED
+        assert all(value == inputs[name].default for name, value in arguments.items() if name not in given | NEEDED)
+    pipeline, arguments = evaluation()
+    assert "model_architecture" not in arguments
+    assert pipeline.component_spec.inputs["model_architecture"].default == "resnet50"
 
 
 def test_attacks_and_defenses_are_those_named(evaluation):

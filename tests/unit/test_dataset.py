@@ -761,3 +761,31 @@ def test_a_tar_that_other_programs_wrote_is_taken(tmp_path, good):
                 member.size, member.mtime, member.uname, member.mode = len(content), 1.5e9 + 0.25, "me", 0o755
                 tar.addfile(member, io.BytesIO(content))
         assert read_all(tmp_path / "repacked")[1] == [0, 0, 1]
+
+
+def aimed_at(header, defense):
+    entry = {"stage": "fgm", "kind": "attack", "parameters": {}, "defense": {"stage": defense, "parameters": {}}}
+    return header.derive(name=f"fgm_aware_of_{defense}", prefix="adv_", entry=entry)
+
+
+def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pixels, tmp_path):
+    with Dataset(make_dataset(random_pixels(2, (4, 4, 1)))) as clean:
+        samples = list(clean.samples())
+        headers = [clean.header, *(aimed_at(clean.header, name) for name in ("jpeg_compression", "spatial_smoothing"))]
+    several, aimed, single = (tmp_path / f"{name}.tar" for name in ("several", "aimed", "single"))
+    dataset.write_all(several, [(header, samples) for header in headers])
+    dataset.write_all(aimed, [(header, samples) for header in headers[1:]])
+    dataset.write(single, headers[1], samples)
+
+    def names(tars, defense=""):
+        return [one.header.name for one in Dataset.to_work_on(tars, defense)]
+
+    assert names([several]) == [clean.header.name]
+    assert names([several, aimed], "jpeg_compression") == [
+        clean.header.name,
+        "fgm_aware_of_jpeg_compression",
+        "fgm_aware_of_jpeg_compression",
+    ]
+    assert names([single]) == ["fgm_aware_of_jpeg_compression"]  # asked for by itself
+    with pytest.raises(DatasetError, match=r"aimed\.tar must hold a dataset that awaits no other defense"):
+        names([aimed])

@@ -84,7 +84,7 @@ def test_a_derived_pipeline_has_its_parameters_and_hands_their_values_on():
     assert declared["rounds"].default_value.number_value == 2
     assert [one.string_value for one in declared["norm"].literals] == ["inf", "1", "2"]
     assert not declared["place"].literals
-    assert spec.pipeline_info.description == "Soften.\n\nAnd no more."
+    assert spec.pipeline_info.description == "Soften.\nAnd no more."
     task = spec.root.dag.tasks["soften"].inputs.parameters
     assert {name: task[name].component_input_parameter for name in task} == {"folder": "place", "rounds": "rounds"}
 

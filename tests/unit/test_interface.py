@@ -161,10 +161,9 @@ def test_docstrings_reach_the_compiled_yaml(name, tmp_path):
 
 
 def test_attacks_and_defenses_are_found_by_what_they_make():
-    assert {*stages.attacks(), *stages.defenses()} == {
-        *("fgm", "pgd"),
-        *("spatial_smoothing", "jpeg_compression", "gaussian_augmentation"),
-    }
+    assert set(stages.attacks()) >= {"fgm", "pgd"}
+    assert set(stages.defenses()) >= {"spatial_smoothing", "jpeg_compression", "gaussian_augmentation"}
+    assert not {*stages.attacks()} & {*stages.defenses()}
     assert stages.usual(stages.attacks()) == ["fgm"]
     assert stages.usual(stages.defenses()) == ["spatial_smoothing", "jpeg_compression", "gaussian_augmentation"]
 

@@ -441,6 +441,7 @@ def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> 
         ("[", "not valid JSON"),
         ('{"a": 1}', "must list names of folders"),
         ('["../elsewhere"]', "must list names of folders"),
+        ('[".."]', "must list names of folders"),
     ],
 )
 def test_a_folder_that_infer_did_not_write_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
