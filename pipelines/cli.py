@@ -38,11 +38,11 @@ from evasion.pipelines.submit.command import submit
     context_settings=SETTINGS,
     epilog="""\b
     Begin with:
-      evasion list                       which pipelines there are
+      evasion list                   which pipelines there are
       evasion run evaluation --help  what one does and takes
-      evasion compile all                the YAMLs to upload to Kubeflow
+      evasion compile all            the YAMLs to upload to Kubeflow
       evasion submit evaluation ...  run it in a cluster, and wait for it
-      evasion compare RUN RUN            models side by side
+      evasion compare RUN RUN        models side by side
       evasion gate RUN --threshold TEXT  a report held to thresholds
     """,
 )

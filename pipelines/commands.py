@@ -17,6 +17,10 @@ from evasion.pipelines.derived import REQUIRED, Parameter
 Chosen = tuple[Any, dict[str, Any]]
 
 
+class UselessOptionError(ValueError):
+    """An option was given that does nothing in the pipeline that the others ask for."""
+
+
 @dataclass(frozen=True)
 class PipelineCommand:
     """The command of a pipeline.
@@ -101,7 +105,7 @@ def _evaluation() -> PipelineCommand:
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         ]
         if useless:
-            raise ValueError(
+            raise UselessOptionError(
                 f"{', '.join(useless)} must be left out: of no use to {SOURCES[source][0]} with these attacks and "
                 f"defenses. Received: {', '.join(f'{name}={given[name]!r}' for name in useless)}"
             )

@@ -1,10 +1,11 @@
 """The entry points of the original demo as pipelines, with its parameter names, and one for each further attack.
 
-They are chained through MLflow: a stage logs its dataset as `<stage>.tar`, whose folder is `<stage>`, and the next
-pipeline takes it by `run_id` (of the pipeline or of the stage), `dataset_tar_name` and `dataset_name`; models go by
-their registered names. Parameters that the original does not have: `weights` and `weights_sha256` (a mirrored file
-in place of a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses
-(whether `data_dir` is training or testing data, of which `apply_fit` and `apply_predict` speak).
+They are chained through MLflow: a stage logs its tar as `<stage>.tar`, and the next pipeline takes a dataset of it by
+`run_id` (of the pipeline or of the stage), `dataset_tar_name` and `dataset_name`, which is `<stage>` here and one of
+several in an evaluation (`<stage>_aware_of_<defense>`, `<defense>_of_<dataset>`); models go by their registered names.
+Parameters that the original does not have: `weights` and `weights_sha256` (a mirrored file in place of a download),
+`eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether `data_dir` is training
+or testing data, of which `apply_fit` and `apply_predict` speak).
 
     evasion run train --data-dir-train data/mnist/training --data-dir-test data/mnist/testing
     evasion run fgm --data-dir data/mnist/testing --model evasion_le_net --model-architecture le_net

@@ -84,6 +84,8 @@ def chosen(command: PipelineCommand, values: dict[str, Any]) -> tuple[Any, dict[
     asked = {name: values[name] for name in (*command.choices, *(one.name for one in command.parameters))}
     try:
         return command.choose(asked)
+    except commands.UselessOptionError as error:
+        fail(BAD_INPUT, str(error))
     except ValueError as error:
         guilty = [name for name in asked if re.search(rf"\b{name}(=| must)", str(error))]
         fail(BAD_INPUT, told(str(error), tuple(guilty)))

@@ -528,14 +528,14 @@ def test_the_evaluation_that_runs_is_the_one_of_the_options(monkeypatch, options
         (
             ("--model", "m", "--model-architecture", "le_net", "--epochs", "2", "--pgd-attack-max-iter", "9"),
             "pgd_attack_max_iter, epochs must be left out: of no use to a registered model with these attacks and "
-            "defenses. Received: pgd_attack_max_iter=9, epochs=2.0. Set --pgd-attack-max-iter or --epochs.",
+            "defenses. Received: pgd_attack_max_iter=9, epochs=2.0",
         ),
         (("--model", "m"), "model_architecture must be given. Set --model-architecture."),
         (("--shards", "0"), "shards must be a positive integer. Received: shards=0. Set --shards."),
         (
             ("--model", "m", "--data-dir-train", "."),
             "data_dir_train must be left out: of no use to a registered model with these attacks and defenses. "
-            "Received: data_dir_train='.'. Set --data-dir-train.",
+            "Received: data_dir_train='.'",
         ),
     ],
 )
@@ -543,7 +543,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, said):
     (tmp_path / "images" / "0").mkdir(parents=True)
     result = evasion("run", "evaluation", "--data-dir-test", tmp_path / "images", "--output", tmp_path / "r", *options)
     assert result.exit_code == 2
-    assert said in " ".join(result.stderr.split())
+    assert f"{said}\n" in result.stderr.replace("\n  ", " ")
     assert not (tmp_path / "r").exists()
 
 
