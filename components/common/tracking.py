@@ -46,6 +46,9 @@ _RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in
 # At the start an answer must come at once; at the end MLflow's own retries have half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+# In Kubeflow, where the first step has found MLflow there, what follows waits some four minutes for it to come back: it
+# may have been moved to another node, and hours of other steps would be lost.
+LASTING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 
 
 class TrackingError(RuntimeError):
@@ -140,7 +143,7 @@ class Stage:
         if not self.complete:
             return
         try:
-            with _environment(PATIENT):
+            with _environment(_patience(PATIENT)):
                 log(_client())
         except (MlflowException, OSError) as error:
             self.complete = False
@@ -211,7 +214,7 @@ def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Openin
 
 
 def _open(name: str, parameters: Mapping[str, Any]) -> Stage:
-    with _reachable():
+    with _reachable(lasting=True):
         client = _client()
         parent = _parent(client)
         if parent and parent.info.status == "FAILED" and not os.environ.get(PARENT):
@@ -266,7 +269,7 @@ def mark_pipeline_run(
         TrackingError: If MLflow does not answer.
     """
     kubeflow_run = os.environ.get(KUBEFLOW_RUN)
-    with _reachable():
+    with _reachable(lasting=status != "RUNNING"):
         client = _client()
         run = _parent(client)
         if os.environ.get(PARENT) or not kubeflow_run:
@@ -360,7 +363,7 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
-    with _reachable():
+    with _reachable(lasting=True):
         client = _client()
         try:
             run = client.get_run(run_id)
@@ -382,7 +385,7 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
             f"{' (several stages hold that name: give the run id of one)' if len(holders) > 1 else ''}. "
             f"Received: dataset_tar_name={tar_name!r}"
         )
-    with _environment(PATIENT):
+    with _environment(_patience(PATIENT)):
         return Path(client.download_artifacts(holders[0], tar_name, str(destination)))
 
 
@@ -436,7 +439,7 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
             for run in held:
                 files = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
                 if files >= set(REPORT):
-                    with _environment(PATIENT), tempfile.TemporaryDirectory(dir=destination) as folder:
+                    with _environment(_patience(PATIENT)), tempfile.TemporaryDirectory(dir=destination) as folder:
                         return [
                             Path(client.download_artifacts(run.info.run_id, name, folder)).replace(
                                 destination / Path(name).name
@@ -505,7 +508,7 @@ def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
     from mlflow.exceptions import MlflowException
 
     reference = model.removeprefix("models:/").strip("/")
-    with _reachable():
+    with _reachable(lasting=True):
         client = _client()
         try:
             if "@" in reference:
@@ -524,7 +527,7 @@ def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
             raise TrackingError(_unknown(client, model)) from error
     uri = f"models:/{reference}" if found is None else f"models:/{found.name}/{found.version}"
     try:
-        with _environment(PATIENT):
+        with _environment(_patience(PATIENT)):
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
         raise TrackingError(
@@ -610,9 +613,14 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def _patience(elsewhere: Mapping[str, str]) -> Mapping[str, str]:
+    """Return how often MLflow is asked again: in a step of Kubeflow's longer than elsewhere."""
+    return LASTING if os.environ.get(KUBEFLOW_RUN) else elsewhere
+
+
 @contextmanager
-def _reachable() -> Iterator[None]:
-    """Turn MLflow's silence into one clear error, soon."""
+def _reachable(*, lasting: bool = False) -> Iterator[None]:
+    """Turn MLflow's silence into one clear error, soon; with `lasting` in Kubeflow only when it stays away."""
     import logging
 
     from mlflow.exceptions import MlflowException
@@ -621,7 +629,7 @@ def _reachable() -> Iterator[None]:
     for noisy, level in (("mlflow.store.db.utils", "WARNING"), ("alembic", "WARNING"), ("mlflow.tensorflow", "ERROR")):
         logging.getLogger(noisy).setLevel(level)
     try:
-        with _environment(IMPATIENT):
+        with _environment(_patience(IMPATIENT) if lasting else IMPATIENT):
             yield
     except (MlflowException, OSError) as error:
         import mlflow
@@ -667,7 +675,7 @@ def _end(run_id: str, status: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        with _environment(PATIENT):
+        with _environment(_patience(PATIENT)):
             _client().set_terminated(run_id, status)
     except (MlflowException, OSError) as error:
         told = _without_password(str(error))

@@ -17,24 +17,12 @@ from kfp.dsl import HTML, Artifact, Metrics, Output
 from rich.console import Console
 
 from evasion.components.step import step
-from evasion.pipelines import catalog, cli, display, local, placement
+from evasion.pipelines import catalog, cli, display, local, placement, stages
 from evasion.pipelines.preflight import Step
 
 EVASION = [sys.executable, "-c", "from evasion.pipelines.cli import main; main(prog_name='evasion')"]
 
-PIPELINES = [
-    "init_model",
-    "infer",
-    "train",
-    "fgm",
-    "pgd",
-    "spatial_smoothing",
-    "jpeg_compression",
-    "gaussian_augmentation",
-    "evaluation_registered",
-    "evaluation_trained",
-    "evaluation_pretrained",
-]
+PIPELINES = list(catalog.pipelines())
 
 SHARE = {"value": 0.9, "low": 0.85, "high": 0.94, "n": 100, "count": 90}
 SUMMARY = {
@@ -142,8 +130,7 @@ def test_help_comes_at_once():
 def test_all_pipelines_are_listed():
     result = evasion("list")
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
-        *("init_model", "train", "infer", "fgm", "pgd"),
-        *("gaussian_augmentation", "jpeg_compression", "spatial_smoothing", "evaluation"),
+        *("init_model", "train", "infer", *stages.attacks(), *stages.defenses(), "evaluation"),
     ]
     assert "Attack a packed dataset with the Fast Gradient Method" in result.stdout
 

@@ -4,13 +4,17 @@ import contextlib
 import itertools
 import os
 import re
+import select
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from pathlib import Path
@@ -589,6 +593,58 @@ def test_a_parent_run_that_is_not_there_is_told(mlflow_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(TrackingError, match=r"cannot be used.*0{32}"), tracking.stage("fgm", {}):
         pytest.fail("the work has begun")
+
+
+@contextlib.contextmanager
+def reachable_after(seconds, address):
+    """Another address of a server, at which nothing answers at first."""
+    host, port = urllib.parse.urlsplit(address).hostname, urllib.parse.urlsplit(address).port
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        other = chosen.getsockname()[1]
+
+    class Forwarder(socketserver.BaseRequestHandler):
+        def handle(self):
+            with socket.create_connection((host, port)) as server:
+                pairs = {self.request: server, server: self.request}
+                while True:
+                    for ready in select.select(list(pairs), [], [])[0]:
+                        content = ready.recv(65536)
+                        if not content:
+                            return
+                        pairs[ready].sendall(content)
+
+    served = []
+
+    def serve():
+        served.append(socketserver.ThreadingTCPServer(("127.0.0.1", other), Forwarder))
+        served[0].daemon_threads = True
+        served[0].serve_forever()
+
+    timer = threading.Timer(seconds, serve)
+    timer.start()
+    try:
+        yield f"http://127.0.0.1:{other}"
+    finally:
+        timer.join(0 if served else None)
+        served[0].shutdown()
+        served[0].server_close()
+
+
+@pytest.mark.slow
+def test_in_kubeflow_a_stage_waits_for_mlflow_to_come_back(server, monkeypatch):
+    """A pod that is moved to another node is away for half a minute; the steps before have found it there."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KFP_RUN_ID", "a-run")
+    with reachable_after(5, server) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(TrackingError, match="cannot be used"):
+            tracking.mark_pipeline_run("fgm", "RUNNING")  # the first step says at once that an address is wrong
+        with tracking.stage("fgm", {"eps": 0.3}) as run:
+            run.log_metrics({"found": 1.0})
+        assert run.complete
+        assert tracking._client().get_run(run.run_id).data.metrics == {"found": 1.0}
 
 
 @pytest.mark.slow
