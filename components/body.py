@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,9 @@ def call(stage: str, arguments: Mapping[str, Any]) -> Any:
     try:
         return function(**given)
     except Exception:
-        if os.environ.get("KFP_RUN_ID"):
-            from evasion.components.common import tracking
+        from evasion.components.common import tracking
 
-            tracking.fail_pipeline_run()
+        tracking.fail_pipeline_run()
         raise
 
 

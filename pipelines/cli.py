@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from evasion.components.common.tracking import DEFAULT_EXPERIMENT
 from evasion.pipelines import placement
 from evasion.pipelines.commands import PipelineCommand
 from evasion.pipelines.gate.command import gate_report
@@ -48,7 +49,7 @@ from evasion.pipelines.submit.command import submit
 )
 @click.version_option(package_name="evasion-pipelines", prog_name="evasion")
 def main() -> None:
-    """Measure how far the Fast Gradient Method fools an image classifier, and what defenses give back."""
+    """Measure how far evasion attacks fool an image classifier, and what defenses give back."""
 
 
 main.add_command(gate_report)
@@ -125,10 +126,12 @@ def compile_pipelines(
     from evasion.pipelines.compiled_yaml import compile_to
 
     given = placement_of(placed, {})
-    try:
-        evaluations = catalog.evaluations(attacks, defenses, sharded=sharded)
-    except ValueError as error:
-        fail(BAD_INPUT, told(str(error), (str(error).split()[0],)))
+    evaluations: dict[str, Any] = {}
+    if not steps:
+        try:
+            evaluations = catalog.evaluations(attacks, defenses, sharded=sharded)
+        except ValueError as error:
+            fail(BAD_INPUT, told(str(error), (str(error).split()[0],)))
     known = dict(stages.steps() if steps else {**catalog.pipelines(), **evaluations})
     wanted: list[str] = []
     for name in names or ("all",):
@@ -220,7 +223,7 @@ def _common_options() -> list[click.Option]:
         ),
         click.Option(
             ["--experiment"],
-            default="evasion",
+            default=DEFAULT_EXPERIMENT,
             show_default=True,
             envvar="MLFLOW_EXPERIMENT_NAME",
             show_envvar=True,

@@ -6,6 +6,7 @@ it as FAILED itself. An exit handler would do so too, at the price of a graph wh
 """
 
 import functools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -187,7 +188,7 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
     told = [cleandoc(pipeline.pipeline_func.__doc__ or ""), *(f"    {one}: {text}" for one, text in LINEAGE.items())]
     placed.__doc__ = "\n".join(told)
     # Some pipelines bear the name of a step, which kfp takes them for when it loads such a YAML as a component.
-    ttl = round(3600 * placement.ttl) or None
+    ttl = math.ceil(3600 * placement.ttl) or None
     config = dsl.PipelineConfig(ttl_seconds_after_finished=ttl) if ttl else None
     made = dsl.pipeline(name=f"evasion-{name}", description=pipeline.description, pipeline_config=config)(placed)
     keep_choices(pipeline, made)

@@ -24,15 +24,22 @@ SHARED = {
     "eot_samples": "For a defense that is random, the draws of it that a defense-aware attacker averages over.",
     "model_architecture": "What the model is: shallow_net, le_net, alex_net, resnet50 or vgg16.",
     "model_tag": "",
-    "weights": "",
+    "weights": "For resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for trials), or a weights file, local or "
+    "gs://: with its top for a pretrained model, without it to train.",
     "weights_sha256": "",
     "skip_unreadable": "",
     "seed": "From 0 to 4294967295; -1 draws one in each stage and records it.",
 }
 # Parameters that the evaluation sets itself.
 WIRED = {"defenses"}
-# Parameters of defenses that the evaluation leaves at their defaults.
-LEFT_ALONE = {"apply_fit", "apply_predict", "channels_first", "perform_data_augmentation", "ratio"}
+# Parameters that the evaluation leaves at their defaults: those of every defense, and those of one.
+LEFT_ALONE = {
+    ("", "apply_fit"),
+    ("", "apply_predict"),
+    ("jpeg_compression", "channels_first"),
+    ("gaussian_augmentation", "perform_data_augmentation"),
+    ("gaussian_augmentation", "ratio"),
+}
 # What of a defense's parameters is no setting of its transformation.
 NO_SETTING = {"apply_fit", "apply_predict", "seed"}
 # Names in the evaluation that are not <step>_<parameter>: those of the original's attack, and those that would be
@@ -82,7 +89,7 @@ def in_evaluation(name: str, step: Step) -> dict[str, Parameter]:
     """Return the evaluation's parameters for an attack or a defense, by the step's own names."""
     found = {}
     for parameter in parameters_of(step):
-        if parameter in WIRED | LEFT_ALONE:
+        if parameter in WIRED or LEFT_ALONE & {("", parameter), (name, parameter)}:
             continue
         if parameter in SHARED:
             found[parameter] = of(step, parameter, text=SHARED[parameter])

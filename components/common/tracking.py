@@ -217,8 +217,6 @@ def _open(name: str, parameters: Mapping[str, Any]) -> Stage:
     with _reachable(lasting=True):
         client = _client()
         parent = _parent(client)
-        if parent and parent.info.status == "FAILED" and not os.environ.get(PARENT):
-            client.update_run(parent.info.run_id, "RUNNING")  # the stage that failed is tried again
         experiment = client.get_experiment(parent.info.experiment_id) if parent else _experiment(client)
         tags = {_PARENT_TAG: parent.info.run_id} if parent else {}
         run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **_lineage(), "stage": name})
@@ -292,7 +290,8 @@ def fail_pipeline_run() -> None:
     """End the run of a pipeline in Kubeflow as FAILED, after one of its stages failed.
 
     Nothing else would: no step of Kubeflow's runs after one that failed, but one whose graph hides the whole pipeline
-    behind it. A stage that is tried again opens the run again. What goes wrong here is only a warning.
+    behind it. Where a further try of the stage succeeds, the last step finishes the run all the same. What goes wrong
+    here is only a warning.
     """
     from mlflow.exceptions import MlflowException
 
@@ -319,7 +318,7 @@ def page_of_pipeline_run(address: str) -> str:
     """
     import mlflow
 
-    with _reachable():
+    with _reachable(lasting=True):
         run = _parent(_client())
         address = address or _without_password(mlflow.get_tracking_uri())
         return f"{address.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" if run else ""

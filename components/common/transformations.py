@@ -14,6 +14,7 @@ import numpy as np
 from evasion.components.common.dataset import Pixels
 
 SETTING_TYPES = (bool, int, float, str)  # of a stage's parameters that are no artifacts
+OF_THE_STAGE = ("apply_fit", "apply_predict", "seed")  # and no settings of its transformation
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,14 @@ def _module(stage: str) -> Any:
 def _typed(stage: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a defense as its stage declares them, or refuse them."""
     module = _module(stage)
-    types = {name: kind for name, kind in get_type_hints(getattr(module, stage)).items() if kind in SETTING_TYPES}
+    hints = get_type_hints(getattr(module, stage))
+    types = {name: kind for name, kind in hints.items() if kind in SETTING_TYPES and name not in OF_THE_STAGE}
     if unknown := [name for name in settings if name not in types]:
         raise ValueError(f"defenses: {stage} has no {', '.join(unknown)}. Its parameters: {', '.join(types)}")
     typed = {name: _of_type(types[name], value) for name, value in settings.items()}
+    for name, value in typed.items():
+        if types[name] is bool and not isinstance(value, bool):
+            raise ValueError(f"defenses: {name} of {stage} must be true or false. Received: {name}={value!r}")
     if typed.get("perform_data_augmentation"):
         raise ValueError(
             "A defense-aware attack needs a defense that turns each image into one. "

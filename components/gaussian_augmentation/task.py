@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(*, sigma: float, seed: int, ratio: float = 1.0, **_: object) -> None:
-    """Hold the parameters to their rules; an attacker who knows the noise names no ratio."""
+    """Hold the parameters to their rules; an attacker who knows the noise need name no ratio."""
     checks.in_range("ratio", ratio, 0, 1)
     checks.in_range("sigma", sigma, 0, include_low=False)
     checks.seed(seed)

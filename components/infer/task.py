@@ -86,8 +86,10 @@ def _to_evaluate(tars: Sequence[Path]) -> list[Any]:
 
     chosen = Dataset.to_work_on(tars)
     names = [data.header.name for data in chosen]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Datasets to evaluate must have names of their own. Received: {', '.join(names)}")
+    if len({*names, EVALUATIONS}) <= len(names):
+        raise ValueError(
+            f"Datasets to evaluate must have names of their own, none of them {EVALUATIONS}. Received: {', '.join(names)}"
+        )
     return chosen
 
 

@@ -40,10 +40,10 @@ def load_dataset(
             results do not depend on the number of shards.
 
     Returns:
-        The addresses of several shards; of a single one, none.
+        The addresses of the shards; of a single one, that of the dataset.
     """
     from evasion.components.body import call
 
     result = call("load_dataset", locals())
     dataset.metadata.update(result["metadata"])
-    return [f"{dataset.uri}/{name}" for name in result["shards"]]
+    return [f"{dataset.uri}/{name}" for name in result["shards"]] or [dataset.uri]

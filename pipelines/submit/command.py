@@ -551,10 +551,12 @@ class _Job:
 
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment that are not set, for a block."""
+    """Set variables of the environment for a block, and put back what was there."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
         for name in values:
             os.environ.pop(name, None)
+        os.environ.update(before)

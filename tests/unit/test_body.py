@@ -156,7 +156,9 @@ def status_of_the_pipeline(client):
 
 
 @pytest.mark.parametrize("bad", [{"window_size": 0}, {"dataset": Path("/nowhere")}], ids=["parameter", "file"])
-def test_a_stage_that_fails_in_kubeflow_fails_the_run_until_it_is_tried_again(mlflow_store, monkeypatch, smooth, bad):
+def test_a_stage_that_fails_in_kubeflow_fails_the_run_until_the_last_step_finishes_it(
+    mlflow_store, monkeypatch, smooth, bad
+):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     tracking.mark_pipeline_run("spatial_smoothing", "RUNNING")
     smooth()
@@ -165,7 +167,7 @@ def test_a_stage_that_fails_in_kubeflow_fails_the_run_until_it_is_tried_again(ml
         smooth(**bad)
     assert status_of_the_pipeline(mlflow_store) == "FAILED"
     smooth()
-    assert status_of_the_pipeline(mlflow_store) == "RUNNING"
+    assert status_of_the_pipeline(mlflow_store) == "FAILED"
     tracking.mark_pipeline_run("spatial_smoothing", "FINISHED")
     assert status_of_the_pipeline(mlflow_store) == "FINISHED"
 

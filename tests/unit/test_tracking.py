@@ -285,29 +285,21 @@ def statuses(client):
     return {run.data.tags["stage"]: run.info.status for run in runs_of(client)}
 
 
-def test_in_kubeflow_a_stage_that_is_tried_again_opens_the_run_that_its_failure_ended(
+def test_in_kubeflow_a_failed_run_stays_so_unless_a_further_try_leads_to_the_last_step(
     client, in_kubeflow, mark, fail, capsys
 ):
     mark("RUNNING")
     fail("fgm")
-    assert statuses(client) == {"pipeline": "FAILED", "fgm": "FAILED"}
-    with tracking.stage("fgm again", {}) as run:
-        assert client.get_run(run.whole.run_id).info.status == "RUNNING"
-    with tracking.stage_meanwhile("infer", {}) as opening:
+    # One that waited for a node meanwhile, or a further try: whether the last step comes, neither knows.
+    with tracking.stage("security_curve", {}) as run, tracking.stage_meanwhile("fgm again", {}) as opening:
         assert opening.stage().whole.run_id == run.whole.run_id
     assert statuses(client) == {
-        "pipeline": "RUNNING",
+        "pipeline": "FAILED",
         "fgm": "FAILED",
+        "security_curve": "FINISHED",
         "fgm again": "FINISHED",
-        "infer": "FINISHED",
     }
     assert len({one.data.tags.get("mlflow.parentRunId") for one in runs_of(client)} - {None}) == 1
-
-    fail("report")
-    fail("report")  # the second of two tries: the first has ended it already, the second has opened it anew
-    assert statuses(client)["pipeline"] == "FAILED"
-    with tracking.stage_meanwhile("report again", {}):
-        pass
     mark("FINISHED")
     assert statuses(client)["pipeline"] == "FINISHED"
     assert "warning" not in capsys.readouterr().err
