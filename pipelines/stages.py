@@ -24,8 +24,8 @@ SHARED = {
     "eot_samples": "For a defense that is random, the draws of it that a defense-aware attacker averages over.",
     "model_architecture": "What the model is: shallow_net, le_net, alex_net, resnet50 or vgg16.",
     "model_tag": "",
-    "weights": "For resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for trials), or a weights file, local or "
-    "gs://: with its top for a pretrained model, without it to train.",
+    "weights": "For resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for trials), or a weights file, "
+    "local or gs://: with its top for a pretrained model, without it to train.",
     "weights_sha256": "",
     "skip_unreadable": "",
     "seed": "From 0 to 4294967295; -1 draws one in each stage and records it.",

@@ -88,7 +88,8 @@ def _to_evaluate(tars: Sequence[Path]) -> list[Any]:
     names = [data.header.name for data in chosen]
     if len({*names, EVALUATIONS}) <= len(names):
         raise ValueError(
-            f"Datasets to evaluate must have names of their own, none of them {EVALUATIONS}. Received: {', '.join(names)}"
+            f"Datasets to evaluate must have names of their own, none of them {EVALUATIONS}. "
+            f"Received: {', '.join(names)}"
         )
     return chosen
 

@@ -156,9 +156,7 @@ def status_of_the_pipeline(client):
 
 
 @pytest.mark.parametrize("bad", [{"window_size": 0}, {"dataset": Path("/nowhere")}], ids=["parameter", "file"])
-def test_a_stage_that_fails_in_kubeflow_fails_the_run_until_the_last_step_finishes_it(
-    mlflow_store, monkeypatch, smooth, bad
-):
+def test_a_stage_that_fails_in_kubeflow_fails_the_run_until_it_is_finished(mlflow_store, monkeypatch, smooth, bad):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     tracking.mark_pipeline_run("spatial_smoothing", "RUNNING")
     smooth()
