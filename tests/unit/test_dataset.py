@@ -40,6 +40,13 @@ PLAIN = st.recursive(
     max_leaves=5,
 )
 
+ENTRIES = st.builds(
+    lambda more, stage, kind: {**more, "stage": stage, "kind": kind, "defense": None},
+    st.dictionaries(st.text(), PLAIN, max_size=3),
+    st.text(),
+    st.sampled_from(["load", "attack", "defense"]),
+)
+
 
 @st.composite
 def datasets(draw):
@@ -69,7 +76,7 @@ def datasets(draw):
         image_shape=shape,
         split=draw(st.sampled_from(dataset.SPLITS)),
         prefix=draw(st.sampled_from(["", "adv_", "def_adv_"])),
-        provenance=tuple(draw(st.lists(st.dictionaries(st.text(), PLAIN, max_size=3), max_size=2))),
+        provenance=tuple(draw(st.lists(ENTRIES, max_size=2))),
     )
     return header, samples
 
@@ -789,3 +796,21 @@ def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pix
     assert names([single]) == ["fgm_aware_of_jpeg_compression"]  # asked for by itself
     with pytest.raises(DatasetError, match=r"aimed\.tar must hold a dataset that awaits no other defense"):
         names([aimed])
+
+
+@pytest.mark.parametrize("entry", [{"stage": "fgm"}, {"kind": "attack"}, {"stage": "a", "kind": "b", "defense": "c"}])
+def test_provenance_without_what_is_read_of_it_is_refused(make_dataset, random_pixels, entry):
+    with Dataset(make_dataset(random_pixels(1, (2, 2, 1)))) as one:
+        content = json.loads(one.header.to_json()) | {"provenance": [entry]}
+    with pytest.raises(DatasetError, match="not of the expected form"):
+        Header.from_json(json.dumps(content).encode())
+
+
+def test_headers_of_a_tar_are_bounded_together(make_dataset, random_pixels, tmp_path, monkeypatch):
+    pixels = random_pixels(1, (2, 2, 1))
+    tar = several(tmp_path / "both.tar", make_dataset, first=pixels, second=pixels)
+    with Dataset(tar, "first") as one:
+        header_bytes = len(one.header.to_json())
+    monkeypatch.setattr(dataset, "MAX_HEADER_BYTES", header_bytes + 10)
+    with pytest.raises(DatasetError, match="with those before it"):
+        Dataset.all_in(tar)
