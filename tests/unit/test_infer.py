@@ -470,7 +470,9 @@ def test_a_dataset_that_awaits_a_defense_is_evaluated_where_it_is_alone(
 
 def test_datasets_of_one_name_are_refused_and_nothing_is_left(digits_tar, le_net_artifact, tmp_path, mlflow_store):
     out = tmp_path / "out" / "evaluation"
-    with pytest.raises(ValueError, match=r"must have names of their own\. Received: load_dataset, load_dataset"):
+    with pytest.raises(
+        ValueError, match=r"names of their own, none of them evaluations\.json\. Received: load_dataset, load_dataset"
+    ):
         task.infer(dataset=digits_tar, model=le_net_artifact, evaluation=out, **SETTINGS | {"others": [digits_tar]})
     assert list((tmp_path / "out").iterdir()) == []
     experiment = mlflow_store.get_experiment_by_name("evasion")

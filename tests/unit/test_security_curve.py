@@ -175,8 +175,8 @@ def test_one_gradient_a_batch_for_all_sizes(store, digits_tar, le_net_artifact, 
     )
     assert calls["both"] == 2  # 80 images in two batches
     assert calls["gradient"] == 0
-    # Per batch: one unrounded, and FGM and noise at 0, sixteen sizes and eps.
-    assert calls["forward"] == 2 * (1 + 2 * (1 + 16 + 1))
+    # Small images go through the model together: at 0, and of FGM and noise sixteen sizes, eps, and one unrounded.
+    assert calls["forward"] == 2
 
 
 @pytest.mark.parametrize(("norm", "largest"), [("inf", 1.0), ("2", 28.0), ("1", 784.0)])
