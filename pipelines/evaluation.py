@@ -12,6 +12,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
 
+from evasion.components.common.transformations import OF_THE_STAGE
 from evasion.components.infer.component import infer
 from evasion.components.init_model.component import init_model
 from evasion.components.load_dataset.component import load_dataset
@@ -226,7 +227,7 @@ def _settings(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: given.get(name, of(step, name).default)
         for name in stages.parameters_of(step)
-        if name not in stages.NO_SETTING
+        if name not in OF_THE_STAGE
     }
 
 

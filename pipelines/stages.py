@@ -40,8 +40,6 @@ LEFT_ALONE = {
     ("gaussian_augmentation", "perform_data_augmentation"),
     ("gaussian_augmentation", "ratio"),
 }
-# What of a defense's parameters is no setting of its transformation.
-NO_SETTING = {"apply_fit", "apply_predict", "seed"}
 # Names in the evaluation that are not <step>_<parameter>: those of the original's attack, and those that would be
 # taken for the settings of adversarial training.
 RENAMED = {
