@@ -1,12 +1,23 @@
 """Models and images that several unit tests use, made once."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 
 from evasion.components.common import dataset, model
 from evasion.components.common.dataset import Header, Sample
+
+
+@pytest.fixture(autouse=True)
+def operations_as_before():
+    """Training makes TensorFlow's operations deterministic in its whole process, where it is alone; tests share one."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.framework import config  # there is no public way back
+
+        config.disable_op_determinism()
 
 
 @dataclasses.dataclass
