@@ -225,9 +225,7 @@ def _datasets(*datasets: Any) -> dict[str, Any]:
 def _settings(step: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of a defense's transformation: those of the pipeline, and defaults."""
     return {
-        name: given.get(name, of(step, name).default)
-        for name in stages.parameters_of(step)
-        if name not in OF_THE_STAGE
+        name: given.get(name, of(step, name).default) for name in stages.parameters_of(step) if name not in OF_THE_STAGE
     }
 
 
