@@ -58,8 +58,8 @@ def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
 
     They are a drop-down in Kubeflow's dashboard, and its server checks them.
     """
-    from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
-    from evasion.components.common.checks import NORMS
+    from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
+    from evasion.components.common.validate import NORMS
     from evasion.components.load_dataset.task import SPLITS
     from evasion.components.train.task import OPTIMIZERS
 

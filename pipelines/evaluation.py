@@ -12,7 +12,8 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.pipeline_channel import PipelineChannel
 
-from evasion.components.common.transformations import OF_THE_STAGE
+from evasion.components.common.defenses.known import OF_THE_STAGE
+from evasion.components.common.validate import ParameterError
 from evasion.components.infer.component import infer
 from evasion.components.init_model.component import init_model
 from evasion.components.load_dataset.component import load_dataset
@@ -109,7 +110,7 @@ def evaluation(
         sharded: Whether the images to attack are dealt out over a number of parts, a parameter of the pipeline.
 
     Raises:
-        ValueError: A name is unknown or given twice, or there is no attack.
+        ParameterError: A name is unknown or given twice, or there is no attack.
     """
     attack_steps, defense_steps = _chosen_steps(attacks, defenses)
     model_text, _, make_model = SOURCES[source]
@@ -196,16 +197,18 @@ def _chosen_steps(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     attack_steps = _chosen("attacks", attacks, stages.attacks())
     if not attack_steps:
-        raise ValueError(f"attacks must name one of {', '.join(stages.attacks())} at least. Received: none")
+        raise ParameterError(
+            f"attacks must name one of {', '.join(stages.attacks())} at least. Received: none", "attacks"
+        )
     return attack_steps, _chosen("defenses", defenses, stages.defenses())
 
 
 def _chosen(what: str, names: Sequence[str] | None, known: Mapping[str, Any]) -> dict[str, Any]:
     chosen = stages.usual(known) if names is None else names
     if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"{what} must be of {', '.join(known)}. Received: {', '.join(unknown)}")
+        raise ParameterError(f"{what} must be of {', '.join(known)}. Received: {', '.join(unknown)}", what)
     if len(set(chosen)) < len(chosen):
-        raise ValueError(f"{what} must name each once. Received: {', '.join(chosen)}")
+        raise ParameterError(f"{what} must name each once. Received: {', '.join(chosen)}", what)
     return {name: known[name] for name in chosen}
 
 

@@ -14,8 +14,9 @@ from inspect import Parameter, cleandoc, signature
 from typing import Any
 from urllib.parse import urlsplit
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 from evasion.components.common.tracking import DEFAULT_EXPERIMENT, IMAGE, KUBEFLOW_RUN
+from evasion.components.common.validate import ParameterError
 from evasion.components.track_run.task import MLFLOW_LINK
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.derived import keep_choices
@@ -95,36 +96,40 @@ class Placement:
     ttl: float = _option(0.0, "Hours after its end at which a run's pods are removed; 0 leaves it to the cluster.")
 
     def __post_init__(self) -> None:
-        checks.one_of("device", self.device, DEVICES)
-        checks.positive_integer("gpus", self.gpus)
+        validate.one_of("device", self.device, DEVICES)
+        validate.positive_integer("gpus", self.gpus)
         for name, value in (("image", self.image), ("gpu_image", self.gpu_image)):
             _require(name, value, r"\S*", "an image's name, or blank")
         if "@" in self.image and self.device == "gpu" and not self.gpu_image:
-            raise ValueError(f"gpu_image must be given where image is a digest. Received: image={self.image!r}")
+            raise ParameterError(
+                f"gpu_image must be given where image is a digest. Received: image={self.image!r}", "image", "gpu_image"
+            )
         _require("gpu_type", self.gpu_type, _LABEL, "a Kubernetes resource such as nvidia.com/gpu")
         _require("gpu_taint", self.gpu_taint, f"({_LABEL})?", "a taint's key, or blank")
         for label in self.node_selector:
             _require("node_selector", label, rf"{_LABEL}=({_LABEL})?", "label=value")
-        checks.in_range("cpus", self.cpus, 0.1)
-        checks.in_range("memory", self.memory, 0.5)
+        validate.in_range("cpus", self.cpus, 0.1)
+        validate.in_range("memory", self.memory, 0.5)
         for name, value in (("dataset_pvc", self.dataset_pvc), ("mlflow_secret", self.mlflow_secret)):
             _require(name, value, rf"({_NAME})?", "a Kubernetes name of lower-case letters, digits, - and ., or blank")
         _require("dataset_path", self.dataset_path, r"/[^:\s]+", "an absolute path, not /")
         _require("mlflow_uri", self.mlflow_uri, r"https?://[^\s/]+\S*", "http:// or https:// and a host")
         if urlsplit(self.mlflow_uri).password is not None:
-            raise ValueError("mlflow_uri must hold no password, which is the Secret's. Received: mlflow_uri=…")
+            raise ParameterError(
+                "mlflow_uri must hold no password, which is the Secret's. Received: mlflow_uri=…", "mlflow_uri"
+            )
         for name, value in (("mlflow_link", self.mlflow_link), ("kubeflow_link", self.kubeflow_link)):
             _require(name, value, r"(https?://[^\s/]+\S*)?", "http:// or https:// and a host, or blank")
-        checks.required("experiment", self.experiment)
-        checks.integer_in("timeout", self.timeout, 0, 2**31 // 60)
-        checks.integer_in("retries", self.retries, 0, 100)
+        validate.required("experiment", self.experiment)
+        validate.integer_in("timeout", self.timeout, 0, 2**31 // 60)
+        validate.integer_in("retries", self.retries, 0, 100)
         _require("queue", self.queue, rf"({_NAME})?", "the name of a LocalQueue, or blank")
-        checks.in_range("ttl", self.ttl, 0, 2**31 / 3600 - 1)
+        validate.in_range("ttl", self.ttl, 0, 2**31 / 3600 - 1)
 
 
 def _require(name: str, value: str, pattern: str, rule: str) -> None:
     if not re.fullmatch(pattern, value):
-        raise ValueError(f"{name} must be {rule}. Received: {name}={value!r}")
+        raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
 
 
 def options() -> Iterator[tuple[str, Any, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from evasion.pipelines.derived import Parameter, of
 
-Step = Any  # a kfp PythonComponent; kfp ships no type information
+StepComponent = Any  # a kfp PythonComponent; kfp ships no type information
 
 # Parameters that mean the same in every step of an evaluation, and their text there; blank for that of the first step.
 SHARED = {
@@ -52,19 +52,19 @@ RENAMED = {
 
 
 @functools.cache
-def steps() -> Mapping[str, Step]:
+def steps() -> Mapping[str, StepComponent]:
     """Return all steps by name. Imports kfp, which takes most of a second, so call it late."""
     folder = Path(importlib.import_module("evasion.components").__path__[0])
     names = sorted(file.parent.name for file in folder.glob("*/component.py"))
     return {name: getattr(importlib.import_module(f"evasion.components.{name}.component"), name) for name in names}
 
 
-def attacks() -> dict[str, Step]:
+def attacks() -> dict[str, StepComponent]:
     """Return the attacks by name."""
     return _with_output("adversarial")
 
 
-def defenses() -> dict[str, Step]:
+def defenses() -> dict[str, StepComponent]:
     """Return the defenses by name."""
     return _with_output("defended")
 
@@ -78,12 +78,12 @@ def usual(known: Iterable[str]) -> list[str]:
     return sorted((name for name, place in places.items() if place), key=lambda name: (places[name], name))
 
 
-def parameters_of(step: Step) -> list[str]:
+def parameters_of(step: StepComponent) -> list[str]:
     """Return the names of a step's parameters, artifacts left out."""
     return [name for name, declared in (step.component_spec.inputs or {}).items() if "." not in declared.type]
 
 
-def in_evaluation(name: str, step: Step) -> dict[str, Parameter]:
+def in_evaluation(name: str, step: StepComponent) -> dict[str, Parameter]:
     """Return the evaluation's parameters for an attack or a defense, by the step's own names."""
     found = {}
     for parameter in parameters_of(step):
@@ -98,5 +98,5 @@ def in_evaluation(name: str, step: Step) -> dict[str, Parameter]:
     return found
 
 
-def _with_output(output: str) -> dict[str, Step]:
+def _with_output(output: str) -> dict[str, StepComponent]:
     return {name: step for name, step in steps().items() if output in (step.component_spec.outputs or {})}

@@ -11,8 +11,9 @@ import pytest
 from kfp_server import KfpServer, serving
 from PIL import Image
 
-from evasion.components.common import dataset, tracking
-from evasion.components.common.dataset import Header, Sample
+from evasion.components.common.data import writer
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.tracking import client
 
 # A job in the background ignores interrupts, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -52,7 +53,7 @@ def pack(
         Sample(label, f"{place:04d}", image, f"/data/{place:04d}.jpg", fields[place] if fields else {})
         for place, (label, image) in enumerate(zip(labels, pixels, strict=True))
     )
-    dataset.write(path, header, samples)
+    writer.write(path, header, samples)
     return path
 
 
@@ -101,7 +102,7 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-        tracking._client().search_experiments()
+        client.connect().search_experiments()
     return file
 
 
@@ -115,7 +116,7 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("EVASION_ARTIFACT_ROOT", str(folder / "artifacts"))
-    return tracking._client()
+    return client.connect()
 
 
 @pytest.fixture(scope="session")

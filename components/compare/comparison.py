@@ -10,13 +10,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from evasion.components.common.drawing.plot import Line, Plot, plot
 from evasion.components.common.files import replacing
-from evasion.components.compare.models import Case, Model, read
+from evasion.components.common.results.outcomes import SIGNIFICANCE, Paired, holm
+from evasion.components.common.results.report import Case, Model, read
+from evasion.components.common.results.table import Share, percent
 from evasion.components.report.headline import listed
-from evasion.components.report.outcomes import SIGNIFICANCE, Paired, holm
 from evasion.components.report.page import environment
-from evasion.components.report.plot import Line, Plot, plot
-from evasion.components.report.table import Share, percent
 
 SCHEMA_VERSION = 1
 CLEAN = "clean images"

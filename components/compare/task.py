@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evasion.components.common.validate import ParameterError
+
 
 def check(*, names: str, **_: object) -> None:
     """Refuse parameters that cannot work, before anything starts.
@@ -12,7 +14,9 @@ def check(*, names: str, **_: object) -> None:
         ValueError: If `names` has a blank between its commas.
     """
     if names.strip() and not all(split(names)):
-        raise ValueError(f"names must be names with commas between, none of them blank. Received: names={names!r}")
+        raise ParameterError(
+            f"names must be names with commas between, none of them blank. Received: names={names!r}", "names"
+        )
 
 
 def split(names: str) -> list[str]:

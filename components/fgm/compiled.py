@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.common.classifier import Classifier
-from evasion.components.common.dataset import Floats, Pixels
+from evasion.components.common.data.pixels import Floats, Pixels
+from evasion.components.common.models.classifier import Classifier
 
 
 def fast_gradient_step(

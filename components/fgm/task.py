@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
+from evasion.components.common.validate import ParameterError
 
 
 def check(
@@ -18,12 +19,14 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.positive_integer("batch_size", batch_size)
-    checks.attack_size(norm, eps, eps_step)
+    validate.positive_integer("batch_size", batch_size)
+    validate.attack_size(norm, eps, eps_step)
     if minimal and eps_step > eps:
-        raise ValueError(f"eps_step must not exceed eps with minimal. Received: eps_step={eps_step}, eps={eps}")
-    checks.positive_integer("eot_samples", eot_samples)
-    checks.seed(seed)
+        raise ParameterError(
+            f"eps_step must not exceed eps with minimal. Received: eps_step={eps_step}, eps={eps}", "eps_step", "eps"
+        )
+    validate.positive_integer("eot_samples", eot_samples)
+    validate.seed(seed)
 
 
 def fgm(
@@ -55,24 +58,24 @@ def fgm(
     }
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
-    from evasion.components.common import attacks
+    from evasion.components.common.attacks import runner
 
-    def make(target: Any, _: int) -> attacks.Attack:
-        from evasion.components.common.classifier import Classifier
+    def make(target: Any, _: int) -> runner.Attack:
+        from evasion.components.common.models.classifier import Classifier
 
         if type(target) is Classifier and not minimal:
             from evasion.components.fgm.compiled import fast_gradient_step
 
-            return attacks.Attack(compiled=fast_gradient_step(target, norm=norm, eps=eps))
+            return runner.Attack(compiled=fast_gradient_step(target, norm=norm, eps=eps))
         method = fast_gradient_method(
             target.art, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
         )
-        return attacks.Attack(
+        return runner.Attack(
             lambda x, y: method.generate(x, y=y),
             columns=lambda: {"minimal_eps": method.smallest} if minimal else {},
         )
 
-    return attacks.run(
+    return runner.run(
         stage="fgm",
         dataset=dataset,
         model=model,

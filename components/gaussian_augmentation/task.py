@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from evasion.components.common.dataset import Pixels
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.data.pixels import Pixels
+    from evasion.components.common.defenses.transformations import Transformation
 
 
 def check(*, sigma: float, seed: int, ratio: float = 1.0, **_: object) -> None:
     """Hold the parameters to their rules; an attacker who knows the noise need name no ratio."""
-    checks.in_range("ratio", ratio, 0, 1)
-    checks.in_range("sigma", sigma, 0, include_low=False)
-    checks.seed(seed)
+    validate.in_range("ratio", ratio, 0, 1)
+    validate.in_range("sigma", sigma, 0, include_low=False)
+    validate.seed(seed)
 
 
 def transformation(*, sigma: float, **_: object) -> Transformation:
@@ -27,7 +27,7 @@ def transformation(*, sigma: float, **_: object) -> Transformation:
     import cv2
     import numpy as np
 
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.defenses.transformations import Transformation
 
     def apply(pixels: Pixels, random: np.random.Generator) -> Pixels:
         noise = random.standard_normal(pixels.shape, dtype=np.float32)
@@ -55,7 +55,8 @@ def gaussian_augmentation(
 
     import numpy as np
 
-    from evasion.components.common import derive, seeding
+    from evasion.components.common import seeding
+    from evasion.components.common.defenses.runner import defend
 
     seed = seeding.resolve(seed)
 
@@ -68,7 +69,7 @@ def gaussian_augmentation(
         mask[np.random.default_rng(seed).permutation(images)[: int(images * ratio)]] = True
         return mask
 
-    return derive.defend(
+    return defend(
         stage="gaussian_augmentation",
         source=dataset,
         others=others,

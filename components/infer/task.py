@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks, sampling
+from evasion.components.common import validate
+from evasion.components.common.data import sampling
 
 EVALUATIONS = "evaluations.json"
 EVALUATION = "evaluation.json"
@@ -19,8 +20,8 @@ SATURATED = 1 - 2**-24  # a probability that float32 cannot tell from 1
 
 def check(*, batch_size: int, seed: int, **_: object) -> None:
     """Hold the parameters to their rules."""
-    checks.positive_integer("batch_size", batch_size)
-    checks.seed(seed)
+    validate.positive_integer("batch_size", batch_size)
+    validate.seed(seed)
 
 
 def infer(
@@ -42,9 +43,10 @@ def infer(
 
     from contextlib import ExitStack
 
-    from evasion.components.common import metrics, seeding, tracking
+    from evasion.components.common import seeding, tracking
+    from evasion.components.common.data.distances import flat
     from evasion.components.common.files import replacing
-    from evasion.components.common.model import Card
+    from evasion.components.common.models.artifact import Card
 
     used = {"batch_size": batch_size, "seed": seeding.resolve(seed)}
     with tracking.stage("infer", used) as run, ExitStack() as stack, replacing(evaluation) as folder:
@@ -55,7 +57,7 @@ def infer(
         first, several = datasets[0], len(datasets) > 1
         run.tag({"dataset_sha256": first.sha256}, name="infer" if several else f"infer {first.header.title}")
 
-        from evasion.components.common import classifier
+        from evasion.components.common.models import classifier
 
         loaded = classifier.load(model)
         shown: dict[str, Any] = {}
@@ -67,7 +69,7 @@ def infer(
             (folder / name / EVALUATION).write_text(text, encoding="utf-8")
             before = f"{name}/" if place else ""
             described = {f"{before}{key}": value for key, value in result["metrics"].items()}
-            distances = {f"{before}{key}": value for key, value in metrics.flat(result["distances"]).items()}
+            distances = {f"{before}{key}": value for key, value in flat(result["distances"]).items()}
             run.log_metrics(described | distances)
             for file in (EVALUATION, PREDICTIONS):
                 run.log_file(folder / name / file, f"{name}/{file}" if several else file)
@@ -82,7 +84,7 @@ def infer(
 
 def _to_evaluate(tars: Sequence[Path]) -> list[Any]:
     """Return the datasets, not yet opened."""
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.data.dataset import Dataset
 
     chosen = Dataset.to_work_on(tars)
     names = [data.header.name for data in chosen]
@@ -98,16 +100,20 @@ def _evaluate(data: Any, loaded: Any, card: Any, folder: Path, used: Mapping[str
     """Predict every image, write the rows and the sample of images, and return what `evaluation.json` holds."""
     import dataclasses
 
-    from evasion.components.common import classifier, metrics, versions
-    from evasion.components.common.dataset import to_float
-    from evasion.components.common.images import encode_png
+    from evasion.components.common import versions
+    from evasion.components.common.data.distances import Summary
+    from evasion.components.common.data.images import encode_png
+    from evasion.components.common.data.pixels import to_float
+    from evasion.components.common.models import classifier
     from evasion.components.common.progress import track
+    from evasion.components.common.results import shares
+    from evasion.components.common.results.tally import Tally, nonzero
 
     header = data.header
     places = card.indices_of(header.class_names, header.image_shape)
     attack = next((entry for entry in reversed(header.provenance) if entry["kind"] == "attack"), None)
     aimed_here = attack is not None and attack.get("model_sha256") == card.sha256
-    tally, distances = metrics.Tally(len(card.class_names)), metrics.Summary()
+    tally, distances = Tally(len(card.class_names)), Summary()
     saturated = right_before = fooled = unmoved = 0
     shown: list[tuple[int, str, bytes]] = []
 
@@ -149,7 +155,7 @@ def _evaluate(data: Any, loaded: Any, card: Any, folder: Path, used: Mapping[str
     tally.save(folder / COUNTS)
     found = tally.result()
     if aimed_here:
-        found |= metrics.success(fooled, right_before)
+        found |= shares.success(fooled, right_before)
     return {
         "dataset": dataclasses.asdict(header) | {"sha256": data.sha256},
         "model": dataclasses.asdict(card),
@@ -157,7 +163,7 @@ def _evaluate(data: Any, loaded: Any, card: Any, folder: Path, used: Mapping[str
         "versions": versions.recorded(model=True),
         "metrics": found,
         "distances": distances.describe(),
-        "confusion": list(metrics.nonzero(tally.confusion)),
+        "confusion": list(nonzero(tally.confusion)),
         "checks": {
             "zero_gradient_images": unmoved if aimed_here else None,
             "saturated_images": saturated,

@@ -3,23 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
-from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+from evasion.components.common import validate
+from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
+from evasion.components.common.validate import ParameterError
 
 
 def check(
     *, model_tag: str, model_architecture: str, weights: str, weights_sha256: str, seed: int, **_: object
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.model_tag(model_tag)
+    validate.model_tag(model_tag)
     if model_architecture not in PRETRAINED:
-        raise ValueError(
+        raise ParameterError(
             f"model_architecture must be one of {', '.join(PRETRAINED)}, the pretrained ones; others are trained. "
-            f"Received: model_architecture={model_architecture!r}"
+            f"Received: model_architecture={model_architecture!r}",
+            "model_architecture",
         )
-    checks.weights("weights", weights)
-    checks.sha256("weights_sha256", weights_sha256)
-    checks.seed(seed)
+    validate.weights("weights", weights)
+    validate.sha256("weights_sha256", weights_sha256)
+    validate.seed(seed)
 
 
 def init_model(
@@ -40,8 +42,9 @@ def init_model(
 
     import dataclasses
 
-    from evasion.components.common import architectures, seeding, tracking
-    from evasion.components.common import model as model_artifact
+    from evasion.components.common import seeding, tracking
+    from evasion.components.common.models import architectures
+    from evasion.components.common.models import artifact as model_artifact
 
     seed = seeding.resolve(seed)
     used = {

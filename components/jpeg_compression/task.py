@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 
 if TYPE_CHECKING:
-    from evasion.components.common.dataset import Pixels
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.data.pixels import Pixels
+    from evasion.components.common.defenses.transformations import Transformation
 
 
 def check(*, quality: int, seed: int, **_: object) -> None:
     """Hold the parameters to their rules."""
-    checks.integer_in("quality", quality, 1, 100)
-    checks.seed(seed)
+    validate.integer_in("quality", quality, 1, 100)
+    validate.seed(seed)
 
 
 def transformation(*, quality: int, channels_first: bool, **_: object) -> Transformation:
     """Return the way through JPEG and back."""
     import cv2
 
-    from evasion.components.common.images import swapped
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.data.images import swapped
+    from evasion.components.common.defenses.transformations import Transformation
 
     options = (
         cv2.IMWRITE_JPEG_QUALITY,
@@ -65,7 +65,7 @@ def jpeg_compression(
     """Compress a dataset and unpack it again; the parameters are those of the step of this name."""
     check(quality=quality, seed=seed)
 
-    from evasion.components.common.derive import defend
+    from evasion.components.common.defenses.runner import defend
 
     return defend(
         stage="jpeg_compression",

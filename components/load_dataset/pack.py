@@ -6,13 +6,15 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from evasion.components.common import dataset, versions
+from evasion.components.common import versions
 from evasion.components.common.concurrency import ordered_map
-from evasion.components.common.dataset import Header, Sample
+from evasion.components.common.data import writer
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.data.images import UnreadableImage, decode
+from evasion.components.common.data.sources import ImageFolder, SourceImage, list_images
 from evasion.components.common.files import replacing
-from evasion.components.common.images import UnreadableImage, decode
 from evasion.components.common.progress import track
-from evasion.components.common.sources import ImageFolder, SourceImage, list_images
+from evasion.components.common.validate import ParameterError
 from evasion.components.load_dataset.task import shard_names
 
 THREADS = 8  # a bucket answers slowly, and eight requests wait as well as one
@@ -80,14 +82,14 @@ def pack(
 
     with closing(_samples(folder, kept, shape)) as samples:
         if shards == 1:
-            dataset.write(output, header(kept, 0), samples)
+            writer.write(output, header(kept, 0), samples)
         else:
             with replacing(output) as tars:
                 tars.mkdir()
                 images = iter(kept)
                 for place, (name, size) in enumerate(zip(shard_names(shards), sizes, strict=True)):
                     described = header(list(islice(images, size)), place)
-                    dataset.write(tars / name, described, islice(samples, size))
+                    writer.write(tars / name, described, islice(samples, size))
     return len(unreadable)
 
 
@@ -98,9 +100,11 @@ def _sizes(images: int, shards: int, batch_size: int) -> list[int]:
     """
     batches = -(-images // batch_size)
     if shards > batches:
-        raise ValueError(
+        raise ParameterError(
             f"shards must be at most the number of batches, {batches}: {images} images in batches of {batch_size}. "
-            f"Received: shards={shards}, batch_size={batch_size}"
+            f"Received: shards={shards}, batch_size={batch_size}",
+            "shards",
+            "batch_size",
         )
     fewest, more = divmod(batches, shards)
     sizes = [batch_size * (fewest + (place < more)) for place in range(shards)]

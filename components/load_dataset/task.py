@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
-from evasion.components.common.architectures import ARCHITECTURES
+from evasion.components.common import validate
+from evasion.components.common.models.architectures import ARCHITECTURES
+from evasion.components.common.validate import ParameterError
 
 SPLITS = ("training", "testing")
 
@@ -23,21 +24,21 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
-    checks.one_of("split", split, SPLITS)
-    checks.positive_integer("shards", shards)
-    checks.positive_integer("batch_size", batch_size)
+    validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    validate.one_of("split", split, SPLITS)
+    validate.positive_integer("shards", shards)
+    validate.positive_integer("batch_size", batch_size)
     if load_dataset_from_mlruns:
         if shards > 1:
-            raise ValueError(f"shards must be 1 with load_dataset_from_mlruns. Received: shards={shards}")
+            raise ParameterError(f"shards must be 1 with load_dataset_from_mlruns. Received: shards={shards}", "shards")
         for name, value in (
             ("dataset_run_id", dataset_run_id),
             ("dataset_tar_name", dataset_tar_name),
             ("dataset_name", dataset_name),
         ):
-            checks.required(name, value, "with load_dataset_from_mlruns")
+            validate.required(name, value, "with load_dataset_from_mlruns")
     else:
-        checks.existing_folder("data_dir", data_dir)
+        validate.existing_folder("data_dir", data_dir)
 
 
 def load_dataset(
@@ -75,7 +76,7 @@ def load_dataset(
     check(**parameters)  # type: ignore[arg-type]
 
     from evasion.components.common import tracking
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.data.dataset import Dataset
     from evasion.components.common.files import joined
 
     shape = ARCHITECTURES[model_architecture].input_shape
@@ -120,7 +121,7 @@ def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: t
     import tempfile
 
     from evasion.components.common import tracking
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.data.dataset import Dataset
 
     with tempfile.TemporaryDirectory() as temporary:
         tar = tracking.download_dataset(run_id, tar_name, Path(temporary))

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
-from evasion.components.common.architectures import ARCHITECTURES
+from evasion.components.common import validate
+from evasion.components.common.models.architectures import ARCHITECTURES
 
 
 def check(*, name: str, model_architecture: str, **_: object) -> None:
     """Hold the parameters to their rules."""
-    checks.required("model", name, "as name, name/version, name@alias or models:/…")
-    checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    validate.required("model", name, "as name, name/version, name@alias or models:/…")
+    validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
 
 
 def load_model(*, model: Path, name: str, model_architecture: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def load_model(*, model: Path, name: str, model_architecture: str) -> dict[str, 
 
     from evasion.components.common import tracking
     from evasion.components.common.files import replacing
-    from evasion.components.common.model import FILE, Card
+    from evasion.components.common.models.artifact import FILE, Card
 
     with tracking.stage("load_model", {"model": name, "model_architecture": model_architecture}) as run:
         with tempfile.TemporaryDirectory() as temporary:

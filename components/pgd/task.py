@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
+from evasion.components.common.validate import ParameterError
 
 
 def check(
@@ -19,14 +20,16 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.positive_integer("batch_size", batch_size)
-    checks.attack_size(norm, eps, eps_step)
+    validate.positive_integer("batch_size", batch_size)
+    validate.attack_size(norm, eps, eps_step)
     if eps_step > eps:
-        raise ValueError(f"eps_step must not exceed eps. Received: eps_step={eps_step}, eps={eps}")
-    checks.positive_integer("max_iter", max_iter)
-    checks.at_least("num_random_init", num_random_init, 0)
-    checks.positive_integer("eot_samples", eot_samples)
-    checks.seed(seed)
+        raise ParameterError(
+            f"eps_step must not exceed eps. Received: eps_step={eps_step}, eps={eps}", "eps_step", "eps"
+        )
+    validate.positive_integer("max_iter", max_iter)
+    validate.at_least("num_random_init", num_random_init, 0)
+    validate.positive_integer("eot_samples", eot_samples)
+    validate.seed(seed)
 
 
 def pgd(
@@ -62,15 +65,15 @@ def pgd(
 
     import numpy as np
 
-    from evasion.components.common import attacks
+    from evasion.components.common.attacks import runner
 
-    def make(target: Any, drawn: int) -> attacks.Attack:
-        from evasion.components.common.classifier import Classifier
+    def make(target: Any, drawn: int) -> runner.Attack:
+        from evasion.components.common.models.classifier import Classifier
 
         if type(target) is Classifier and norm == "inf":
             from evasion.components.pgd import compiled
 
-            return attacks.Attack(
+            return runner.Attack(
                 compiled=compiled.projected_gradient_descent(
                     target,
                     eps=eps,
@@ -94,9 +97,9 @@ def pgd(
             np.random.set_state(starting_points(drawn, x).get_state())  # noqa: NPY002  (where ART draws from)
             return method.generate(x, y=y)
 
-        return attacks.Attack(generate, stays_without_gradient=not num_random_init)
+        return runner.Attack(generate, stays_without_gradient=not num_random_init)
 
-    return attacks.run(
+    return runner.run(
         stage="pgd",
         dataset=dataset,
         model=model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from evasion.components.report.evaluations import Evaluation
+from evasion.components.common.results.evaluations import Evaluation
 
 READABLE = 20
 """More classes than this are not shown: the most confused ones are."""

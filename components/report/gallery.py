@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from evasion.components.report.evaluations import AWARE, NONE, Evaluation, Evaluations, Treatment
+from evasion.components.common.results.evaluations import AWARE, NONE, Evaluation, Evaluations, Treatment
 
 PAGE_BYTES = 8_000_000
 """Pictures of one page; beyond it a browser inside a dashboard gets slow."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evasion.components.report.table import Row, percent, points, strongest
+from evasion.components.common.results.table import Row, percent, points, strongest
 
 
 def headline(table: list[Row], model: str) -> tuple[str, str]:

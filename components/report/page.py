@@ -8,13 +8,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from evasion.components.report import confusion, gallery, table
-from evasion.components.report.curve import Curve, Series
-from evasion.components.report.evaluations import AWARE, NONE, OBLIVIOUS, Evaluations, Stage
-from evasion.components.report.finding import Finding
-from evasion.components.report.minimal import Distribution
-from evasion.components.report.outcomes import probability
-from evasion.components.report.plot import Line, Plot, plot
+from evasion.components.common.drawing.plot import Line, Plot, plot
+from evasion.components.common.results import table
+from evasion.components.common.results.curve import Curve, Series
+from evasion.components.common.results.evaluations import AWARE, NONE, OBLIVIOUS, Evaluations, Stage
+from evasion.components.common.results.minimal import Distribution
+from evasion.components.common.results.outcomes import probability
+from evasion.components.report import confusion, gallery
+from evasion.components.report.checks.check import Finding
 
 DISTANCES = {
     "l_1_norm": "L1 norm",

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 
 SCHEMA_VERSION = 2
 LABELS = "It aimed away from the model's own predictions, not from the true labels, so no label leaked into the images."
@@ -31,7 +31,7 @@ def check(*, clean_accuracy_floor: float, **_: object) -> None:
     Raises:
         ValueError: If `clean_accuracy_floor` is not in [0, 1].
     """
-    checks.in_range("clean_accuracy_floor", clean_accuracy_floor, 0, 1)
+    validate.in_range("clean_accuracy_floor", clean_accuracy_floor, 0, 1)
 
 
 def report(
@@ -68,7 +68,7 @@ def report(
 
     from evasion.components.common import tracking
     from evasion.components.common.files import sha256_of
-    from evasion.components.report.evaluations import contained
+    from evasion.components.common.results.evaluations import contained
 
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
         evaluations = contained([evaluation] if evaluation else evaluation_shards)
@@ -90,10 +90,11 @@ def _write(
     evaluations: list[list[Path]], curve: list[Path], html: Path, summary: Path, clean_accuracy_floor: float
 ) -> dict[str, float]:
     from evasion.components.common.files import replacing
-    from evasion.components.report import gallery, minimal, page, table
-    from evasion.components.report.curve import Curve
-    from evasion.components.report.evaluations import NONE, collect
-    from evasion.components.report.findings import findings
+    from evasion.components.common.results import minimal, table
+    from evasion.components.common.results.curve import Curve
+    from evasion.components.common.results.evaluations import NONE, collect
+    from evasion.components.report import gallery, page
+    from evasion.components.report.checks.evaluation import findings
     from evasion.components.report.headline import headline
 
     together = collect(evaluations)

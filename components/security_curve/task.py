@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
+from evasion.components.common.validate import ParameterError
 
 CURVE = "curve.json"
 PREDICTIONS = "predictions.csv"
@@ -32,12 +33,12 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.positive_integer("batch_size", batch_size)
-    checks.attack_size(norm, eps, eps)
+    validate.positive_integer("batch_size", batch_size)
+    validate.attack_size(norm, eps, eps)
     _sizes(eps_values, norm)
-    checks.at_least("pgd_max_iter", pgd_max_iter, 0)
-    checks.positive_integer("eot_samples", eot_samples)
-    checks.seed(seed)
+    validate.at_least("pgd_max_iter", pgd_max_iter, 0)
+    validate.positive_integer("eot_samples", eot_samples)
+    validate.seed(seed)
 
 
 def _sizes(eps_values: str, norm: str) -> list[float]:
@@ -48,7 +49,7 @@ def _sizes(eps_values: str, norm: str) -> list[float]:
     except ValueError:
         sizes = [math.nan]
     if not all(0 < size <= (1 if norm == "inf" else 1e9) for size in sizes):
-        raise ValueError(f"{rule}. Received: eps_values={eps_values!r}")
+        raise ParameterError(f"{rule}. Received: eps_values={eps_values!r}", "eps_values")
     return sizes
 
 
@@ -82,10 +83,10 @@ def security_curve(
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
     from evasion.components.common import seeding, tracking, versions
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.data.dataset import Dataset
+    from evasion.components.common.defenses.known import defenses_of
     from evasion.components.common.files import replacing
-    from evasion.components.common.model import Card
-    from evasion.components.common.transformations import defenses_of
+    from evasion.components.common.models.artifact import Card
 
     used = {**parameters, "seed": seeding.resolve(seed)}
     known = defenses_of(defenses)
@@ -149,10 +150,11 @@ def _measure(
     """Return the curves and controls, and write the controls' predictions."""
     import numpy as np
 
-    from evasion.components.common import attacks, classifier
-    from evasion.components.common.dataset import to_float, to_pixels
+    from evasion.components.common.attacks import runner
+    from evasion.components.common.data.pixels import to_float, to_pixels
+    from evasion.components.common.defenses.transformations import generator
+    from evasion.components.common.models import classifier
     from evasion.components.common.progress import track
-    from evasion.components.common.transformations import generator
     from evasion.components.fgm.task import fast_gradient_method
     from evasion.components.pgd.task import projected_gradient_descent
 
@@ -161,7 +163,7 @@ def _measure(
     sizes = _grid(used, data.header.image_shape)
 
     def line(perturbation: str, knowledge: str | None, defense: Any, known: Any) -> _Line:
-        target = attacks.aimed(bare, known, eot_samples=used["eot_samples"], seed=seed)
+        target = runner.aimed(bare, known, eot_samples=used["eot_samples"], seed=seed)
         method = fast_gradient_method(
             target.art, norm=norm, eps=used["eps"], eps_step=used["eps"], minimal=False, batch_size=batch_size
         )
@@ -169,8 +171,8 @@ def _measure(
 
     lines = [line("fgm", None, None, None), line("noise", None, None, None)]
     for defense in defenses:
-        lines.append(line("fgm", attacks.OBLIVIOUS, defense, None))
-        lines.append(line("fgm", attacks.AWARE, defense, defense))
+        lines.append(line("fgm", runner.OBLIVIOUS, defense, None))
+        lines.append(line("fgm", runner.AWARE, defense, defense))
     pgd = projected_gradient_descent(
         bare.art,
         norm=norm,

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 
 if TYPE_CHECKING:
-    from evasion.components.common.dataset import Pixels
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.data.pixels import Pixels
+    from evasion.components.common.defenses.transformations import Transformation
 
 
 def check(*, window_size: int, seed: int, **_: object) -> None:
     """Hold the parameters to their rules."""
-    checks.positive_integer("window_size", window_size)
-    checks.seed(seed)
+    validate.positive_integer("window_size", window_size)
+    validate.seed(seed)
 
 
 def transformation(*, window_size: int, **_: object) -> Transformation:
     """Return the median over a square window, channel by channel, the image mirrored at its borders."""
     import cv2
 
-    from evasion.components.common.transformations import Transformation
+    from evasion.components.common.defenses.transformations import Transformation
 
     # A median of 8-bit values is one of them, so nothing is lost by not going through floats as ART does.
     size, reach = (window_size, window_size, 1), window_size // 2
@@ -55,7 +55,7 @@ def spatial_smoothing(
     """Smooth a dataset; the parameters are those of the step of this name."""
     check(window_size=window_size, seed=seed)
 
-    from evasion.components.common.derive import defend
+    from evasion.components.common.defenses.runner import defend
 
     return defend(
         stage="spatial_smoothing",

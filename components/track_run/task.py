@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 
 STATUSES = ("RUNNING", "FINISHED")
 MLFLOW_LINK = "EVASION_MLFLOW_LINK"  # MLflow's address as people reach it; set by pipelines/placement.py
@@ -11,8 +11,8 @@ MLFLOW_LINK = "EVASION_MLFLOW_LINK"  # MLflow's address as people reach it; set 
 
 def check(*, pipeline: str, status: str, **_: object) -> None:
     """Hold the parameters to their rules."""
-    checks.required("pipeline", pipeline)
-    checks.one_of("status", status, STATUSES)
+    validate.required("pipeline", pipeline)
+    validate.one_of("status", status, STATUSES)
 
 
 def track_run(*, link: Path, pipeline: str, status: str, run_name: str, git_commit: str, kubeflow_link: str) -> None:

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from evasion.components.common.dataset import Dataset, Floats, to_float
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.pixels import Floats, to_float
 from evasion.components.common.progress import Meter
 
 

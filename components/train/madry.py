@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from evasion.components.common.classifier import logits_of
-from evasion.components.common.optimized import optimized
+from evasion.components.common.models.classifier import logits_of
+from evasion.components.common.models.optimized import optimized
 from evasion.components.pgd.compiled import steps
 
 

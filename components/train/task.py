@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
-from evasion.components.common.architectures import ARCHITECTURES, PRETRAINED
+from evasion.components.common import validate
+from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
+from evasion.components.common.validate import ParameterError
 
 OPTIMIZERS = ("rmsprop", "adam", "adagrad", "sgd")
 
@@ -29,23 +30,25 @@ def check(
     **_: object,
 ) -> None:
     """Hold the parameters to their rules."""
-    checks.model_tag(model_tag)
-    checks.one_of("model_architecture", model_architecture, ARCHITECTURES)
-    checks.in_range("epochs", epochs, 0, include_low=False)
-    checks.positive_integer("batch_size", batch_size)
-    checks.in_range("learning_rate", learning_rate, 0, include_low=False)
-    checks.one_of("optimizer", optimizer, OPTIMIZERS)
-    checks.in_range("validation_split", validation_split, 0, 1, include_high=False)
+    validate.model_tag(model_tag)
+    validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    validate.in_range("epochs", epochs, 0, include_low=False)
+    validate.positive_integer("batch_size", batch_size)
+    validate.in_range("learning_rate", learning_rate, 0, include_low=False)
+    validate.one_of("optimizer", optimizer, OPTIMIZERS)
+    validate.in_range("validation_split", validation_split, 0, 1, include_high=False)
     if apply_defense:
-        checks.in_range("eps", eps, 0, 1, include_low=False)
-        checks.in_range("eps_step", eps_step, 0, 1, include_low=False)
-        checks.positive_integer("max_iter", max_iter)
+        validate.in_range("eps", eps, 0, 1, include_low=False)
+        validate.in_range("eps_step", eps_step, 0, 1, include_low=False)
+        validate.positive_integer("max_iter", max_iter)
     if model_architecture in PRETRAINED:
-        checks.weights("weights", weights)
-        checks.sha256("weights_sha256", weights_sha256)
+        validate.weights("weights", weights)
+        validate.sha256("weights_sha256", weights_sha256)
     elif weights not in ("imagenet", "none"):  # these two are defaults of pipelines for every architecture
-        raise ValueError(f"weights are taken by {' and '.join(PRETRAINED)} alone. Received: weights={weights!r}")
-    checks.seed(seed)
+        raise ParameterError(
+            f"weights are taken by {' and '.join(PRETRAINED)} alone. Received: weights={weights!r}", "weights"
+        )
+    validate.seed(seed)
 
 
 def train(
@@ -94,9 +97,10 @@ def train(
     import contextlib
     import dataclasses
 
-    from evasion.components.common import architectures, seeding, tracking
-    from evasion.components.common import model as model_artifact
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common import seeding, tracking
+    from evasion.components.common.data.dataset import Dataset
+    from evasion.components.common.models import architectures
+    from evasion.components.common.models import artifact as model_artifact
 
     seed = seeding.resolve(seed)
     with tracking.stage("train", {**parameters, "seed": seed}) as run, Dataset(dataset) as data:
@@ -130,9 +134,10 @@ def train(
         replicas = several.num_replicas_in_sync if several else 1
         metrics = _fit(network, data, epochs, batch_size, validation_split, seed, replicas)
         if not all(map(math.isfinite, metrics.values())):
-            raise ValueError(
+            raise ParameterError(
                 f"Training diverged, its loss is no number any more: lower learning_rate. "
-                f"Received: learning_rate={learning_rate}"
+                f"Received: learning_rate={learning_rate}",
+                "learning_rate",
             )
         mirrored.synchronize(network, False)  # on one device it would round otherwise
         plain = keras.Model(network.input, network.output, name=model_architecture)
@@ -169,9 +174,10 @@ def _require(header: Any, model_architecture: str, validation_split: float) -> N
     if len(present) < 2:
         raise ValueError(f"Training needs images of two classes at least. Received: {', '.join(present) or 'none'}")
     if validation_split and not 0 < round(header.images * validation_split) < header.images:
-        raise ValueError(
+        raise ParameterError(
             f"validation_split must leave images on both sides of {header.images}. "
-            f"Received: validation_split={validation_split}"
+            f"Received: validation_split={validation_split}",
+            "validation_split",
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evasion.components.compare.models import Model, Treated
-from evasion.components.report.outcomes import SIGNIFICANCE, Paired, holm, probability
-from evasion.components.report.table import percent, points
-from evasion.pipelines.gate.paired import Difference
+from evasion.components.common.results.outcomes import SIGNIFICANCE, Paired, holm, probability
+from evasion.components.common.results.paired import Difference
+from evasion.components.common.results.report import Model, Treated
+from evasion.components.common.results.table import percent, points
 from evasion.pipelines.gate.verdict import Outcome, Verdict
 
 BASELINE = "baseline"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evasion.components.common.files import sha256_of
-from evasion.components.compare.models import Model, load
+from evasion.components.common.results.report import Model, load
 from evasion.pipelines.gate.baseline import BASELINE, of_baseline
 from evasion.pipelines.gate.settings import Settings
 from evasion.pipelines.gate.verdict import Outcome, Verdict, of_checks, of_thresholds

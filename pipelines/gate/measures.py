@@ -9,10 +9,10 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
-from evasion.components.compare.models import NO_DEFENSE, Model, label, share
-from evasion.components.report.evaluations import AWARE, OBLIVIOUS
-from evasion.components.report.table import Share
-from evasion.pipelines.gate.paired import Difference
+from evasion.components.common.results.evaluations import AWARE, OBLIVIOUS
+from evasion.components.common.results.paired import Difference
+from evasion.components.common.results.report import NO_DEFENSE, Model, label, share
+from evasion.components.common.results.table import Share
 from evasion.pipelines.gate.threshold import (
     ATTACK_SUCCESS_RATE,
     CLEAN_ACCURACY,

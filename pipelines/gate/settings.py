@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import checks
+from evasion.components.common import validate
 from evasion.pipelines.gate.threshold import Threshold, parse
 
 KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -58,7 +58,7 @@ def settings(
         baseline = config.parent / found["baseline"]
     baseline = report_file(baseline) if baseline else None
     drop = found.get("allowed_drop", 0) if allowed_drop is None else allowed_drop
-    checks.in_range("allowed_drop", drop, 0, 1)
+    validate.in_range("allowed_drop", drop, 0, 1)
     if not thresholds and baseline is None:
         raise ValueError(
             "gate needs a threshold or a baseline. Received: neither. Set --threshold, --config or --baseline."

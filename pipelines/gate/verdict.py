@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from evasion.components.compare.models import Model
-from evasion.components.report.findings import NORMAL
-from evasion.components.report.table import percent, points
+from evasion.components.common.results.report import Model
+from evasion.components.common.results.table import percent, points
+from evasion.components.report.checks.evaluation import NORMAL
 from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures, unseen
 from evasion.pipelines.gate.threshold import DIFFERENCES, Threshold
 

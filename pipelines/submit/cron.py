@@ -2,6 +2,8 @@
 
 import re
 
+from evasion.components.common.validate import ParameterError
+
 FIELD = r"[\d*?/,A-Za-z-]+"
 
 
@@ -18,8 +20,9 @@ def six_fields(text: str) -> str:
         return text
     fields = text.split()
     if len(fields) not in (5, 6) or not all(re.fullmatch(FIELD, field) for field in fields):
-        raise ValueError(
+        raise ParameterError(
             "cron must have five fields (minute, hour, day, month, weekday), six with seconds before them, or be such "
-            f"as @daily. Received: cron={text!r}"
+            f"as @daily. Received: cron={text!r}",
+            "cron",
         )
     return " ".join(["0", *fields] if len(fields) == 5 else fields)

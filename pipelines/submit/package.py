@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from evasion.pipelines import preflight
+from evasion.pipelines import plan
 from evasion.pipelines.compiled_yaml import compile_to
 
 VERSION_DIGITS = 12  # of the hash, in a version's name
@@ -97,13 +97,13 @@ class Package:
                     return str(secret["secretName"])
         return ""
 
-    def plan(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[preflight.Step]]:
+    def plan(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[plan.PlannedStep]]:
         """Return the value of every parameter and the steps that will run, each held to its rules.
 
         Raises:
             BadArgumentsError: The arguments break a rule.
         """
-        values = preflight.complete(self.pipeline, arguments)
-        planned = preflight.steps(self.pipeline, values)
-        preflight.check(planned, elsewhere=True)
+        values = plan.complete(self.pipeline, arguments)
+        planned = plan.planned_steps(self.pipeline, values)
+        plan.check(planned, elsewhere=True)
         return values, planned

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from evasion.pipelines.preflight import Step
+from evasion.pipelines.plan import PlannedStep
 from evasion.pipelines.submit.host import Host, UnreachableError
 from evasion.pipelines.submit.workflow import Node, failed_pods
 
@@ -21,7 +21,7 @@ class TimeUpError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """How far a step is.
 
     Attributes:
@@ -32,7 +32,7 @@ class Progress:
         error: What Kubeflow says went wrong.
     """
 
-    step: Step
+    step: PlannedStep
     state: str = ""
     started: datetime | None = None
     ended: datetime | None = None
@@ -43,10 +43,10 @@ class Progress:
         return max(0.0, ((self.ended or now) - self.started).total_seconds()) if self.started else 0.0
 
 
-class Listener:
+class WatchListener:
     """Is told how a run goes. Every method does nothing until a subclass gives it something to do."""
 
-    def changed(self, steps: Sequence[Progress]) -> None:
+    def changed(self, steps: Sequence[StepProgress]) -> None:
         """Hear how far all steps are, at every look."""
 
     def silent(self, error: str) -> None:
@@ -56,8 +56,8 @@ class Listener:
 def until_ended(
     host: Host,
     run_id: str,
-    planned: Sequence[Step],
-    listener: Listener,
+    planned: Sequence[PlannedStep],
+    listener: WatchListener,
     *,
     deadline: float | None = None,
     cancelled: bool = False,
@@ -119,7 +119,7 @@ def nodes(host: Host, run: Any) -> list[Node]:
     ]
 
 
-def progress(nodes: Sequence[Node], planned: Sequence[Step]) -> list[Progress]:
+def progress(nodes: Sequence[Node], planned: Sequence[PlannedStep]) -> list[StepProgress]:
     """Return how far each step is.
 
     A run's nodes are drivers and executors, tries and loops among others; a step's own bears its name.
@@ -139,17 +139,17 @@ def _how_far(node: Node) -> int:
     return _ORDER.index(node.state) if node.state in _ORDER else _ORDER.index("PENDING")
 
 
-def _progress(step: Step, named: Mapping[str, Node], nodes: Sequence[Node]) -> Progress:
+def _progress(step: PlannedStep, named: Mapping[str, Node], nodes: Sequence[Node]) -> StepProgress:
     driver = named.get(f"{step.task}-driver")
     failed = driver is not None and driver.state == "FAILED"  # so that it never came to the step itself
     node = driver if failed else named.get(step.task, driver)
     if node is None:
-        return Progress(step)
+        return StepProgress(step)
     state = "PENDING" if node is driver and node.state == "SUCCEEDED" else node.state
     # The pods say what went wrong; of one that was tried again, its node says only that there are no more tries.
     pods = failed_pods(nodes, step.task)
     error = next((pod.message for pod in pods if pod.message), node.message) if state == "FAILED" else ""
-    return Progress(step, state, node.start_time, node.end_time if state in ENDED else None, error)
+    return StepProgress(step, state, node.start_time, node.end_time if state in ENDED else None, error)
 
 
 def _time(value: datetime | None) -> datetime | None:

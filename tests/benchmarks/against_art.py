@@ -26,8 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Dataset, to_float
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.models import artifact as model_artifact
 from evasion.components.fgm import task as fgm
 from evasion.components.infer import task as infer
 from evasion.components.load_dataset import task as load_dataset

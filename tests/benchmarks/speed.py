@@ -38,19 +38,21 @@ import tensorflow as tf
 from PIL import Image
 from rich.console import Console
 
-from evasion.components.common import architectures, classifier
-from evasion.components.common import dataset as packed
-from evasion.components.common import model as model_artifact
 from evasion.components.common.concurrency import ordered_map
-from evasion.components.common.dataset import Header, Pixels, Sample, to_float, to_pixels
+from evasion.components.common.data import dataset as packed
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.data.pixels import Pixels, to_float, to_pixels
+from evasion.components.common.defenses.transformations import Transformation
 from evasion.components.common.files import remove
-from evasion.components.common.transformations import Transformation
+from evasion.components.common.models import architectures, classifier
+from evasion.components.common.models import artifact as model_artifact
 from evasion.components.fgm import task as fgm
 from evasion.components.gaussian_augmentation import task as gaussian_augmentation
 from evasion.components.jpeg_compression import task as jpeg_compression
 from evasion.components.spatial_smoothing import task as spatial_smoothing
 from evasion.components.train import task as train
-from evasion.pipelines import catalog, local, mnist
+from evasion.pipelines import catalog, mnist
+from evasion.pipelines.local import runner
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -509,12 +511,12 @@ def shards(bench: Bench) -> Iterator[tuple[int, int, float, float]]:
     training = {"data_dir_train": str(bench.folder / "mnist/training"), "epochs": 2.0}
     uri = f"sqlite:///{output}/mlflow.db"
     output.mkdir()
-    local.run(catalog.pipelines()["train"], folders | training, output=output, tracking_uri=uri)
+    runner.run(catalog.pipelines()["train"], folders | training, output=output, tracking_uri=uri)
     for number in SHARDS:
         sharded = {"shards": number} if number > 1 else {}
         pipeline = catalog.evaluation("registered", ["fgm"], ["jpeg_compression"], sharded=bool(sharded))
         parameters = {**folders, "model": "evasion_le_net", "eps": 0.2, **sharded}
-        steps = local.run(pipeline, parameters, output=output, tracking_uri=uri).steps
+        steps = runner.run(pipeline, parameters, output=output, tracking_uri=uri).steps
         of_shards = sum(result.seconds for result in steps if result.step.function not in ONCE)
         yield number, len(steps), sum(result.seconds for result in steps), of_shards / number
 

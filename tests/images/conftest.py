@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from evasion.pipelines import containers, local, server
+from evasion.pipelines.local import containers, runner, server
 
 
 def pytest_collection_modifyitems(items):
@@ -59,7 +59,7 @@ def run(output, mlflow):
     """Runs a pipeline in containers."""
 
     def run(pipeline, **arguments):
-        return local.run(pipeline, arguments, output=output, docker=True)
+        return runner.run(pipeline, arguments, output=output, docker=True)
 
     return run
 

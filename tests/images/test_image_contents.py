@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import pytest
 
-from evasion.pipelines import containers
+from evasion.pipelines.local import containers
 
 TARGETS = ("cpu", "mlflow", "postgres")
 

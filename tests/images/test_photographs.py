@@ -1,6 +1,7 @@
 """An evaluation of photographs in containers; a file of its own, to run beside the other tests."""
 
-from evasion.pipelines import catalog, local
+from evasion.pipelines import catalog
+from evasion.pipelines.local import runner
 
 
 def test_photographs_and_a_mirrored_weights_file_give_the_numbers_of_processes(run, table, photographs, tmp_path):
@@ -19,5 +20,5 @@ def test_photographs_and_a_mirrored_weights_file_give_the_numbers_of_processes(r
     }
     pipeline = catalog.evaluation("pretrained", defenses=["jpeg_compression"])
     contained = run(pipeline, **arguments)
-    assert table(contained) == table(local.run(pipeline, arguments, output=tmp_path))
+    assert table(contained) == table(runner.run(pipeline, arguments, output=tmp_path))
     assert [row["robust_accuracy"]["n"] for row in table(contained)] == [4, 4]

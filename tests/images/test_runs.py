@@ -15,8 +15,8 @@ from kfp.dsl import Artifact, Output
 from mlflow import MlflowClient
 
 from evasion.components.step import step
-from evasion.pipelines import containers, local, server
 from evasion.pipelines.catalog import pipelines
+from evasion.pipelines.local import containers, runner, server
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def evaluated(run, arguments):
 
 
 def test_the_whole_evaluation_of_mnist_gives_the_numbers_of_processes(evaluated, arguments, table, tmp_path):
-    assert table(evaluated) == table(local.run(pipelines()["evaluation_trained"], arguments, output=tmp_path))
+    assert table(evaluated) == table(runner.run(pipelines()["evaluation_trained"], arguments, output=tmp_path))
 
 
 def test_the_server_holds_the_evaluation(evaluated, mlflow):
@@ -129,7 +129,7 @@ def looking_at_the_clock():
         before = look_at_the_clock().after(before)
 
 
-class Clock(local.Listener):
+class Clock(runner.RunListener):
     def __init__(self):
         self.started = []
 
@@ -139,7 +139,7 @@ class Clock(local.Listener):
 
 def test_user_code_starts_within_a_second(output, mlflow):
     clock = Clock()
-    result = local.run(looking_at_the_clock, {}, output=output, docker=True, listener=clock)
+    result = runner.run(looking_at_the_clock, {}, output=output, docker=True, listener=clock)
     seconds = [
         float(one.outputs["found"].read_text()) - started
         for one, started in zip(result.steps, clock.started, strict=True)
@@ -172,7 +172,7 @@ def refusing(how: str):
 )
 def test_a_failed_step_tells_its_own_error(run, beside, how, message):
     before = beside()
-    with pytest.raises(local.StepFailedError) as failure:
+    with pytest.raises(runner.StepFailedError) as failure:
         run(refusing, how=how)
     assert failure.value.message == message
     assert failure.value.step == "refuse"
@@ -247,7 +247,7 @@ def test_what_mlflow_holds_outlives_its_containers(engine, tmp_path):
 
 def test_the_command(evaluated, mnist, output):
     arguments = ["--data-dir", str(mnist / "testing"), "--model", "evasion_le_net", "--model-architecture", "le_net"]
-    command = "from evasion.pipelines.cli import main; main(prog_name='evasion')"
+    command = "from evasion.pipelines.cli.main import main; main(prog_name='evasion')"
     finished = subprocess.run(
         [sys.executable, "-c", command, "run", "fgm", "--docker", *arguments, "--eps", "0.1", "--output", output],
         capture_output=True,

@@ -15,7 +15,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from evasion.pipelines import containers, server
+from evasion.pipelines.local import containers, server
 
 pytestmark = [
     pytest.mark.docker,

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from pods import KUBECTL, ROOT
 
 from evasion.components.step import IMAGE
-from evasion.pipelines import cli, containers
+from evasion.pipelines.cli import main
+from evasion.pipelines.local import containers
 from evasion.pipelines.submit import watch
 
 TEXT = (ROOT / "manifests/README.md").read_text(encoding="utf-8")
@@ -257,7 +258,7 @@ def test_gcloud_is_told_what_the_overlay_says(render):
 def test_submit_runs_the_pipeline_in_the_images_of_the_overlay(command, kfp_server, render, monkeypatch):
     monkeypatch.setattr(watch, "INTERVAL", 0.01)
     arguments = [word for word in command[1:] if word != "--port-forward"]  # the server here is not behind kubectl
-    result = CliRunner().invoke(cli.main, [*arguments, "--host", kfp_server.address])
+    result = CliRunner().invoke(main.main, [*arguments, "--host", kfp_server.address])
     assert result.exit_code == 0, result.output
     (run,) = kfp_server.runs.values()
     assert run.model.runtime_config.parameters["data_dir_test"] == option(command, "--data-dir-test")

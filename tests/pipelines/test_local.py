@@ -16,8 +16,9 @@ from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 from mlflow import MlflowClient
 
 from evasion.components.step import step
-from evasion.pipelines import local, preflight
-from evasion.pipelines.preflight import BadArgumentsError
+from evasion.pipelines import plan
+from evasion.pipelines.local import runner
+from evasion.pipelines.plan import BadArgumentsError
 
 
 @step
@@ -150,7 +151,7 @@ def measuring_nothing():
     not_a_number()
 
 
-class Heard(local.Listener):
+class Heard(runner.RunListener):
     def __init__(self):
         self.events = []
 
@@ -183,7 +184,7 @@ def output(tmp_path_factory):
 def packed(output):
     heard = Heard()
     before = environment()
-    result = local.run(packing, {"data_dir": "/data/python3/set"}, output=output, experiment="e", listener=heard)
+    result = runner.run(packing, {"data_dir": "/data/python3/set"}, output=output, experiment="e", listener=heard)
     assert environment() == before
     return result, heard.events
 
@@ -242,7 +243,7 @@ def test_the_run_is_in_mlflow(packed, output):
 
 def test_a_pipeline_without_report_and_a_folder_of_its_own(packed, output):
     first, _ = packed
-    result = local.run(packing, {"data_dir": "x", "reported": False}, output=output, experiment="e")
+    result = runner.run(packing, {"data_dir": "x", "reported": False}, output=output, experiment="e")
     assert result.run_dir != first.run_dir
     assert [step.step.function for step in result.steps] == ["pack", "variables"]
     assert result.report is None
@@ -273,8 +274,8 @@ def test_kfp_is_left_as_it_was(packed):
 )
 def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
     heard = Heard()
-    with pytest.raises(local.StepFailedError) as failure:
-        local.run(refusing, {"how": how}, output=output, experiment="e", listener=heard)
+    with pytest.raises(runner.StepFailedError) as failure:
+        runner.run(refusing, {"how": how}, output=output, experiment="e", listener=heard)
     assert failure.value.step == "refuse"
     assert failure.value.message == message
     assert str(failure.value) == f"refuse: {message}"
@@ -286,15 +287,15 @@ def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
 def test_steps_that_wait_for_nothing_run_in_a_fixed_order(output):
     """A compiled pipeline holds its tasks in a map, whose order differs from run to run."""
     heard = Heard()
-    local.run(without_order, {}, output=output, experiment="e", listener=heard)
+    runner.run(without_order, {}, output=output, experiment="e", listener=heard)
     started = [event[1] for event in heard.events if event[0] == "started"]
     assert started == ["load_model", "deal", "name", "name-2", "name-3"]
-    assert started == [step.name for step in preflight.steps(without_order, {})]
+    assert started == [step.name for step in plan.planned_steps(without_order, {})]
 
 
 def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
     heard = Heard()
-    result = local.run(looping, {}, output=output, experiment="e", listener=heard)
+    result = runner.run(looping, {}, output=output, experiment="e", listener=heard)
     assert result.steps[-1].outputs["all_parts"].read_text() == "part 0 of whole, part 1 of whole, part 2 of whole"
     started = [event[1:] for event in heard.events if event[0] == "started"]
     # How many rounds there are is known when the loop begins.
@@ -310,46 +311,46 @@ def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
 
 def test_a_step_that_fails_in_a_loop_ends_the_run_with_its_own_error(output):
     heard = Heard()
-    with pytest.raises(local.StepFailedError) as failure:
-        local.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=heard)
+    with pytest.raises(runner.StepFailedError) as failure:
+        runner.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=heard)
     assert str(failure.value) == "work 2/3: part must be another. Received: part='part 1'"
     assert [event[1] for event in heard.events if event[0] == "started"][-1] == "work 2/3"
 
 
 def test_a_failed_run_is_failed_in_mlflow(output):
-    with pytest.raises(local.StepFailedError):
-        local.run(refusing, {}, output=output, experiment="failing")
+    with pytest.raises(runner.StepFailedError):
+        runner.run(refusing, {}, output=output, experiment="failing")
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     assert run.info.status == "FAILED"
 
 
 def test_what_kfp_itself_cannot_do_is_told_in_its_words(output):
-    with pytest.raises(local.StepFailedError, match="not_a_number: "):
-        local.run(measuring_nothing, {}, output=output, experiment="e")
+    with pytest.raises(runner.StepFailedError, match="not_a_number: "):
+        runner.run(measuring_nothing, {}, output=output, experiment="e")
 
 
 @pytest.mark.parametrize("installed", ["2.18.0", "2.1.7", "2.170.0", "3.2.17.0"])
 def test_another_kfp_is_refused_before_anything_starts(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr(local, "version", lambda package: {"kfp": installed}[package])
+    monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
     heard = Heard()
     said = re.escape(f"kfp must be of version 2.17 to run pipelines here. Received: kfp {installed}")
-    with pytest.raises(local.KfpVersionError, match=said):
-        local.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=heard)
+    with pytest.raises(runner.KfpVersionError, match=said):
+        runner.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=heard)
     assert not (tmp_path / "runs").exists()
     assert heard.events == []
 
 
 @pytest.mark.parametrize("installed", ["2.17.0", "2.17.3"])
 def test_kfp_of_the_known_version_is_taken(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr(local, "version", lambda package: {"kfp": installed}[package])
+    monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
     with pytest.raises(BadArgumentsError):
-        local.run(packing, {}, output=tmp_path / "runs")
+        runner.run(packing, {}, output=tmp_path / "runs")
 
 
 def test_a_bad_argument_leaves_nothing_behind(tmp_path):
     with pytest.raises(BadArgumentsError, match="data_dir must be given"):
-        local.run(packing, {}, output=tmp_path / "runs")
+        runner.run(packing, {}, output=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -358,7 +359,7 @@ def test_a_tracking_server_that_does_not_answer_fails_before_any_step(tmp_path):
 
     heard = Heard()
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9"):
-        local.run(packing, {"data_dir": "x"}, output=tmp_path, tracking_uri="http://127.0.0.1:9", listener=heard)
+        runner.run(packing, {"data_dir": "x"}, output=tmp_path, tracking_uri="http://127.0.0.1:9", listener=heard)
     assert heard.events == []
 
 

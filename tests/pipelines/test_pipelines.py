@@ -6,8 +6,9 @@ import re
 import pytest
 from mlflow import MlflowClient
 
-from evasion.pipelines import catalog, local
+from evasion.pipelines import catalog
 from evasion.pipelines.catalog import pipelines
+from evasion.pipelines.local import runner
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +24,7 @@ def output(tmp_path_factory):
 def run(output):
     def run(pipeline, **arguments):
         pipeline = pipelines()[pipeline] if isinstance(pipeline, str) else pipeline
-        return local.run(pipeline, arguments, output=output)
+        return runner.run(pipeline, arguments, output=output)
 
     return run
 
@@ -256,7 +257,7 @@ def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
 
 
 def test_a_failed_step_tells_its_own_error_and_fails_the_run(run, mnist, output):
-    with pytest.raises(local.StepFailedError, match=r"model must be one that MLflow holds.*no_such_model") as failure:
+    with pytest.raises(runner.StepFailedError, match=r"model must be one that MLflow holds.*no_such_model") as failure:
         run("fgm", data_dir=str(mnist / "testing"), model="no_such_model", **LE_NET)
     assert failure.value.step == "load_model"
     tracking = MlflowClient(f"sqlite:///{output}/mlflow.db")

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from evasion.components.common import dataset, model
-from evasion.components.common.dataset import Header, Sample
+from evasion.components.common.data import writer
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.models import artifact
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def photographs():
 def le_net(digits):
     """A LeNet trained for one short epoch: right often enough to have gradients worth following."""
 
-    from evasion.components.common import architectures
+    from evasion.components.common.models import architectures
 
     network = architectures.build("le_net", 10, "none", "", 0)
     network.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
@@ -62,7 +63,7 @@ def le_net(digits):
 @pytest.fixture(scope="session")
 def resnet50():
 
-    from evasion.components.common import architectures
+    from evasion.components.common.models import architectures
 
     return architectures.build_imagenet("resnet50", "none", "", 0)
 
@@ -70,7 +71,7 @@ def resnet50():
 @pytest.fixture(scope="session")
 def le_net_artifact(le_net, tmp_path_factory):
     folder = tmp_path_factory.mktemp("le_net")
-    model.save(
+    artifact.save(
         le_net,
         folder,
         architecture="le_net",
@@ -95,7 +96,7 @@ def digits_tar(digits, tmp_path_factory):
         split="testing",
         provenance=({"stage": "load_dataset", "kind": "load", "parameters": {}, "seed": None},),
     )
-    dataset.write(path, header, (Sample(int(labels[place]), f"{place:04d}", pixels[place]) for place in order))
+    writer.write(path, header, (Sample(int(labels[place]), f"{place:04d}", pixels[place]) for place in order))
     return path
 
 

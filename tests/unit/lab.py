@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evasion.components.common.metrics import share
+from evasion.components.common.results.shares import share
 from evasion.components.report import task
 
 LOAD = {"stage": "load_dataset", "kind": "load", "parameters": {"data_dir": "digits"}, "seed": 0}

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evasion.components.common import attacks, classifier, transformations
-from evasion.components.common.dataset import Dataset, to_float, to_pixels
-from evasion.components.common.defended import Defended
+from evasion.components.common.attacks import runner
+from evasion.components.common.attacks.defense_aware import Defended
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.pixels import to_float, to_pixels
+from evasion.components.common.defenses import known
+from evasion.components.common.models import classifier
 from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.jpeg_compression import task as jpeg
@@ -254,7 +257,7 @@ def test_settings_that_mean_the_same_are_the_same():
     """Kubeflow fills parameters in as texts, and knows one kind of number."""
     described = {"jpeg_compression": set(), "gaussian_augmentation": set()}
     for stage, settings in SAME:
-        (found,) = transformations.defenses_of(json.dumps({stage: settings}))
+        (found,) = known.defenses_of(json.dumps({stage: settings}))
         described[stage].add(repr(found.describe()))
     assert described == {
         stage: {repr({"stage": stage, "parameters": parameters})}
@@ -272,7 +275,7 @@ def test_an_attack_is_the_same_however_its_settings_are_written(attack):
 
 @pytest.mark.parametrize("text", ["", "  ", "{}", "{ }"])
 def test_no_defense_is_known_where_none_is_named(text):
-    assert transformations.defenses_of(text) == []
+    assert known.defenses_of(text) == []
 
 
 RULE = re.escape(
@@ -446,7 +449,7 @@ def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits
 
         from_logits = True
 
-    attack = attacks.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
+    attack = runner.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
     with Dataset(digits_tar) as data:
-        batches = list(attacks._changes(data, Flat(), Flat(), attack, 32, data.header.class_names))
+        batches = list(runner._changes(data, Flat(), Flat(), attack, 32, data.header.class_names))
     assert {change.fields["zero_gradient"] for batch in batches for change in batch} == {1}

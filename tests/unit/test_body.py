@@ -14,7 +14,7 @@ from kfp import dsl
 
 from evasion.components import body
 from evasion.components.common import tracking
-from evasion.components.common.dataset import Dataset
+from evasion.components.common.data.dataset import Dataset
 from evasion.pipelines import stages
 from evasion.pipelines.inputs import with_datasets
 

@@ -17,10 +17,12 @@ from kfp.dsl import HTML, Artifact, Metrics, Output
 from rich.console import Console
 
 from evasion.components.step import step
-from evasion.pipelines import catalog, cli, display, local, placement, stages
-from evasion.pipelines.preflight import Step
+from evasion.pipelines import catalog, placement, stages
+from evasion.pipelines.cli import durations, main, run, run_progress, tables
+from evasion.pipelines.local import runner
+from evasion.pipelines.plan import PlannedStep
 
-EVASION = [sys.executable, "-c", "from evasion.pipelines.cli import main; main(prog_name='evasion')"]
+EVASION = [sys.executable, "-c", "from evasion.pipelines.cli.main import main; main(prog_name='evasion')"]
 
 PIPELINES = list(catalog.pipelines())
 
@@ -110,7 +112,7 @@ def output(tmp_path_factory):
 
 
 def evasion(*args):
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args], prog_name="evasion")
+    return CliRunner().invoke(main.main, [str(arg) for arg in args], prog_name="evasion")
 
 
 def listed(help_text):
@@ -158,7 +160,7 @@ def test_every_parameter_of_a_pipeline_is_an_option_that_is_explained(name):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_no_parameter_is_hidden_by_an_option_of_the_command(name):
-    common = {option.name for option in cli._common_options()}
+    common = {option.name for option in run._common_options()}
     assert not common & catalog.pipelines()[name].component_spec.inputs.keys()
 
 
@@ -299,7 +301,8 @@ def test_a_tracking_server_that_does_not_answer_is_one_line(small_pipelines, tmp
 WAITING = """
 import sys
 sys.path.insert(0, {folder!r})
-from evasion.pipelines import catalog, cli
+from evasion.pipelines import catalog
+from evasion.pipelines.cli import main
 import test_cli
 from kfp import dsl
 
@@ -308,7 +311,7 @@ def waiting(marks: str):
     test_cli.wait(marks=marks)
 
 catalog.pipelines = lambda: {{"waiting": waiting}}
-cli.main(prog_name="evasion")
+main.main(prog_name="evasion")
 """
 
 
@@ -410,8 +413,8 @@ def test_compile_leaves_a_good_file_alone_when_it_fails(tmp_path, monkeypatch):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("fgm.yaml", "whole")]
 
 
-STEP = Step("fgm", "fgm", "fgm", {}, frozenset(), {})
-RESULT = local.StepResult(STEP, 75.0, {}, {})
+STEP = PlannedStep("fgm", "fgm", "fgm", {}, frozenset(), {})
+RESULT = runner.StepResult(STEP, 75.0, {}, {})
 
 
 def shown_by(listener_class, terminal):
@@ -421,7 +424,7 @@ def shown_by(listener_class, terminal):
         listener.step_started(STEP, 3, 14)
         listener.progress(1, 1000, "images")
         listener.progress(320, 1000, "images")
-        if listener_class is display.Live:
+        if listener_class is run_progress.RunBars:
             listener._progress.refresh()
             console.print(listener._progress.get_renderable())
         listener.step_finished(RESULT)
@@ -430,8 +433,8 @@ def shown_by(listener_class, terminal):
 
 def test_progress_outside_a_terminal_is_told_every_ten_seconds(monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 10.0])
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
-    assert shown_by(display.Lines, terminal=False).splitlines() == [
+    monkeypatch.setattr(run_progress.time, "monotonic", lambda: next(clock))
+    assert shown_by(run_progress.RunLines, terminal=False).splitlines() == [
         "1 steps in runs/x",
         "step 3 of 14: fgm",
         "step 3 of 14: fgm: 320/1000 images",
@@ -440,7 +443,7 @@ def test_progress_outside_a_terminal_is_told_every_ten_seconds(monkeypatch):
 
 
 def test_progress_in_a_terminal_is_a_bar_and_then_a_line():
-    text = shown_by(display.Live, terminal=True)
+    text = shown_by(run_progress.RunBars, terminal=True)
     assert re.search(r"step 3 of 14: fgm .*320/1000 images 0:00:0\d", text)
     assert "✓  3/14 fgm 1 min 15 s" in text
 
@@ -449,7 +452,7 @@ def test_progress_in_a_terminal_is_a_bar_and_then_a_line():
     ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (75, "1 min 15 s"), (3720, "1 h 02 min")]
 )
 def test_durations_are_for_people(seconds, text):
-    assert display.duration(seconds) == text
+    assert durations.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -461,8 +464,8 @@ def test_durations_are_for_people(seconds, text):
     ],
 )
 def test_where_to_look_shows_no_password(uri, text):
-    assert text in display._where(uri)
-    assert "secret" not in display._where(uri)
+    assert text in tables._where(uri)
+    assert "secret" not in tables._where(uri)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +499,7 @@ EVALUATIONS = [
 @pytest.mark.parametrize("shards", [1, 3])
 def test_the_evaluation_that_runs_is_the_one_of_the_options(monkeypatch, options, pipeline, steps, shards):
     asked = []
-    monkeypatch.setattr(cli, "_run", lambda *given, **_: asked.append(given[:2]))
+    monkeypatch.setattr(run, "run_pipeline", lambda *given, **_: asked.append(given[:2]))
     result = evasion("run", "evaluation", "--data-dir-test", ".", "--shards", shards, *options)
     assert result.exit_code == 0, result.output
     ((found, arguments),) = asked

@@ -3,7 +3,9 @@
 import pytest
 from click.testing import CliRunner
 
-from evasion.pipelines import cli, commands, stages
+from evasion.pipelines import stages
+from evasion.pipelines.cli import commands, main
+from evasion.pipelines.cli import run as run_command
 
 
 @pytest.fixture
@@ -15,9 +17,13 @@ def evaluation(monkeypatch, tmp_path):
         asked = []
         with monkeypatch.context() as patch:
             if not run:
-                patch.setattr(cli, "_run", lambda pipeline, arguments, *_, **__: asked.append((pipeline, arguments)))
+                patch.setattr(
+                    run_command,
+                    "run_pipeline",
+                    lambda pipeline, arguments, *_, **__: asked.append((pipeline, arguments)),
+                )
             result = CliRunner().invoke(
-                cli.main,
+                main.main,
                 ["run", "evaluation", "--data-dir-test", str(tmp_path / "images"), "--output", str(tmp_path / "runs")]
                 + [str(option) for option in options],
             )

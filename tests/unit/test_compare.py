@@ -12,10 +12,11 @@ from kfp import dsl
 from lab import FGM, FGM_SMALL, MEDIAN, Lab, Report, aware
 from scipy.stats import binomtest
 
+from evasion.components.common.results.outcomes import holm
 from evasion.components.compare import comparison, task
 from evasion.components.compare.component import compare as compare_step
-from evasion.components.report.outcomes import holm
-from evasion.pipelines import cli, local
+from evasion.pipelines.cli import main
+from evasion.pipelines.local import runner
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # reports and comparisons log themselves
 
@@ -72,7 +73,7 @@ def models(tmp_path: Path) -> Models:
 
 
 def evasion(*args: object) -> Any:
-    return CliRunner().invoke(cli.main, [str(arg) for arg in args], prog_name="evasion")
+    return CliRunner().invoke(main.main, [str(arg) for arg in args], prog_name="evasion")
 
 
 ATTACK = "fgm eps=0.3 norm=inf"
@@ -310,7 +311,7 @@ def comparing(plain: str, madry: str):
 @pytest.mark.slow
 def test_the_step_compares_what_is_connected(models: Models, tmp_path: Path) -> None:
     reports = {name: str(models.report(name, attacked=attacked)) for name, attacked in (("plain", 300), ("madry", 60))}
-    result = local.run(comparing, reports, output=tmp_path / "runs", experiment="e")
+    result = runner.run(comparing, reports, output=tmp_path / "runs", experiment="e")
     (found,) = [step for step in result.steps if step.step.function == "compare"]
     assert found.metrics["robust_accuracy_plain_one"] == 0.25
     assert found.metrics["robust_accuracy_hardened"] == 0.85

@@ -12,15 +12,16 @@ import pytest
 from click.testing import CliRunner
 
 from evasion.components.step import IMAGE
-from evasion.pipelines import cli, containers, server
-from evasion.pipelines.preflight import Step
+from evasion.pipelines.cli import exit_codes, main
+from evasion.pipelines.local import containers, server
+from evasion.pipelines.plan import PlannedStep
 
 # The docker library leaves a socket open that it could not connect.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 def evasion(*arguments):
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main.main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -124,13 +125,13 @@ def test_without_a_server_to_track_in(fgm, no_engine, tmp_path):
 
 def test_bad_arguments_are_told_before_the_engine_is_looked_for(fgm, no_engine):
     result = fgm("--eps", "-1")
-    assert result.exit_code == cli.BAD_INPUT
+    assert result.exit_code == exit_codes.BAD_INPUT
     assert "eps must be" in result.stderr
 
 
 def test_there_is_nothing_to_show_before_the_first_run(tmp_path):
     result = evasion("mlflow", "--output", tmp_path)
-    assert result.exit_code == cli.BAD_INPUT
+    assert result.exit_code == exit_codes.BAD_INPUT
     assert "holds no run of `evasion run --docker`" in result.stderr
 
 
@@ -160,7 +161,7 @@ def test_paths_that_steps_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "data")
     given = {"data_dir": ".", "weights": "../weights.h5", "name": str(tmp_path / "name")}
     remote = {"data_dir": "gs://bucket/images", "weights": "imagenet"}
-    planned = [Step("a", "a", "a", arguments, frozenset(), {}) for arguments in (given, remote, given)]
+    planned = [PlannedStep("a", "a", "a", arguments, frozenset(), {}) for arguments in (given, remote, given)]
     assert containers.local_paths(planned) == [str(tmp_path / "data"), str(tmp_path / "weights.h5")]
 
 
@@ -169,7 +170,7 @@ def test_what_root_starts_may_not_read_everything(tmp_path, monkeypatch, mode, r
     monkeypatch.setattr(containers.os, "getuid", lambda: 0)
     data = tmp_path / "my data"
     data.mkdir(mode)
-    planned = [Step("a", "a", "a", {"data_dir": str(data)}, frozenset(), {})]
+    planned = [PlannedStep("a", "a", "a", {"data_dir": str(data)}, frozenset(), {})]
     if readable:
         assert containers.local_paths(planned) == [str(data)]
     else:

@@ -19,7 +19,7 @@ FILES = {
     path: re.sub(r"(?m)^   ", "", source)
     for path, source in re.findall(r"\n\d\. `(components/\S+\.py)`:.*?\n   ```python\n(.*?)   ```", TEXT, re.DOTALL)
 }
-EVASION = [sys.executable, "-c", "from evasion.pipelines.cli import main; main(prog_name='evasion')"]
+EVASION = [sys.executable, "-c", "from evasion.pipelines.cli.main import main; main(prog_name='evasion')"]
 
 
 def test_the_examples_are_whole_steps():
@@ -142,7 +142,7 @@ def test_the_new_steps_work_in_an_evaluation(project, tmp_path, mnist):
 
 
 def test_the_defense_of_the_example_works(tmp_path, digits_tar, mlflow_store):
-    from evasion.components.common.dataset import Dataset
+    from evasion.components.common.data.dataset import Dataset
 
     module = {"__name__": "bit_depth"}
     exec(FILES["components/bit_depth/task.py"], module)
@@ -163,8 +163,9 @@ def test_the_defense_of_the_example_works(tmp_path, digits_tar, mlflow_store):
 
 def test_the_attack_of_the_example_works(tmp_path, digits_tar, le_net, le_net_artifact, mlflow_store):
     """Without momentum it is the iterative method, which ART has."""
-    from evasion.components.common.classifier import Classifier
-    from evasion.components.common.dataset import Dataset, to_float, to_pixels
+    from evasion.components.common.data.dataset import Dataset
+    from evasion.components.common.data.pixels import to_float, to_pixels
+    from evasion.components.common.models.classifier import Classifier
     from evasion.components.pgd.task import projected_gradient_descent
 
     def pixels(tar):

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_files import files_up_to
 
-from evasion.components.common import dataset
-from evasion.components.common.dataset import Dataset, DatasetError, Header, Sample, to_float, to_pixels
+from evasion.components.common.data import dataset, header, writer
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.header import COLUMNS, SPLITS, DatasetError, Header, Sample
+from evasion.components.common.data.pixels import ahead, to_float, to_pixels
 
 # Hypothesis draws its own examples, so the same file may serve all of them; and this machine may be busy.
 relaxed = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
@@ -54,9 +56,7 @@ def datasets(draw):
     shape = (draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.sampled_from([1, 3])))
     class_names = draw(st.lists(NAMES, unique=True, max_size=4))
     stems = [draw(st.lists(LONG_NAMES, unique=True, max_size=4)) for _ in class_names]
-    columns = draw(
-        st.lists(st.text(max_size=5).filter(lambda text: text not in dataset.COLUMNS), unique=True, max_size=2)
-    )
+    columns = draw(st.lists(st.text(max_size=5).filter(lambda text: text not in COLUMNS), unique=True, max_size=2))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     samples = [
         Sample(
@@ -74,7 +74,7 @@ def datasets(draw):
         class_names=tuple(class_names),
         counts=tuple(len(of_class) for of_class in stems),
         image_shape=shape,
-        split=draw(st.sampled_from(dataset.SPLITS)),
+        split=draw(st.sampled_from(SPLITS)),
         prefix=draw(st.sampled_from(["", "adv_", "def_adv_"])),
         provenance=tuple(draw(st.lists(ENTRIES, max_size=2))),
     )
@@ -87,7 +87,7 @@ def test_what_is_written_is_what_is_read(header_and_samples):
     header, samples = header_and_samples
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "dataset")
-        dataset.write(path, header, iter(samples))
+        writer.write(path, header, iter(samples))
         assert [one.name for one in Path(folder).iterdir()] == ["dataset"]
         first = path.read_bytes()
         with Dataset(path, header.name) as opened:
@@ -102,7 +102,7 @@ def test_what_is_written_is_what_is_read(header_and_samples):
                 assert sample.fields == expected.fields
                 np.testing.assert_array_equal(sample.pixels, expected.pixels)
                 np.testing.assert_array_equal(opened.pixels(place), expected.pixels)
-        dataset.write(path, header, iter(samples))
+        writer.write(path, header, iter(samples))
         assert path.read_bytes() == first
 
 
@@ -111,7 +111,7 @@ def test_what_is_written_is_what_is_read(header_and_samples):
 def test_batches_hold_every_image_once_in_order(header_and_samples, batch_size):
     header, samples = header_and_samples
     with tempfile.TemporaryDirectory() as folder:
-        dataset.write(Path(folder, "dataset"), header, iter(samples))
+        writer.write(Path(folder, "dataset"), header, iter(samples))
         with Dataset(Path(folder, "dataset")) as opened:
             batches = list(opened.batches(batch_size))
     assert [sample.index for batch in batches for sample in batch] == list(range(len(samples)))
@@ -179,7 +179,7 @@ def several(path, make, **named):
         for one in opened.values():
             stack.enter_context(one)
         renamed = {name: dataclasses.replace(one.header, name=name) for name, one in opened.items()}
-        dataset.write_all(path, [(renamed[name], list(opened[name].samples())) for name in named])
+        writer.write_all(path, [(renamed[name], list(opened[name].samples())) for name in named])
     return path
 
 
@@ -233,7 +233,7 @@ def test_one_of_several_datasets_must_be_named(make_dataset, random_pixels, tmp_
 def test_two_datasets_of_one_name_are_refused(make_dataset, random_pixels, tmp_path):
     path = make_dataset(random_pixels(2, (4, 4, 1)))
     with Dataset(path) as one, pytest.raises(ValueError, match="names of their own"):
-        dataset.write_all(tmp_path / "twice.tar", [(one.header, one.samples()), (one.header, one.samples())])
+        writer.write_all(tmp_path / "twice.tar", [(one.header, one.samples()), (one.header, one.samples())])
     assert not (tmp_path / "twice.tar").exists()
     with Dataset(path) as one:
         one.copy_to(tmp_path / "one.tar")
@@ -287,7 +287,7 @@ class TestWriting:
     )
     def test_images_other_than_the_header_says_leave_nothing(self, tmp_path, last, error):
         with pytest.raises(RuntimeError, match=error):
-            dataset.write(tmp_path / "out", self.HEADER, [self.sample(), self.sample(stem="y"), *last])
+            writer.write(tmp_path / "out", self.HEADER, [self.sample(), self.sample(stem="y"), *last])
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt(), MemoryError()])
@@ -298,7 +298,7 @@ class TestWriting:
 
         (tmp_path / "out").write_text("before")
         with pytest.raises(type(error)):
-            dataset.write(tmp_path / "out", self.HEADER, samples())
+            writer.write(tmp_path / "out", self.HEADER, samples())
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         assert (tmp_path / "out").read_text() == "before"
 
@@ -308,7 +308,7 @@ class TestWriting:
         header = Header(name="d", class_names=("a",), counts=(300,), image_shape=(28, 28, 1), split="testing")
         samples = (Sample(0, f"{place}", image) for place, image in enumerate(noise))
         with files_up_to(room), pytest.raises(OSError, match="nothing was kept of") as error:
-            dataset.write(tmp_path / "out", header, samples)
+            writer.write(tmp_path / "out", header, samples)
         assert str(tmp_path / "out") in str(error.value)
         assert not list(tmp_path.iterdir())
 
@@ -317,15 +317,15 @@ class TestWriting:
         images, shape = 4_000, (64, 64, 3)
         header = Header(name="d", class_names=("a",), counts=(images,), image_shape=shape, split="testing")
         tracemalloc.start()
-        dataset.write(tmp_path / "out", header, (Sample(0, f"{n}", np.zeros(shape, np.uint8)) for n in range(images)))
+        writer.write(tmp_path / "out", header, (Sample(0, f"{n}", np.zeros(shape, np.uint8)) for n in range(images)))
         written = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         with Dataset(tmp_path / "out") as opened:
             assert sum(1 for _ in opened.samples()) == images
         read = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        ahead = dataset.ahead(shape)["ahead"] * 64 * 64 * 3
-        assert max(written, read) < 4 * ahead  # all of them would be 8 times as much as those ahead
+        in_flight = ahead(shape)["ahead"] * 64 * 64 * 3
+        assert max(written, read) < 4 * in_flight  # all of them would be 8 times as much as those ahead
 
 
 GOOD = {"name": "d", "class_names": ("a", "b"), "counts": (0, 1), "image_shape": (2, 2, 1), "split": "testing"}
@@ -422,7 +422,7 @@ def good(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "dataset"
     header = Header(name="good", class_names=("a", "b"), counts=(2, 1), image_shape=(3, 3, 1), split="testing")
     rng = np.random.default_rng(0)
-    dataset.write(
+    writer.write(
         path,
         header,
         [
@@ -534,7 +534,7 @@ HOSTILE = {
     "huge table": (lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", 2**60), "says it has"),
     "huge description": (lambda good: raw_header("good/dataset.json", 2**60) + bytes(1024), "says it has"),
     "description over its limit": (
-        lambda good: build([entry("good/dataset.json", b" " * (dataset.MAX_HEADER_BYTES + 1)), *good[1:]]),
+        lambda good: build([entry("good/dataset.json", b" " * (header.MAX_HEADER_BYTES + 1)), *good[1:]]),
         "at most",
     ),
     "size below 0": (spliced(raw_header("good/a/x.png", -1024)), "says it has -1024 bytes"),
@@ -566,15 +566,15 @@ HOSTILE = {
     ),
     "row without end": (
         lambda good: build(
-            table(described(good, counts=[2, 1]), rows(good)[0] + "a," * (3 * dataset.MAX_ROW_BYTES // 2))
+            table(described(good, counts=[2, 1]), rows(good)[0] + "a," * (3 * header.MAX_ROW_BYTES // 2))
         ),
         "has more than 16384 characters",
     ),
     "field without end": (
-        lambda good: build(table(good, rows(good)[0] + '"' + "\n" * (3 * dataset.MAX_ROW_BYTES))),
+        lambda good: build(table(good, rows(good)[0] + '"' + "\n" * (3 * header.MAX_ROW_BYTES))),
         "has more than 16384 characters",
     ),
-    "table over its limit": (lambda good: build(table(good, "x" * 5 * dataset.MAX_ROW_BYTES)), "too many for 3 images"),
+    "table over its limit": (lambda good: build(table(good, "x" * 5 * header.MAX_ROW_BYTES)), "too many for 3 images"),
     # What dataset.json says.
     "description that is none": (lambda good: build([entry("good/dataset.json", b"[]"), *good[1:]]), "expected form"),
     "description that is no text": (
@@ -689,7 +689,7 @@ def test_fault_unsafe_tar_extraction(tmp_path, monkeypatch, good, kind):
     tracemalloc.stop()
     assert said in str(error.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "hostile"]
-    assert peak < 3 * dataset.MAX_HEADER_BYTES
+    assert peak < 3 * header.MAX_HEADER_BYTES
 
 
 def test_a_tar_cut_short_anywhere_is_refused(tmp_path, good):
@@ -780,9 +780,9 @@ def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pix
         samples = list(clean.samples())
         headers = [clean.header, *(aimed_at(clean.header, name) for name in ("jpeg_compression", "spatial_smoothing"))]
     several, aimed, single = (tmp_path / f"{name}.tar" for name in ("several", "aimed", "single"))
-    dataset.write_all(several, [(header, samples) for header in headers])
-    dataset.write_all(aimed, [(header, samples) for header in headers[1:]])
-    dataset.write(single, headers[1], samples)
+    writer.write_all(several, [(header, samples) for header in headers])
+    writer.write_all(aimed, [(header, samples) for header in headers[1:]])
+    writer.write(single, headers[1], samples)
 
     def names(tars, defense=""):
         return [one.header.name for one in Dataset.to_work_on(tars, defense)]

@@ -18,9 +18,10 @@ from scipy import stats
 from scipy.ndimage import median_filter
 from scipy.spatial.distance import cosine
 
-from evasion.components.common.dataset import Dataset, write_all
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.writer import write_all
+from evasion.components.common.defenses.transformations import generator
 from evasion.components.common.tracking import TrackingError
-from evasion.components.common.transformations import generator
 from evasion.components.gaussian_augmentation.task import gaussian_augmentation, transformation
 from evasion.components.jpeg_compression.task import jpeg_compression
 from evasion.components.spatial_smoothing import task as smoothing

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evasion.components.common import classifier
-from evasion.components.common.dataset import Dataset, to_float, to_pixels
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.pixels import to_float, to_pixels
+from evasion.components.common.models import classifier
 from evasion.components.fgm import task
 from evasion.components.fgm.compiled import fast_gradient_step
 

@@ -19,12 +19,12 @@ from lab import FGM, JPEG, MEDIAN, Lab, Report
 from markdown_it import MarkdownIt
 from scipy.stats import binomtest
 
-from evasion.components.compare.models import Model, load
-from evasion.components.report.outcomes import unpacked
-from evasion.pipelines import cli
+from evasion.components.common.results.outcomes import unpacked
+from evasion.components.common.results.paired import Difference
+from evasion.components.common.results.report import Model, load
+from evasion.pipelines.cli import main
 from evasion.pipelines.gate import measures, outputs, verdict
 from evasion.pipelines.gate.gate import gate
-from evasion.pipelines.gate.paired import Difference
 from evasion.pipelines.gate.settings import settings
 from evasion.pipelines.gate.threshold import Threshold, parse
 from evasion.pipelines.gate.verdict import Outcome, judge
@@ -76,7 +76,7 @@ def usual(reports: dict[str, Path]) -> Model:
 
 
 def evasion(*args: object) -> Any:
-    return CliRunner().invoke(cli.main, ["gate", *map(str, args)], prog_name="evasion")
+    return CliRunner().invoke(main.main, ["gate", *map(str, args)], prog_name="evasion")
 
 
 def judged(report: Path, *thresholds: str, **asked: Any) -> list[verdict.Verdict]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from evasion.components.common import images
-from evasion.components.common.images import UnreadableImage, decode, decode_png, encode_png
+from evasion.components.common.data import images
+from evasion.components.common.data.images import UnreadableImage, decode, decode_png, encode_png
 
 HEIGHT, WIDTH = 6, 8
 SHAPE = (HEIGHT, WIDTH, 3)

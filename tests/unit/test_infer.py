@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evasion.components.common import dataset, sampling
-from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Dataset
-from evasion.components.common.model import ModelError
+from evasion.components.common.data import sampling, writer
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.artifact import ModelError
 from evasion.components.fgm import task as fgm_task
 from evasion.components.infer import task
 from evasion.components.jpeg_compression import task as jpeg_task
@@ -163,17 +164,17 @@ def repacked(tar, path, class_names):
             (sample for sample in data.samples() if names[sample.label] in class_names),
             key=lambda sample: class_names.index(names[sample.label]),
         )
-        header = dataset.Header(
+        header = Header(
             name="load_dataset",
             class_names=tuple(class_names),
             counts=tuple(sum(names[sample.label] == name for sample in kept) for name in class_names),
             image_shape=data.header.image_shape,
             split="testing",
         )
-        dataset.write(
+        writer.write(
             path,
             header,
-            (dataset.Sample(class_names.index(names[sample.label]), sample.stem, sample.pixels) for sample in kept),
+            (Sample(class_names.index(names[sample.label]), sample.stem, sample.pixels) for sample in kept),
         )
     return path
 
@@ -248,7 +249,7 @@ def test_attack_success_is_counted_among_the_images_that_were_right(evaluate, di
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory):
     """A model that nothing was aimed at: never trained, of other weights."""
-    from evasion.components.common import architectures
+    from evasion.components.common.models import architectures
 
     folder = tmp_path_factory.mktemp("other")
     network = architectures.build("shallow_net", 10, "none", "", 1)
@@ -333,7 +334,7 @@ def test_fewer_images_than_are_shown_are_all_kept(evaluate, make_dataset, digits
 
 @pytest.fixture(scope="module")
 def thousand_classes(tmp_path_factory):
-    from evasion.components.common import architectures
+    from evasion.components.common.models import architectures
 
     folder = tmp_path_factory.mktemp("thousand")
     keras.utils.set_random_seed(2)
@@ -482,7 +483,9 @@ def test_datasets_of_one_name_are_refused_and_nothing_is_left(digits_tar, le_net
 def test_one_of_several_datasets_that_the_model_does_not_fit_stops_all(
     digits_tar, le_net_artifact, tmp_path, mlflow_store, make_dataset, random_pixels, monkeypatch
 ):
-    monkeypatch.setattr("evasion.components.common.classifier.load", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "evasion.components.common.models.classifier.load", lambda _: pytest.fail("the model was loaded")
+    )
     other = make_dataset(random_pixels(4, (28, 28, 1)), class_names=("7", "cat"), name="other")
     out = tmp_path / "out" / "evaluation"
     with pytest.raises(ModelError, match="does not know 1 of the dataset's 2 classes: cat"):

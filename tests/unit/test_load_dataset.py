@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evasion.components.common import dataset, tracking
-from evasion.components.common.architectures import ARCHITECTURES
-from evasion.components.common.dataset import Dataset, DatasetError
+from evasion.components.common import tracking
+from evasion.components.common.data import writer
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.header import DatasetError
+from evasion.components.common.models.architectures import ARCHITECTURES
 from evasion.components.common.tracking import TrackingError
+from evasion.components.common.tracking.client import connect
 from evasion.components.load_dataset.task import load_dataset
 
 GRAY = (28, 28, 1)
@@ -279,7 +282,7 @@ class TestFromMlflow:
             path, returned = load(folder)
             monkeypatch.delenv("MLFLOW_RUN_ID")
         shutil.rmtree(path.parent)
-        [stage] = [run for run in runs(tracking._client()) if run.info.run_id != parent]
+        [stage] = [run for run in runs(connect()) if run.info.run_id != parent]
         return {"stage": stage.info.run_id, "pipeline": parent, "sha256": returned["sha256"]}
 
     @pytest.fixture
@@ -342,7 +345,7 @@ class TestFromMlflow:
             headers = [dataclasses.replace(loaded.header, name=name) for name in ("fgm", "fgm_aware_of_x")]
         (tmp_path / "made").mkdir()
         reverse = [dataclasses.replace(one, pixels=one.pixels[::-1]) for one in samples]
-        dataset.write_all(tmp_path / "made" / "fgm.tar", zip(headers, (samples, reverse), strict=True))
+        writer.write_all(tmp_path / "made" / "fgm.tar", zip(headers, (samples, reverse), strict=True))
         mlflow_store.log_artifact(logged["stage"], str(tmp_path / "made" / "fgm.tar"))
         for name, expected in (("fgm", samples), ("fgm_aware_of_x", reverse)):
             path, returned = take(tar="fgm.tar", name=name)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evasion.components.common import architectures, classifier
-from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import to_float
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.models import architectures, classifier
+from evasion.components.common.models import artifact as model_artifact
 from evasion.components.fgm.task import fast_gradient_method
 from evasion.components.train import madry
 

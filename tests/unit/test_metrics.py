@@ -11,8 +11,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 from scipy.spatial.distance import cosine
 
-from evasion.components.common import metrics
-from evasion.components.common.metrics import Summary, Tally
+from evasion.components.common.data import distances
+from evasion.components.common.data.distances import Summary
+from evasion.components.common.results import shares
+from evasion.components.common.results import tally as tallies
+from evasion.components.common.results.tally import Tally
 
 
 class TestWilson:
@@ -28,23 +31,23 @@ class TestWilson:
         ],
     )
     def test_published_values(self, successes, trials, low, high):
-        assert metrics.interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+        assert shares.interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
     @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
     def test_it_holds_the_share_and_stays_within_0_and_1(self, counts):
         successes, trials = counts
-        low, high = metrics.interval(successes, trials)
+        low, high = shares.interval(successes, trials)
         assert 0 <= low <= successes / trials + 1e-12
         assert successes / trials - 1e-12 <= high <= 1
         assert low < high
 
     def test_nothing_tried_says_nothing(self):
-        assert metrics.interval(0, 0) == (0.0, 1.0)
-        assert metrics.share("accuracy", 0, 0) == {}
+        assert shares.interval(0, 0) == (0.0, 1.0)
+        assert shares.share("accuracy", 0, 0) == {}
 
     def test_share_names_its_numbers(self):
-        low, high = metrics.interval(961, 1000)
-        assert metrics.share("accuracy", 961, 1000) == {
+        low, high = shares.interval(961, 1000)
+        assert shares.share("accuracy", 961, 1000) == {
             "accuracy": 0.961,
             "accuracy_low": low,
             "accuracy_high": high,
@@ -71,8 +74,8 @@ class TestDistances:
     @given(IMAGES.flatmap(lambda image: st.tuples(st.just(image), arrays(np.uint8, image.shape))))
     def test_they_are_those_of_numpy_and_scipy_over_all_pixels(self, images):
         before, after = images
-        found = metrics.distances(before, after)
-        assert tuple(found) == metrics.DISTANCES
+        found = distances.between(before, after)
+        assert tuple(found) == distances.DISTANCES
         assert all(type(value) is float and math.isfinite(value) for value in found.values())
         assert 0 <= found["cosine_similarity"] <= 1
         if before.any() and after.any():
@@ -80,7 +83,7 @@ class TestDistances:
 
     @given(IMAGES)
     def test_an_image_is_at_no_distance_to_itself(self, image):
-        found = metrics.distances(image, image)
+        found = distances.between(image, image)
         assert found.pop("cosine_similarity") == pytest.approx(1, abs=1e-12)
         assert set(found.values()) == {0.0}
 
@@ -89,7 +92,7 @@ class TestDistances:
     )
     def test_black_images_have_a_similarity_too(self, before, after, similarity, moved):
         """The cosine of a vector of length 0 is 0 / 0."""
-        found = metrics.distances(*(np.full((28, 28, 1), level, np.uint8) for level in (before, after)))
+        found = distances.between(*(np.full((28, 28, 1), level, np.uint8) for level in (before, after)))
         assert found["cosine_similarity"] == similarity
         assert found["wasserstein_distance"] == pytest.approx(moved)
         assert found["l_infinity_norm"] == pytest.approx(moved)
@@ -98,11 +101,11 @@ class TestDistances:
         rng = np.random.default_rng(0)
         before = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
         after = np.clip(before.astype(int) + rng.integers(-8, 9, before.shape), 0, 255).astype(np.uint8)
-        assert metrics.distances(before, after) == pytest.approx(self.expected(before, after), rel=1e-9)
+        assert distances.between(before, after) == pytest.approx(self.expected(before, after), rel=1e-9)
 
     def test_wasserstein_compares_levels_not_places(self):
         image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-        found = metrics.distances(image, image[::-1])
+        found = distances.between(image, image[::-1])
         assert found["wasserstein_distance"] == 0
         assert found["l_1_norm"] > 0
 
@@ -110,14 +113,14 @@ class TestDistances:
 class TestSummary:
     def test_it_is_numpys(self):
         rows = [
-            {**{name: value * (place + 1) for place, name in enumerate(metrics.DISTANCES)}, "label": "cat"}
+            {**{name: value * (place + 1) for place, name in enumerate(distances.DISTANCES)}, "label": "cat"}
             for value in np.random.default_rng(0).random(101)
         ]
         summary = Summary()
         for row in rows:
             summary.add({name: str(value) for name, value in row.items()})  # as they come out of samples.csv
         described = summary.describe()
-        assert tuple(described) == metrics.DISTANCES
+        assert tuple(described) == distances.DISTANCES
         for name, parts in described.items():
             values = [row[name] for row in rows]
             assert parts == pytest.approx(
@@ -135,7 +138,7 @@ class TestSummary:
 
     def test_one_image_has_no_spread(self):
         summary = Summary()
-        summary.add(dict.fromkeys(metrics.DISTANCES, 0.25))
+        summary.add(dict.fromkeys(distances.DISTANCES, 0.25))
         assert summary.describe()["l_2_norm"] == {
             "mean": 0.25,
             "median": 0.25,
@@ -149,7 +152,7 @@ class TestSummary:
         assert Summary().describe() == {}
 
     def test_flat_names(self):
-        assert metrics.flat({"l_1_norm": {"mean": 1.0, "max": 2.0}, "l_2_norm": {"mean": 3.0}}) == {
+        assert distances.flat({"l_1_norm": {"mean": 1.0, "max": 2.0}, "l_2_norm": {"mean": 3.0}}) == {
             "l_1_norm_mean": 1.0,
             "l_1_norm_max": 2.0,
             "l_2_norm_mean": 3.0,
@@ -240,8 +243,8 @@ class TestTally:
         returned = tally.add(np.int32([0, 0, 2]), np.array([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]))
         assert returned.tolist() == [1, 0, 1]
         assert tally.confusion.tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
-        assert list(metrics.nonzero(tally.confusion)) == [(0, 0, 1), (0, 1, 1), (2, 1, 1)]
-        assert all(type(number) is int for number in itertools.chain(*metrics.nonzero(tally.confusion)))
+        assert list(tallies.nonzero(tally.confusion)) == [(0, 0, 1), (0, 1, 1), (2, 1, 1)]
+        assert all(type(number) is int for number in itertools.chain(*tallies.nonzero(tally.confusion)))
 
     @pytest.mark.parametrize(
         ("labels", "probabilities"),
@@ -293,9 +296,9 @@ class TestTally:
 
 def test_a_model_whose_training_diverged_is_told_before_it_is_counted():
 
-    from evasion.components.common import architectures
-    from evasion.components.common.classifier import Classifier
-    from evasion.components.common.model import ModelError
+    from evasion.components.common.models import architectures
+    from evasion.components.common.models.artifact import ModelError
+    from evasion.components.common.models.classifier import Classifier
 
     model = architectures.build("shallow_net", 10, "none", "", 0)
     model.set_weights([weights * np.nan for weights in model.get_weights()])

@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import pytest
 
-from evasion.components.common import architectures
-from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import to_float
-from evasion.components.common.model import Card, ModelError
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.models import architectures
+from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.artifact import Card, ModelError
 from evasion.components.common.tracking import TrackingError
 from evasion.components.init_model import task as init_task
 from evasion.components.load_model import task as load_task

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from evasion.components.common import architectures
-from evasion.components.common.optimized import _Convolution, optimized
+from evasion.components.common.models import architectures
+from evasion.components.common.models.optimized import _Convolution, optimized
 
 RNG = np.random.default_rng(0)
 DIRECTION = RNG.standard_normal(1000).astype(np.float32)  # of the outputs: what the gradient is taken of

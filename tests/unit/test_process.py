@@ -1,4 +1,4 @@
-"""`process.Starter`: steps as forks of one process."""
+"""`process.ProcessLauncher`: steps as forks of one process."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from evasion.pipelines import process
+from evasion.pipelines.local import process
 
 EXECUTOR = ["sh", "-ec", "python3 -m kfp.dsl.executor_main"]
 
 
 @pytest.fixture(scope="module")
 def starter():
-    with process.Starter(os.environ) as running:
+    with process.ProcessLauncher(os.environ) as running:
         yield running
 
 
@@ -123,7 +123,7 @@ def test_an_interrupt_reaches_the_step_and_what_it_started(starter, tmp_path):
 
 
 def test_a_starter_that_was_killed_reads_as_a_step_that_was_killed(tmp_path):
-    with process.Starter(os.environ) as running:
+    with process.ProcessLauncher(os.environ) as running:
         os.kill(running._zygote.pid, signal.SIGKILL)
         running._zygote.wait()
         assert run(running, step("pass", tmp_path)) == (-signal.SIGKILL, [])

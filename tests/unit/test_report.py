@@ -15,9 +15,9 @@ import pytest
 from lab import FGM, FGM_SMALL, JPEG, LOAD, MEDIAN, NOISE, Lab, Report, aware
 from PIL import Image
 
-from evasion.components.common.metrics import interval
-from evasion.components.report.evaluations import Evaluation, contained
-from evasion.components.report.outcomes import Paired, unpacked
+from evasion.components.common.results.evaluations import Evaluation, contained
+from evasion.components.common.results.outcomes import Paired, unpacked
+from evasion.components.common.results.shares import interval
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evasion.components.common import classifier
-from evasion.components.common.dataset import Dataset
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.models import classifier
 from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.infer import task as infer_task

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evasion.components.common.dataset import Dataset
+from evasion.components.common.data.dataset import Dataset
 from evasion.components.fgm.task import fgm
 from evasion.components.gaussian_augmentation.task import gaussian_augmentation
 from evasion.components.infer.task import infer

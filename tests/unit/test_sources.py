@@ -25,10 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from evasion.components.common import sources
 from evasion.components.common.concurrency import ordered_map
-from evasion.components.common.images import UnreadableImage, decode
-from evasion.components.common.sources import fetch_file, list_images, unique_stems
+from evasion.components.common.data import sources
+from evasion.components.common.data.images import UnreadableImage, decode
+from evasion.components.common.data.sources import fetch_file, list_images, unique_stems
 
 
 def write(root: Path, *names: str) -> str:

@@ -28,10 +28,14 @@ from kfp.compiler import Compiler
 from kfp_server import RESET, Story, serving
 
 from evasion.components.common import tracking
+from evasion.components.common.tracking import stage_run
 from evasion.components.step import step
-from evasion.pipelines import catalog, cli, commands
+from evasion.pipelines import catalog
+from evasion.pipelines.cli import commands, main
+from evasion.pipelines.cli.submit import command as submit_command
+from evasion.pipelines.cli.submit import job
 from evasion.pipelines.placement import Placement, place
-from evasion.pipelines.submit import auth, command, cron, host, logs, watch, workflow
+from evasion.pipelines.submit import auth, cron, host, logs, watch, workflow
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled" / "cpu"
 FGM = ["--data-dir", "/data/test", "--model", "m", "--model-architecture", "le_net"]
@@ -85,7 +89,7 @@ def submit(kfp_server, file):
     def run(*arguments, code=0):
         arguments = [*([] if arguments and not arguments[0].startswith("--") else file), *arguments]
         where = [] if "--host" in arguments or "--port-forward" in arguments else ["--host", kfp_server.address]
-        result = CliRunner().invoke(cli.main, ["submit", *arguments, *where])
+        result = CliRunner().invoke(main.main, ["submit", *arguments, *where])
         assert result.exit_code == code, result.output + repr(result.exception)
         return result
 
@@ -176,14 +180,14 @@ def test_a_file_that_is_no_pipeline_is_refused(submit, tmp_path):
 
 
 def test_without_a_host_it_is_asked_for(file):
-    result = CliRunner().invoke(cli.main, ["submit", *file])
+    result = CliRunner().invoke(main.main, ["submit", *file])
     assert result.exit_code == 2
     assert "Set --host or --port-forward." in result.stderr
 
 
 @pytest.mark.parametrize("name", list(catalog.pipelines()))
 def test_no_option_bears_the_name_of_another(name):
-    made = command._command(commands.command(name))
+    made = submit_command._command(commands.command(name))
     names = [one.name for one in made.params]
     assert len(set(names)) == len(names)
 
@@ -268,7 +272,7 @@ def test_of_the_rounds_of_a_loop_the_one_counts_that_has_come_the_least_far():
 def test_port_forward_outdoes_the_variable(monkeypatch):
     monkeypatch.setenv("KFP_HOST", "http://127.0.0.1:9")
     monkeypatch.setenv("PATH", "/nowhere")
-    result = CliRunner().invoke(cli.main, ["submit", "fgm", *FGM, "--port-forward"])
+    result = CliRunner().invoke(main.main, ["submit", "fgm", *FGM, "--port-forward"])
     assert result.exit_code == 5
     assert "kubectl" in result.stderr
 
@@ -352,7 +356,7 @@ def test_a_time_limit_ends_the_wait_and_not_the_run(submit, kfp_server):
 
 @pytest.mark.parametrize(("text", "seconds"), [("90m", 5400), ("2h30m", 9000), ("45", 45), ("1h 1s", 3601)])
 def test_durations_are_read(text, seconds):
-    assert command.Duration().convert(text, None, None) == seconds
+    assert submit.Duration().convert(text, None, None) == seconds
 
 
 # -- who asks
@@ -396,7 +400,7 @@ def test_in_a_pod_the_service_accounts_token_is_read_anew(kfp_server, file, tmp_
     token.write_text("first\n")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv(auth.TOKEN_FILE_VARIABLE, str(token))
-    monkeypatch.setattr(command, "IN_CLUSTER", kfp_server.address)
+    monkeypatch.setattr(job, "IN_CLUSTER", kfp_server.address)
     namespace = tmp_path / "namespace"
     namespace.write_text("signs")
     monkeypatch.setattr(auth, "NAMESPACE_FILE", str(namespace))
@@ -409,7 +413,7 @@ def test_in_a_pod_the_service_accounts_token_is_read_anew(kfp_server, file, tmp_
         return answered(*arguments)
 
     kfp_server.fault_for = renew
-    result = CliRunner().invoke(cli.main, ["submit", *file])
+    result = CliRunner().invoke(main.main, ["submit", *file])
     assert result.exit_code == 0, result.output
     assert only(kfp_server.pipelines).namespace == only(kfp_server.experiments).namespace == "signs"
 
@@ -677,7 +681,7 @@ def test_runs_in_mlflow_that_killed_pods_have_left_are_ended(
         for kubeflow_run in (run.run_id, "other"):
             monkeypatch.setenv("KFP_RUN_ID", kubeflow_run)
             tracking.mark_pipeline_run("reporting", "RUNNING")
-            tracking._open("report", {})
+            stage_run.open_stage("report", {})
         monkeypatch.setenv("KFP_RUN_ID", run.run_id)
         with tracking.stage("infer", {}):
             pass

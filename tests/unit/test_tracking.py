@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 
 from evasion.components.common import tracking
-from evasion.components.common.tracking import TrackingError
+from evasion.components.common.tracking import TrackingError, stage_run
+from evasion.components.common.tracking.client import connect
 from evasion.components.infer import task as infer_task
 from evasion.components.track_run import task as track_run
 
@@ -89,7 +90,7 @@ def client(request, tmp_path, monkeypatch):
         for name in VARIABLES:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        found = tracking._client()
+        found = connect()
     else:
         found = request.getfixturevalue("mlflow_store")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.param}{re.sub(r'[^a-z_]', '', request.node.originalname)}")
@@ -108,7 +109,7 @@ def runs_of(client, name=None):
 def test_what_killed_pods_left_open_is_ended_without_a_word(client, monkeypatch, capsys):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     tracking.mark_pipeline_run("fgm", "RUNNING")
-    tracking._open("fgm", {})
+    stage_run.open_stage("fgm", {})
     capsys.readouterr()
     uri = os.environ["MLFLOW_TRACKING_URI"]
     assert tracking.end_open_runs(os.environ["KFP_RUN_ID"], uri, "KILLED") == 2
@@ -636,7 +637,7 @@ def test_in_kubeflow_a_stage_waits_for_mlflow_to_come_back(server, monkeypatch):
         with tracking.stage("fgm", {"eps": 0.3}) as run:
             run.log_metrics({"found": 1.0})
         assert run.complete
-        assert tracking._client().get_run(run.run_id).data.metrics == {"found": 1.0}
+        assert connect().get_run(run.run_id).data.metrics == {"found": 1.0}
 
 
 @pytest.mark.slow

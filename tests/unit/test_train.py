@@ -11,9 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from evasion.components.common import architectures, dataset
-from evasion.components.common import model as model_artifact
-from evasion.components.common.dataset import Dataset, to_float
+from evasion.components.common.data import writer
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.models import architectures
+from evasion.components.common.models import artifact as model_artifact
 from evasion.components.infer import task as infer_task
 from evasion.components.train import task
 
@@ -207,7 +210,7 @@ def flat(batches):
 def numbered(tmp_path_factory):
     """Fifty images of one pixel, whose levels are their numbers."""
     path = tmp_path_factory.mktemp("numbered") / "dataset.tar"
-    header = dataset.Header(
+    header = Header(
         name="load_dataset",
         class_names=("low", "high"),
         counts=(IMAGES // 2, IMAGES // 2),
@@ -215,10 +218,10 @@ def numbered(tmp_path_factory):
         split="training",
     )
     samples = (
-        dataset.Sample(int(number >= IMAGES // 2), f"{number:02d}", np.full((1, 1, 1), number, np.uint8))
+        Sample(int(number >= IMAGES // 2), f"{number:02d}", np.full((1, 1, 1), number, np.uint8))
         for number in range(IMAGES)
     )
-    dataset.write(path, header, samples)
+    writer.write(path, header, samples)
     return path
 
 

@@ -1,0 +1,45 @@
+"""Pixels as they are saved, in 8 bits, and as models take them, in [0, 1]."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+"""Images of shape (height, width, channels), or a batch of them, 8-bit."""
+
+Floats = npt.NDArray[np.float32]
+"""The same in [0, 1]."""
+
+
+def to_float(pixels: Pixels) -> Floats:
+    """Return 8-bit pixels as float32 in [0, 1]."""
+    x = pixels.astype(np.float32)
+    x /= np.float32(255)
+    return x
+
+
+def to_pixels(x: Floats) -> Pixels:
+    """Return float pixels in [0, 1] as 8 bits, *rounded*: truncation would break an eps bound by a level."""
+    levels = np.clip(x, np.float32(0), np.float32(1))
+    levels *= np.float32(255)
+    return np.rint(levels, out=levels).astype(np.uint8)
+
+
+CHUNK_BYTES = 64 << 10  # of pixels that a thread takes at once
+AHEAD_BYTES = 32 << 20  # of pixels, decoded and waiting for the next hand
+
+
+def ahead(image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return how `ordered_map` shall work on images of this shape: far enough ahead, in bounded memory.
+
+    Small images are soon done, so that two threads would mostly wait for the interpreter: they get one, and many of
+    them are handed over at once.
+    """
+    size = math.prod(image_shape)
+    chunk = min(max(CHUNK_BYTES // size, 8), 64)
+    return {
+        "threads": 1 if size < CHUNK_BYTES // 8 else 2,
+        "ahead": min(max(AHEAD_BYTES // size, 2 * chunk), 512),
+        "chunk": chunk,
+    }

@@ -1,0 +1,181 @@
+"""The five architectures of the original testbed, and the weights of the two pretrained ones.
+
+Every model takes float32 images in [0, 1], NHWC, and ends in `Softmax` over separate logits, so that an attack
+can take its loss from logits. ResNet50 and VGG16 hold their own preprocessing. Only built-in layers are used:
+a saved file loads in plain Keras. Nothing here imports Keras before a model is built.
+"""
+
+import csv
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from evasion.components.common.data.sources import fetch_file
+
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)  # what keras.applications' `caffe` mode subtracts
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How a named model is built.
+
+    Attributes:
+        input_shape: (height, width, channels) of one image.
+        layers: Given a Keras input tensor, the number of classes and weights, returns the logits tensor.
+        application: The name in `keras.applications`, or `""` for a model that is only trained from nothing.
+    """
+
+    input_shape: tuple[int, int, int]
+    layers: Callable[[Any, int, str], Any]
+    application: str = ""
+
+
+def _shallow_net(x: Any, classes: int, weights: str) -> Any:
+    from keras import layers
+
+    x = layers.Flatten()(x)
+    x = layers.Dense(32, activation="sigmoid")(x)
+    return layers.Dense(classes, name="logits")(x)
+
+
+def _le_net(x: Any, classes: int, weights: str) -> Any:
+    """LeNet as in the original testbed; LeCun et al. 1998, "Gradient-based learning applied to documents"."""
+    from keras import layers
+
+    x = layers.Conv2D(32, 3, activation="relu")(x)
+    x = layers.Conv2D(64, 3, activation="relu")(x)
+    x = layers.MaxPooling2D(2)(x)
+    x = layers.Dropout(0.25)(x)
+    x = layers.Flatten()(x)
+    x = layers.Dense(128, activation="relu")(x)
+    x = layers.Dropout(0.5)(x)
+    return layers.Dense(classes, name="logits")(x)
+
+
+def _alex_net(x: Any, classes: int, weights: str) -> Any:
+    """Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks"."""
+    from keras import layers
+
+    for filters, kernel, stride in ((96, 11, 4), (256, 5, 1)):
+        x = layers.Conv2D(filters, kernel, strides=stride, activation="relu")(x)
+        x = layers.MaxPooling2D(3, strides=2)(x)
+        x = layers.BatchNormalization()(x)
+    for filters in (256, 384, 384):
+        x = layers.Conv2D(filters, 3, activation="relu")(x)
+    x = layers.MaxPooling2D(3, strides=2)(x)
+    x = layers.BatchNormalization()(x)
+    x = layers.Flatten()(x)
+    for _ in range(2):
+        x = layers.Dense(4096, activation="tanh")(x)
+        x = layers.Dropout(0.5)(x)
+    return layers.Dense(classes, name="logits")(x)
+
+
+def _transfer(application: str) -> Callable[[Any, int, str], Any]:
+    """Return the layers of `train`: a frozen base without its top, and a new head."""
+
+    def head(x: Any, classes: int, weights: str) -> Any:
+        from keras import layers
+
+        base = _application(application, weights, include_top=False)
+        base.trainable = False
+        x = base(_imagenet_preprocessing(x), training=False)  # BatchNormalization keeps its ImageNet statistics
+        x = layers.GlobalAveragePooling2D()(x)
+        x = layers.Dense(1024, activation="relu")(x)
+        return layers.Dense(classes, name="logits")(x)
+
+    return head
+
+
+ARCHITECTURES = {
+    "shallow_net": Architecture((28, 28, 1), _shallow_net),
+    "le_net": Architecture((28, 28, 1), _le_net),
+    "alex_net": Architecture((224, 224, 1), _alex_net),
+    "resnet50": Architecture((224, 224, 3), _transfer("ResNet50"), "ResNet50"),
+    "vgg16": Architecture((224, 224, 3), _transfer("VGG16"), "VGG16"),
+}
+PRETRAINED = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.application)
+
+
+def build(name: str, classes: int, weights: str, weights_sha256: str, seed: int) -> Any:
+    """Return the `keras.Model` that `train` fits.
+
+    Args:
+        name: A key of `ARCHITECTURES`.
+        classes: Number of classes.
+        weights: For a pretrained architecture `imagenet`, `none` or a weights file of the base without its top
+            (local or gs://); the others start from Keras's default initialisers and take no weights.
+        weights_sha256: What that file's hash must be, or `""`.
+        seed: Of Keras's random numbers, from the weights on: the download of a file, which may draw some for its
+            pauses, comes before.
+    """
+    import keras
+
+    architecture = ARCHITECTURES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        local = _local(weights, weights_sha256, Path(folder))
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(architecture.input_shape)
+        logits = architecture.layers(inputs, classes, local)
+    return keras.Model(inputs, keras.layers.Softmax()(logits), name=name)
+
+
+def build_imagenet(name: str, weights: str, weights_sha256: str, seed: int) -> Any:
+    """Return the whole 1,000-class ImageNet `keras.Model`; arguments as of `build`, the file with its top."""
+    import keras
+
+    architecture = ARCHITECTURES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        local = _local(weights, weights_sha256, Path(folder))
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input(architecture.input_shape)
+        base = _application(architecture.application, local, include_top=True)
+    return keras.Model(inputs, keras.layers.Softmax()(base(_imagenet_preprocessing(inputs))), name=name)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the WordNet ids of the 1,000 ImageNet classes in index order, as ImageNet folders are named."""
+    table = resources.files("evasion.components.common").joinpath("imagenet_classes.csv")
+    return tuple(row["wordnet_id"] for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+
+
+def _local(weights: str, sha256: str, folder: Path) -> str:
+    """Return `weights` as Keras takes them: imagenet, none, or the path of a local copy whose hash was checked."""
+    if weights in ("imagenet", "none"):
+        return weights
+    return str(fetch_file(weights, folder / Path(weights).name, sha256=sha256))
+
+
+def _application(name: str, weights: str, *, include_top: bool) -> Any:
+    import keras
+
+    application = getattr(keras.applications, name)
+    arguments = {"classifier_activation": None} if include_top else {"input_shape": (224, 224, 3)}
+    try:
+        return application(include_top=include_top, weights=None if weights == "none" else weights, **arguments)
+    except (ValueError, OSError) as error:
+        if weights in ("imagenet", "none"):
+            raise
+        raise ValueError(
+            f"weights must be a .weights.h5 or .h5 file of Keras's {name}, {'with' if include_top else 'without'} its "
+            f"top. Received: {Path(weights).name!r}, of which Keras says: {str(error).partition(chr(10))[0]}"
+        ) from error
+
+
+def _imagenet_preprocessing(x: Any) -> Any:
+    """Return [0, 1] RGB as 0-255 BGR less the ImageNet mean: one frozen 1x1 convolution, a built-in layer."""
+    import numpy as np
+    from keras import initializers, layers
+
+    kernel = 255 * np.eye(3, dtype=np.float32)[::-1].reshape(1, 1, 3, 3)
+    return layers.Conv2D(
+        3,
+        1,
+        kernel_initializer=initializers.Constant(kernel.tolist()),
+        bias_initializer=initializers.Constant([-mean for mean in IMAGENET_MEAN_BGR]),
+        trainable=False,
+        name="imagenet_preprocessing",
+    )(x)

@@ -1,0 +1,178 @@
+"""A Keras model as an ART classifier: gradients from logits, compiled, batch by batch."""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.common.data.header import Sample
+from evasion.components.common.data.pixels import Floats, Pixels
+from evasion.components.common.models import artifact as model_artifact
+
+
+def logits_of(model: Any) -> tuple[Any, bool]:
+    """Return a model whose outputs are logits, and whether that was possible.
+
+    A softmax that has saturated gives gradients of exactly zero, which look like robustness (Carlini and
+    Wagner 2017, section VII). So the loss is taken before it: of the layer in front of a last `Softmax` layer,
+    or of a last `Dense` layer without its softmax activation. A model that ends otherwise is returned as it is.
+    """
+    import keras
+
+    last = model.layers[-1]
+    softmax = keras.activations.softmax
+    if isinstance(last, keras.layers.Softmax) or (
+        isinstance(last, keras.layers.Activation) and last.activation is softmax
+    ):
+        return keras.Model(model.input, last.input), True
+    if isinstance(last, keras.layers.Dense) and last.activation is softmax:
+        dense = keras.layers.Dense(last.units, use_bias=last.use_bias)
+        logits = keras.Model(model.input, dense(last.input))
+        dense.set_weights(last.get_weights())
+        return logits, True
+    return model, False
+
+
+def load(folder: Path) -> "Classifier":
+    """Load a model artifact as a `Classifier`."""
+    return Classifier(model_artifact.load(folder))
+
+
+class Classifier:
+    """A model with what attacks and evaluations ask of it.
+
+    Attributes:
+        model: The `keras.Model`, float32 (images, height, width, channels) in [0, 1] to probabilities.
+        logits: The same before its softmax.
+        from_logits: Whether `logits` really are logits.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import keras
+        import tensorflow as tf
+
+        from evasion.components.common.models.optimized import optimized
+
+        self.model = model
+        self.logits, self.from_logits = logits_of(model)
+        logits = optimized(self.logits)
+        # A sum over images: the gradient of an image does not depend on the batch it is in.
+        self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
+        loss = self.loss
+        signature = [
+            tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None, model.output_shape[-1]), tf.float32),
+        ]
+
+        @tf.function(input_signature=signature[:1])
+        def forward(x: Any) -> Any:
+            return logits(x, training=False)
+
+        @tf.function(input_signature=signature)
+        def gradient(x: Any, y: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                value = loss(y, logits(x, training=False))
+            return tape.gradient(value, x)
+
+        @tf.function(input_signature=signature[:1])
+        def both(x: Any) -> tuple[Any, Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                outputs = logits(x, training=False)
+                predicted = tf.one_hot(tf.argmax(outputs, axis=1), outputs.shape[1])
+                value = loss(predicted, outputs)
+            return outputs, tape.gradient(value, x)
+
+        self.forward, self.gradient, self.both = forward, gradient, both
+        self._found: tuple[Floats, Floats, Floats] | None = None
+
+    def outputs(self, x: Floats) -> Floats:
+        """Return the outputs of one batch, shape (images, classes): logits where there are any."""
+        return cast(Floats, self.forward(x).numpy())
+
+    def attacked_outputs(self, x: Floats) -> Floats:
+        """Return the outputs of one batch that an attack will move away from its predicted labels.
+
+        The gradient for these is found in the same pass, and kept for the `loss_gradient` that asks for it: two
+        thirds of the time of one after the other.
+        """
+        outputs, gradient = (found.numpy() for found in self.both(x))
+        self._found = x, outputs, gradient
+        return cast(Floats, outputs)
+
+    def loss_gradient(self, x: Floats, y: Floats) -> Floats:
+        """Return the gradient of each image's loss by its pixels.
+
+        Args:
+            x: One batch.
+            y: One-hot labels, shape (images, classes).
+        """
+        if self._found is not None:
+            of, outputs, gradient = self._found
+            if np.array_equal(outputs.argmax(axis=1), y.argmax(axis=1)) and np.array_equal(of, x):
+                return gradient.copy()
+        return cast(Floats, self.gradient(x, y).numpy())
+
+    def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
+        """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.
+
+        Raises:
+            ModelError: If the model gives anything but finite numbers.
+        """
+        return self.probabilities_of(self.outputs(x))
+
+    def probabilities_of(self, outputs: Floats) -> npt.NDArray[np.float64]:
+        """Return class probabilities of outputs; the errors are those of `probabilities`."""
+        import tensorflow as tf
+
+        if not np.isfinite(outputs).all():
+            raise model_artifact.ModelError(
+                "The model's outputs must be finite numbers; some are not, as after a training that diverged. "
+                "Train it again, with a smaller learning_rate."
+            )
+        exact = outputs.astype(np.float64)
+        return cast(npt.NDArray[np.float64], tf.nn.softmax(exact).numpy() if self.from_logits else exact)
+
+    @functools.cached_property
+    def art(self) -> Any:
+        """The model as an `art.estimators.classification.TensorFlowV2Classifier` over logits, clip values (0, 1).
+
+        ART's attacks run on it as on ART's own class, with compiled predictions and gradients. It is made when an
+        attack asks for it: an evaluation does without the second that ART takes to import.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
+            from art.estimators.classification import TensorFlowV2Classifier
+
+        target = self
+
+        class Compiled(TensorFlowV2Classifier):  # type: ignore[misc]
+            """ART's class, whose predict forgets batch_size and whose gradient runs uncompiled."""
+
+            def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> Any:
+                if training_mode:
+                    return super().predict(x, batch_size=batch_size, training_mode=True)
+                parts = [target.outputs(x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+                return np.concatenate(parts) if parts else np.zeros((0, self.nb_classes), np.float32)
+
+            def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
+                if training_mode:
+                    return super().loss_gradient(x, y, training_mode=True)
+                return target.loss_gradient(np.asarray(x, np.float32), np.asarray(y, np.float32))
+
+        return Compiled(
+            model=self.logits,
+            nb_classes=self.model.output_shape[-1],
+            input_shape=self.model.input_shape[1:],
+            loss_object=self.loss,
+            clip_values=(0.0, 1.0),
+        )
+
+
+def stack(batch: list[Sample]) -> Pixels:
+    """Return the images of a batch as one array, uint8, shape (images, height, width, channels)."""
+    return np.stack([sample.pixels for sample in batch])

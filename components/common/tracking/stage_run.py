@@ -1,0 +1,260 @@
+"""The run of a stage: opened below the run of its pipeline, filled with results, and ended."""
+
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from evasion.components.common.tracking.client import (
+    KUBEFLOW_RUN,
+    MOST_RUNS,
+    PARENT_TAG,
+    PATIENT,
+    TrackingError,
+    connect,
+    current_experiment,
+    default_variables,
+    patience,
+    reachable,
+    surrounding_run,
+    without_password,
+)
+from evasion.components.common.tracking.models import log_model
+
+Item = TypeVar("Item")
+IMAGE = "EVASION_IMAGE"  # set by pipelines/placement.py and pipelines/containers.py
+REVISION = "EVASION_REVISION"  # set by images/Dockerfile and pipelines/local.py
+
+
+@dataclasses.dataclass
+class StageRun:
+    """The run of a stage that is under way.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        experiment: The experiment's name, the first part of the models' names.
+        whole: The pipeline's run, where there is one: for a report, which speaks of the whole.
+        complete: False once something could not be logged.
+    """
+
+    run_id: str
+    experiment: str
+    whole: "StageRun | None" = None
+    complete: bool = True
+
+    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Log what was found out while working, such as the seed drawn."""
+        self._try(lambda client: log_run_parameters(client, self.run_id, parameters))
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log finite numbers by name."""
+        self._try(lambda client: log_run_metrics(client, self.run_id, metrics))
+
+    def tag(self, tags: Mapping[str, str], name: str = "") -> None:
+        """Tag the run, and give it another name.
+
+        Args:
+            tags: Texts by name.
+            name: The run's new name, or `""` to keep the one it has.
+        """
+
+        def log(client: Any) -> None:
+            if name:
+                client.update_run(self.run_id, name=name)
+            log_tags(client, self.run_id, tags)
+
+        self._try(log)
+
+    def links_report(self, summary: str) -> None:
+        """Tell the pipeline's run and those of its stages where the report is that they led to.
+
+        Args:
+            summary: The name under which this run, that of the pipeline, holds it.
+        """
+        tags = {"parent_report": f"runs:/{self.run_id}/{summary}"}
+
+        def log(client: Any) -> None:
+            experiment = client.get_run(self.run_id).info.experiment_id
+            below = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{self.run_id}'", max_results=MOST_RUNS)
+            for identifier in (self.run_id, *(run.info.run_id for run in below)):
+                log_tags(client, identifier, tags)
+
+        self._try(log)
+
+    def log_file(self, path: Path, name: str) -> None:
+        """Log a file under `name`, which may hold folders: `report/report.html`."""
+
+        def log(client: Any) -> None:
+            folder, _, file = name.rpartition("/")
+            with tempfile.TemporaryDirectory() as temporary:
+                link = Path(temporary, file)
+                link.symlink_to(path.resolve())  # MLflow names an artifact after its file; nothing is copied here
+                client.log_artifact(self.run_id, str(link), folder or None)
+
+        self._try(log)
+
+    def log_model(self, folder: Path, register_as: str) -> str:
+        """Log a model artifact and register it; return its version, or `""` if it could not be logged.
+
+        Args:
+            folder: The model artifact.
+            register_as: The registered model's name, or `""` to register nothing.
+        """
+        versions: list[str] = []
+        self._try(lambda _: versions.append(log_model(folder, register_as, self.run_id)))
+        return versions[0] if versions else ""
+
+    def _try(self, log: Callable[[Any], None]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if not self.complete:
+            return
+        try:
+            with default_variables(patience(PATIENT)):
+                log(connect())
+        except (MlflowException, OSError) as error:
+            self.complete = False
+            print(
+                f"warning: tracking is incomplete: MLflow failed after the stage's work was done, and what it would "
+                f"have held of run {self.run_id} is in the artifacts alone: {without_password(str(error))}",
+                file=sys.stderr,
+            )
+
+
+@contextmanager
+def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[StageRun]:
+    """Open the MLflow run of a stage, below the pipeline's run where there is one.
+
+    Args:
+        name: The stage's name, which the run takes.
+        parameters: The parameters it was called with.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
+    opened = open_stage(name, parameters)
+    with ending(lambda: opened.run_id):
+        yield opened
+
+
+class Opening:
+    """The run of a stage that a thread is opening while the stage works.
+
+    Args:
+        opened: The run to come.
+    """
+
+    def __init__(self, opened: "Future[StageRun]") -> None:
+        self._opened = opened
+
+    def watched(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items of the work until MLflow turns out not to answer; the end waits for its answer.
+
+        Raises:
+            TrackingError: If it does not.
+        """
+        for item in items:
+            if self._opened.done():
+                self._opened.result()
+            yield item
+        self._opened.result()
+
+    def stage(self) -> StageRun:
+        """Return the run, once it is open.
+
+        Raises:
+            TrackingError: If MLflow does not answer.
+        """
+        return self._opened.result()
+
+
+@contextmanager
+def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Opening]:
+    """Like `stage`, for one that has less to import than MLflow: it works while a thread imports that.
+
+    Hand the work's items through `Opening.watched`, which tells of a wrong address.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        opening = Opening(thread.submit(open_stage, name, parameters))
+        with ending(lambda: opening.stage().run_id):
+            yield opening
+
+
+def open_stage(name: str, parameters: Mapping[str, Any]) -> StageRun:
+    """Create the run of a stage, which stays open."""
+    with reachable(lasting=True):
+        client = connect()
+        parent = surrounding_run(client)
+        experiment = client.get_experiment(parent.info.experiment_id) if parent else current_experiment(client)
+        tags = {PARENT_TAG: parent.info.run_id} if parent else {}
+        run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **lineage_tags(), "stage": name})
+        log_run_parameters(client, run.info.run_id, parameters)
+    whole = StageRun(parent.info.run_id, experiment.name) if parent else None
+    return StageRun(run.info.run_id, experiment.name, whole)
+
+
+def lineage_tags(**known: str) -> dict[str, str]:
+    """Return the tags that say where a run comes from, as far as it is known."""
+    found = {
+        "mlflow.source.git.commit": os.environ.get(REVISION, ""),
+        "mlflow.docker.image.uri": os.environ.get(IMAGE, ""),
+        "kfp_run_id": os.environ.get(KUBEFLOW_RUN, ""),
+        **known,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+@contextmanager
+def ending(run_id: Callable[[], str]) -> Iterator[None]:
+    """End a run after a block: FINISHED, KILLED after an interrupt, FAILED after any other error."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with suppress(TrackingError):  # never opened, which is told already
+            end(run_id(), status)
+
+
+def end(run_id: str, status: str) -> None:
+    """End a run; a failure to do so is only a warning."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with default_variables(patience(PATIENT)):
+            connect().set_terminated(run_id, status)
+    except (MlflowException, OSError) as error:
+        told = without_password(str(error))
+        print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
+
+
+def log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def log_run_parameters(client: Any, run_id: str, parameters: Mapping[str, Any]) -> None:
+    """Log parameters of a run."""
+    from mlflow.entities import Param
+
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
+
+
+def log_run_metrics(client: Any, run_id: str, metrics: Mapping[str, float]) -> None:
+    """Log metrics of a run, all at one time."""
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in metrics.items()])

@@ -1,0 +1,144 @@
+"""Rules that parameters must keep; every breach is one ValueError: the rule, what was received, what to do."""
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+REMOTE = "gs://"
+NORMS = ("inf", "1", "2")
+
+
+class ParameterError(ValueError):
+    """A parameter breaks its rule.
+
+    Args:
+        message: The rule, what was received, and what to do.
+        parameters: The names of the parameters that decide it.
+
+    Attributes:
+        parameters: The same.
+    """
+
+    def __init__(self, message: str, *parameters: str) -> None:
+        super().__init__(message)
+        self.parameters = parameters
+
+
+_here = ContextVar("here", default=True)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Take paths for those of another machine, in a block: whether they exist there is found out there."""
+    token = _here.set(False)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def positive_integer(name: str, value: Any) -> None:
+    """Require an integer of at least 1 (a boolean is none)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ParameterError(f"{name} must be a positive integer. Received: {name}={value!r}", name)
+
+
+def integer_in(name: str, value: Any, low: int, high: int) -> None:
+    """Require an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ParameterError(f"{name} must be an integer in [{low}, {high}]. Received: {name}={value!r}", name)
+
+
+def at_least(name: str, value: Any, low: int) -> None:
+    """Require an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ParameterError(f"{name} must be an integer of at least {low}. Received: {name}={value!r}", name)
+
+
+def in_range(
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    include_low: bool = True,
+    include_high: bool = True,
+) -> None:
+    """Require a finite number between `low` and `high`; each end counts unless `include_*` says no."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    above = number >= low if include_low else number > low
+    below = number <= min(high, sys.float_info.max) if include_high else number < high
+    if not (above and below):
+        if high == math.inf:
+            rule = f"{'at least' if include_low else 'above'} {low:g} and finite"
+        else:
+            rule = f"in {'[' if include_low else '('}{low:g}, {high:g}{']' if include_high else ')'}"
+        raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Require one of the named choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ParameterError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}", name)
+
+
+def attack_size(norm: str, eps: float, eps_step: float) -> None:
+    """Require a norm that the attacks know, and sizes that suit it."""
+    one_of("norm", norm, NORMS)
+    # A share of the full pixel range bounds one pixel; the norms 1 and 2 add up all of them.
+    in_range("eps", eps, 0, 1 if norm == "inf" else math.inf, include_low=False)
+    in_range("eps_step", eps_step, 0, include_low=False)
+
+
+def seed(value: Any) -> None:
+    """Require a seed: -1 (draw one) or an integer that 32 bits hold, as NumPy and TensorFlow both take it."""
+    integer_in("seed", value, -1, 2**32 - 1)
+
+
+def sha256(name: str, value: str) -> None:
+    """Require 64 hexadecimal digits, or nothing."""
+    if value and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
+        raise ParameterError(f"{name} must be 64 hexadecimal digits or empty. Received: {name}={value!r}", name)
+
+
+def required(name: str, value: Any, why: str = "") -> None:
+    """Require a text that is not blank."""
+    if not str(value).strip():
+        raise ParameterError(f"{name} must be given{' ' + why if why else ''}. Received: {name}={value!r}", name)
+
+
+def model_tag(value: str) -> None:
+    """Require what can be part of a registered model's name, which `name/version` and `name@alias` then refer to."""
+    if not re.fullmatch(r"[\w .-]*", value):
+        raise ParameterError(
+            f"model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag={value!r}", "model_tag"
+        )
+
+
+def existing_folder(name: str, value: str) -> None:
+    """Require a folder that exists and holds something; one in a bucket is looked at when it is read."""
+    required(name, value)
+    if value.startswith(REMOTE) or not _here.get():
+        return
+    folder = Path(value)
+    if not folder.is_dir():
+        raise ParameterError(
+            f"{name} must be an existing folder of <class>/<image> or gs://. Received: {name}={value!r}", name
+        )
+    if not any(folder.iterdir()):
+        raise ParameterError(f"{name} must hold a folder for each class; it is empty. Received: {name}={value!r}", name)
+
+
+def weights(name: str, value: str) -> None:
+    """Require `imagenet`, `none`, a file that exists, or one in a bucket."""
+    known = value in ("imagenet", "none") or value.startswith(REMOTE)
+    if not known and not (Path(value).is_file() if _here.get() else value.strip()):
+        raise ParameterError(
+            f"{name} must be imagenet, none, an existing file or a gs:// file. Received: {name}={value!r}", name
+        )

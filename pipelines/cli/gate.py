@@ -1,0 +1,116 @@
+"""The command `evasion gate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from evasion.pipelines.cli.exit_codes import CANNOT_TELL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evasion.pipelines.gate.gate import Gate
+
+# SciPy and Rich are imported when they are needed, so that help comes at once.
+
+WIDTH = 110
+FILE = click.Path(dir_okay=False, path_type=Path)
+COLOURS = {"pass": "green", "fail": "red", "cannot tell": "yellow"}
+
+
+@click.command(
+    "gate",
+    epilog="""\b
+    Thresholds: METRIC COMPARATOR NUMBER [at eps NUMBER] [for DEFENSE] [with ATTACK] [by ATTACKER]
+      clean_accuracy >= 95 %
+      clean_accuracy_drop <= 0.02                      what each defense costs
+      robust_accuracy >= 0.30 at eps 8/255             without a defense, under every attack of the report
+      robust_accuracy >= 0.30 for jpeg_compression     under its worst attacker
+      attack_success_rate <= 0.60 with fgm
+      gain > 0 for spatial_smoothing by defense-aware  against no defense
+    """,
+)
+@click.argument("report", type=click.Path(path_type=Path))
+@click.option("--threshold", "thresholds", multiple=True, metavar="TEXT", help="What the report must meet; repeatable.")
+@click.option(
+    "--config",
+    type=FILE,
+    help="A TOML file with any of thresholds = [...], baseline, allowed_drop and accept_checks = [...].",
+)
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="A report of the same images, or the folder of its run."
+)
+@click.option(
+    "--allowed-drop",
+    type=float,
+    help="A drop below the baseline that is surely no larger passes, even beyond noise: a share.  [default: 0]",
+)
+@click.option(
+    "--accept-check", "accept_checks", multiple=True, metavar="NAME", help="A check that may fail; repeatable."
+)
+@click.option("--junit", type=FILE, help="Write JUnit XML.")
+@click.option("--markdown", type=FILE, help="Write a summary for a pull request.")
+@click.option("--sarif", type=FILE, help="Write SARIF 2.1.0.")
+@click.option("--json", type=FILE, help="Write everything as JSON.")
+def gate_report(
+    report: Path,
+    thresholds: tuple[str, ...],
+    config: Path | None,
+    baseline: Path | None,
+    allowed_drop: float | None,
+    accept_checks: tuple[str, ...],
+    **outputs: Path | None,
+) -> None:
+    """Hold a report to thresholds and to a baseline: exit 0 pass, 1 fail, 2 cannot tell.
+
+    REPORT is a report.json, or the folder of a run that holds one. A threshold passes if both ends of the number's
+    95 % interval meet it and fails if neither does; otherwise more images are needed. Nobody can tell either where the
+    report lacks the number or a check of its own failed. A row of the baseline fails if fewer of the same images are
+    right than before, by more than noise (McNemar's exact test, Holm's adjustment).
+    """
+    from rich.console import Console
+
+    from evasion.pipelines.gate import gate
+    from evasion.pipelines.gate import outputs as files
+    from evasion.pipelines.gate.settings import report_file, settings
+
+    report = report_file(report)
+    try:
+        asked = settings(thresholds, config, baseline, allowed_drop, accept_checks)
+        _distinct({"REPORT": report, "--baseline": asked.baseline, "--config": config}, outputs)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    made = gate.gate(report, asked)
+    try:
+        files.write(made, outputs)
+    except OSError as error:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(CANNOT_TELL)
+    show(Console(width=None if sys.stdout.isatty() else WIDTH), made)
+    sys.exit(made.outcome.exit_code)
+
+
+def show(console: Console, made: Gate) -> None:
+    """Print a line for each verdict, and what they amount to."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "asked", "found", box=box.SIMPLE_HEAD, pad_edge=False)
+    for verdict in made.verdicts:
+        colour = COLOURS[verdict.outcome.value]
+        table.add_row(f"[{colour}]{verdict.outcome.value}[/]", escape(verdict.name), escape(verdict.told))
+    console.print(table)
+    console.print(f"[{COLOURS[made.outcome.value]}]{escape(made.headline)}[/]", highlight=False)
+
+
+def _distinct(inputs: dict[str, Path | None], outputs: dict[str, Path | None]) -> None:
+    """Refuse to write over what is read or written."""
+    seen: dict[Path, str] = {path.resolve(): name for name, path in inputs.items() if path}
+    for name, path in outputs.items():
+        if path and (other := seen.setdefault(path.resolve(), f"--{name}")) != f"--{name}":
+            raise ValueError(f"--{name} must be a file of its own. Received: {path}, which is {other}.")

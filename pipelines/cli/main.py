@@ -1,0 +1,43 @@
+"""The command line `evasion`."""
+
+import click
+
+from evasion.pipelines.cli.compare import compare_reports
+from evasion.pipelines.cli.compile import compile_pipelines
+from evasion.pipelines.cli.gate import gate_report
+from evasion.pipelines.cli.options import SETTINGS
+from evasion.pipelines.cli.run import run
+from evasion.pipelines.cli.serve import serve_mlflow
+from evasion.pipelines.cli.submit.command import submit
+
+
+@click.group(
+    context_settings=SETTINGS,
+    epilog="""\b
+    Begin with:
+      evasion list                   which pipelines there are
+      evasion run evaluation --help  what one does and takes
+      evasion compile all            the YAMLs to upload to Kubeflow
+      evasion submit evaluation ...  run it in a cluster, and wait for it
+      evasion compare RUN RUN        models side by side
+      evasion gate RUN --threshold TEXT  a report held to thresholds
+    """,
+)
+@click.version_option(package_name="evasion-pipelines", prog_name="evasion")
+def main() -> None:
+    """Measure how far evasion attacks fool an image classifier, and what defenses give back."""
+
+
+@main.command("list")
+def list_pipelines() -> None:
+    """Show which pipelines there are."""
+    from evasion.pipelines.cli import commands
+
+    width = max(map(len, commands.names()))
+    for name in commands.names():
+        command = commands.command(name)
+        click.echo(f"{name:{width}}  {command.summary if command else ''}")
+
+
+for command in (run, compile_pipelines, submit, compare_reports, gate_report, serve_mlflow):
+    main.add_command(command)

@@ -1,0 +1,34 @@
+"""The command `evasion mlflow`."""
+
+import signal
+from pathlib import Path
+
+import click
+
+from evasion.pipelines.cli.exit_codes import BAD_INPUT, FAILED
+from evasion.pipelines.cli.options import ended_by_signals, fail
+
+
+@click.command("mlflow")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The folder that collects runs.",
+)
+def serve_mlflow(output: Path) -> None:
+    """Serve MLflow over what `evasion run --docker` has kept, until Ctrl-C."""
+    from evasion.pipelines.local import containers, server
+
+    folder = output.absolute() / "server"
+    if not folder.is_dir():
+        fail(BAD_INPUT, f"{output} holds no run of `evasion run --docker`. Set --output.")
+    try:
+        with ended_by_signals(), containers.engine(server.IMAGES) as engine, server.running(engine, folder) as served:
+            click.echo(f"MLflow is at {served.address}. Ctrl-C ends it.")
+            signal.pause()
+    except containers.EngineError as error:
+        fail(FAILED, str(error))
+    except KeyboardInterrupt:
+        return
