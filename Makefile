@@ -83,6 +83,7 @@ lint: $(INSTALLED)  ## Check style, formatting, types, workflows and scripts
 	ln -sfn $(CURDIR)/components $(TYPED)/components
 	ln -sfn $(CURDIR)/pipelines $(TYPED)/pipelines
 	MYPYPATH=build/typed $(BIN)/mypy -p evasion.components -p evasion.pipelines
+	PYTHONPATH=build/typed $(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint images/Dockerfile
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck manifests/ci/github.yaml
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci manifests/ci/gitlab.yaml

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from evasion.components.common.drawing.html import environment
 from evasion.components.common.drawing.plot import Line, Plot, plot
+from evasion.components.common.drawing.words import listed, percent
 from evasion.components.common.files import replacing
-from evasion.components.common.results.outcomes import SIGNIFICANCE, Paired, holm
-from evasion.components.common.results.report import Case, Model, read
-from evasion.components.common.results.table import Share, percent
-from evasion.components.report.headline import listed
-from evasion.components.report.page import environment
+from evasion.components.common.results.curve import Curve, Series
+from evasion.components.common.results.paired import SIGNIFICANCE, Paired, holm
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.table import Row
+from evasion.components.common.results.treatments import Treatment
+from evasion.components.compare.models import Model, read_models
 
 SCHEMA_VERSION = 1
 CLEAN = "clean images"
@@ -27,22 +30,22 @@ class Entry:
     """One model under one attack, or under none."""
 
     model: Model
-    undefended: Case | None
-    best: Case | None
+    undefended: Row | None
+    best: Row | None
 
     def to_json(self) -> dict[str, Any]:
         """The entry as `compare.json` holds it."""
         best = self.best
         return {
             "model": self.model.name,
-            "clean_accuracy": _json(self.model.clean),
-            "robust_accuracy": _json(self.undefended.robust if self.undefended else None),
-            "attack_success_rate": _json(self.undefended.success if self.undefended else None),
+            "clean_accuracy": _json(self.model.report.clean),
+            "robust_accuracy": _json(self.undefended.robust_accuracy if self.undefended else None),
+            "attack_success_rate": _json(self.undefended.attack_success_rate if self.undefended else None),
             "best_defense": {
-                "defense": best.defense,
+                "defense": best.defense.label,
                 "attacker": best.attacker,
-                "clean_accuracy": _json(best.clean),
-                "robust_accuracy": _json(best.robust),
+                "clean_accuracy": _json(best.clean_accuracy),
+                "robust_accuracy": _json(best.robust_accuracy),
             }
             if best
             else None,
@@ -107,17 +110,17 @@ class Comparison:
     def headline(self) -> tuple[str, str]:
         """Which model withstands most, and whether its lead is more than chance."""
         common = [
-            (attack, found)
+            (attack, shares)
             for attack, entries in self.blocks
-            if len(found := [(e.model.name, share) for e in entries if (share := _robust(e))]) == len(self.models)
+            if len(shares := [(e.model.name, share) for e in entries if (share := _robust(e))]) == len(self.models)
         ]
         if not common:
-            clean = [(model.name, model.clean) for model in self.models if model.clean]
-            told = _ranked("Without attack", clean) if len(clean) > 1 else "The models have nothing in common."
-            return told, "No attack was run on all of them."
-        attack, found = min(common, key=lambda each: sum(share.value for _, share in each[1]))
-        first = _ranked(f"Under {attack}", found)
-        ordered = sorted(found, key=lambda each: -each[1].value)
+            clean = [(model.name, model.report.clean) for model in self.models if model.report.clean]
+            ranking = _ranked("Without attack", clean) if len(clean) > 1 else "The models have nothing in common."
+            return ranking, "No attack was run on all of them."
+        attack, shares = min(common, key=lambda each: sum(share.value for _, share in each[1]))
+        first = _ranked(f"Under {attack}", shares)
+        ordered = sorted(shares, key=lambda each: -each[1].value)
         leading, second = ordered[0][0], ordered[1][0]
         pair = next((p for p in self.pairs if p.images == attack and {p.one, p.other} == {leading, second}), None)
         if pair is None:
@@ -130,15 +133,17 @@ class Comparison:
         return {
             "schema_version": SCHEMA_VERSION,
             "headline": " ".join(self.headline).strip(),
-            "originals": self.models[0].report["originals"],
+            "originals": asdict(self.models[0].report.originals),
             "models": [
                 {
                     "name": model.name,
-                    **{key: model.card.get(key) for key in ("architecture", "sha256", "weights")},
-                    "registered": model.card.get("name"),
-                    "version": model.card.get("version"),
+                    "architecture": model.report.model.architecture,
+                    "sha256": model.report.model.sha256,
+                    "weights": model.report.model.weights,
+                    "registered": model.report.model.name or None,
+                    "version": model.report.model.version or None,
                     "checks_failed": _failed(model),
-                    "report": model.report["headline"],
+                    "report": model.report.headline,
                 }
                 for model in self.models
             ],
@@ -154,7 +159,7 @@ class Comparison:
                     "lines": [
                         {
                             "name": each.line.name,
-                            "points": [{"eps": eps, **share.to_json()} for eps, share in each.line.points],
+                            "points": [{"eps": eps, **asdict(share)} for eps, share in each.line.points],
                         }
                         for each in drawn.lines
                     ],
@@ -168,22 +173,22 @@ class Comparison:
     @property
     def metrics(self) -> dict[str, float]:
         """The main numbers, flat."""
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for model in self.models:
             name = re.sub(r"[^A-Za-z0-9.-]+", "_", model.name).strip("_")
-            if model.clean:
-                found[f"clean_accuracy_{name}"] = model.clean.value
+            if model.report.clean:
+                metrics[f"clean_accuracy_{name}"] = model.report.clean.value
             entries = [entry for _, block in self.blocks for entry in block if entry.model is model and _robust(entry)]
             worst = min(entries, key=lambda entry: _value(_robust(entry)), default=None)
             if worst:
-                found[f"robust_accuracy_{name}"] = _value(_robust(worst))
+                metrics[f"robust_accuracy_{name}"] = _value(_robust(worst))
             if worst and worst.best:
-                found[f"robust_accuracy_{name}_defended"] = _value(worst.best.robust)
-        return found
+                metrics[f"robust_accuracy_{name}_defended"] = _value(worst.best.robust_accuracy)
+        return metrics
 
 
-def write(reports: list[Path], names: list[str], html: Path, summary: Path) -> dict[str, float]:
-    """Compare reports and write the page and the JSON file; return flat metrics.
+def write(reports: list[Path], names: list[str], html: Path, summary: Path) -> Comparison:
+    """Compare reports, and write the page and the JSON file.
 
     Args:
         reports: The report.json of each model.
@@ -194,24 +199,28 @@ def write(reports: list[Path], names: list[str], html: Path, summary: Path) -> d
     Raises:
         ValueError: If a report cannot be read, or they do not compare.
     """
-    made = compare(read(reports, names))
-    content = json.dumps(made.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    comparison = compare(read_models(reports, names))
+    content = json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     text = (
         environment(Path(__file__).parent)
         .get_template("compare.html.j2")
-        .render(made=made, headline=made.headline, failed={model.name: _failed(model) for model in made.models})
+        .render(
+            comparison=comparison,
+            headline=comparison.headline,
+            failed={model.name: _failed(model) for model in comparison.models},
+        )
     )
     with replacing(html) as page_file, replacing(summary) as summary_file:
         page_file.write_text(text, encoding="utf-8")
         summary_file.write_text(content, encoding="utf-8")
-    return made.metrics
+    return comparison
 
 
 def compare(models: list[Model]) -> Comparison:
     """Put models side by side: attacks with other settings are other attacks."""
-    attacks = list(dict.fromkeys(attack for model in models for attack in model.attacks))
+    attacks = list(dict.fromkeys(attack for model in models for attack in model.attack_labels))
     blocks = [
-        (attack, [Entry(model, model.undefended(attack), model.best(attack)) for model in models])
+        (attack, [Entry(model, model.report.undefended(attack), model.report.best(attack)) for model in models])
         for attack in attacks or [""]
     ]
     return Comparison(
@@ -222,55 +231,65 @@ def compare(models: list[Model]) -> Comparison:
 def _pairs(models: list[Model], attacks: list[str]) -> Iterator[Pair]:
     """McNemar's test of each pair on clean images and under each attack; one family of tests each."""
     for attack in (None, *attacks):
-        outcomes = [
-            (model.name, outcome)
+        correct = [
+            (model.name, correctness)
             for model in models
-            if (outcome := model.outcomes.get((attack, None, None))) is not None
+            if (correctness := model.report.correctness.get((attack, None, None))) is not None
         ]
-        pairs = [(one, other, Paired.between(a, b)) for (one, a), (other, b) in combinations(outcomes, 2)]
+        pairs = [(one, other, Paired.between(a, b)) for (one, a), (other, b) in combinations(correct, 2)]
         adjusted = holm([paired.p for _, _, paired in pairs])
         for (one, other, paired), p in zip(pairs, adjusted, strict=True):
             yield Pair(attack or CLEAN, one, other, paired, p)
 
 
 def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
-    """One plot for each attack and norm that security curves were drawn of."""
-    drawn = [(place, model, model.report["curve"]) for place, model in enumerate(models) if model.report["curve"]]
-    for attack, norm in dict.fromkeys((curve["attack"], curve["norm"]) for _, _, curve in drawn):
-        alike = [each for each in drawn if (each[2]["attack"], each[2]["norm"]) == (attack, norm)]
+    """Yield one plot for each attack and norm that security curves were drawn of."""
+    drawn = [(place, model, model.report.curve) for place, model in enumerate(models) if model.report.curve]
+    for label in dict.fromkeys(curve.label for _, _, curve in drawn):
+        alike = [each for each in drawn if each[2].label == label]
         lines = [line for place, model, curve in alike for line in _lines(place, model, curve)]
-        marks = {curve["eps"] for _, _, curve in alike}
-        made = plot(
-            re.sub(r"\W+", "-", f"{attack}-{norm}"),
-            lines,
-            chance=max(curve["chance"] for _, _, curve in alike),
-            floor=alike[0][2]["floor"],
-            mark=marks.pop() if len(marks) == 1 else None,
+        marks = {curve.eps for _, _, curve in alike}
+        yield (
+            label,
+            plot(
+                re.sub(r"\W+", "-", label.replace("norm=", "")),
+                lines,
+                chance=max(curve.chance for _, _, curve in alike),
+                floor=alike[0][2].floor,
+                mark=marks.pop() if len(marks) == 1 else None,
+            ),
         )
-        yield f"{attack} norm={norm}", made
 
 
-def _lines(place: int, model: Model, curve: dict[str, Any]) -> Iterator[Line]:
-    """The model without a defense, and with the one that helps most at the curve's own eps."""
-    at_eps = [a for a in model.attacks if a.split()[0] == curve["attack"] and f"norm={curve['norm']}" in a.split()]
-    best = next((found for attack in at_eps if (found := model.best(attack))), None)
-    for found in curve["curves"]:
-        points = [
-            (point["eps"], Share(point["count"], point["n"], point["value"], point["low"], point["high"]))
-            for point in found["points"]
-        ]
-        if found["defense"] is None and found["perturbation"] == curve["attack"]:
+def _lines(place: int, model: Model, curve: Curve) -> Iterator[Line]:
+    """Yield the model without a defense, and with the one that helps most at the curve's own eps."""
+    at_eps = [attack.label for attack in model.report.attacks if _is_of_curve(attack, curve)]
+    best = next((row for attack in at_eps if (row := model.report.best(attack))), None)
+    for series in curve.series:
+        points = [(point.eps, point.accuracy) for point in series.points]
+        if series is curve.undefended:
             yield Line(model.name, points, place)
-        elif best and (found["defense"], found["attacker"]) == (best.defense, best.attacker):
-            yield Line(f"{model.name} + {best.defense} ({best.attacker})", points, place, dashed=True)
+        elif best and _is_of_row(series, best):
+            yield Line(f"{model.name} + {best.defense.label} ({best.attacker})", points, place, dashed=True)
+
+
+def _is_of_curve(attack: Treatment, curve: Curve) -> bool:
+    """Return whether an attack is the one that the curve was drawn of, in the same norm."""
+    return len(attack.steps) == 1 and (
+        (attack.steps[0].name, attack.steps[0].settings.get("norm")) == (curve.attack, curve.norm)
+    )
+
+
+def _is_of_row(series: Series, row: Row) -> bool:
+    return (series.defense,) == row.defense.steps and series.knowledge == row.attacker
 
 
 def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:
     """What the reader must know before comparing."""
     for attack in attacks:
-        if missing := [model.name for model in models if attack not in model.attacks]:
+        if missing := [model.name for model in models if attack not in model.attack_labels]:
             yield f"{listed(missing)}: not attacked with {attack}."
-    if without := [model.name for model in models if not model.report["curve"]]:
+    if without := [model.name for model in models if model.report.curve is None]:
         yield f"{listed(without)}: the report holds no security curve."
     for model in models:
         if failed := _failed(model):
@@ -278,17 +297,17 @@ def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:
 
 
 def _failed(model: Model) -> list[str]:
-    return [check["name"] for check in model.failed]
+    return [check.name for check in model.report.failed]
 
 
-def _ranked(under: str, found: list[tuple[str, Share]]) -> str:
-    ordered = sorted(found, key=lambda each: -each[1].value)
+def _ranked(under: str, shares: list[tuple[str, Share]]) -> str:
+    ordered = sorted(shares, key=lambda each: -each[1].value)
     rest = listed([f"{name} on {percent(share.value)}" for name, share in ordered[1:]])
     return f"{under}, {ordered[0][0]} is right on {percent(ordered[0][1].value)} of the images, {rest}."
 
 
 def _robust(entry: Entry) -> Share | None:
-    return entry.undefended.robust if entry.undefended else None
+    return entry.undefended.robust_accuracy if entry.undefended else None
 
 
 def _value(share: Share | None) -> float:
@@ -296,4 +315,4 @@ def _value(share: Share | None) -> float:
 
 
 def _json(share: Share | None) -> dict[str, float] | None:
-    return share.to_json() if share else None
+    return asdict(share) if share else None

@@ -47,7 +47,7 @@ def compare(*, reports: list[Path], html: Path, summary: Path, names: str) -> di
     from evasion.components.compare import comparison
 
     with tracking.stage("compare", {"names": names}) as run:
-        metrics = comparison.write(reports, split(names), html, summary)
+        metrics = comparison.write(reports, split(names), html, summary).metrics
         run.tag({"parent_report": ",".join(map(sha256_of, reports))})
         for holder in (run, run.whole):
             if holder:

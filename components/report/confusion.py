@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from evasion.components.common.results.evaluations import Evaluation
+from evasion.components.common.results.evaluation import Evaluation
 
 READABLE = 20
 """More classes than this are not shown: the most confused ones are."""
@@ -30,7 +30,7 @@ class Matrix:
     rows: list[tuple[str, list[Cell], int]]
 
 
-def matrices(titled: list[tuple[str, Evaluation]]) -> tuple[list[Matrix], int]:
+def comparable_matrices(titled: list[tuple[str, Evaluation]]) -> tuple[list[Matrix], int]:
     """Make comparable matrices: the same classes in each.
 
     Args:
@@ -42,8 +42,8 @@ def matrices(titled: list[tuple[str, Evaluation]]) -> tuple[list[Matrix], int]:
     occurring = sorted({index for _, e in titled for true, predicted, _ in e.confusion for index in (true, predicted)})
     chosen = occurring if len(occurring) <= READABLE else _most_confused(titled[-1][1])
     left_out = len(occurring) > READABLE
-    made = [_matrix(title, evaluation, chosen, left_out) for title, evaluation in titled]
-    return made, len(occurring) if left_out else 0
+    matrices = [_matrix(title, evaluation, chosen, left_out) for title, evaluation in titled]
+    return matrices, len(occurring) if left_out else 0
 
 
 def _most_confused(evaluation: Evaluation) -> list[int]:
@@ -76,7 +76,7 @@ def _matrix(title: str, evaluation: Evaluation, chosen: list[int], left_out: boo
 
 
 def _name(evaluation: Evaluation, index: int) -> str:
-    names = evaluation.model.get("class_names") or evaluation.dataset.get("class_names") or []
+    names = evaluation.model.class_names
     if index == OTHERS:
         return "other"
     return str(names[index]) if index < len(names) else str(index)

@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from evasion.components.common.results.evaluations import AWARE, NONE, Evaluation, Evaluations, Treatment
+from evasion.components.common.data.provenance import AWARE
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.evaluation import Evaluation
+from evasion.components.common.results.report import Picture, Pictures, Prediction
+from evasion.components.common.results.treatments import NONE, Treatment
 
 PAGE_BYTES = 8_000_000
 """Pictures of one page; beyond it a browser inside a dashboard gets slow."""
@@ -49,6 +52,16 @@ class Item:
     shots: list[Shot]
 
     @property
+    def record(self) -> Picture:
+        """What `report.json` says of the image."""
+        shown = [
+            Prediction(shot.title, shot.predicted, shot.confidence, shot.right)
+            for shot in self.shots
+            if shot.right is not None
+        ]
+        return Picture(self.original, self.label, shown)
+
+    @property
     def size(self) -> int:
         """How many bytes its pictures take on the page."""
         return sum(len(shot.uri) for shot in self.shots)
@@ -65,30 +78,11 @@ class Gallery:
     clipped: bool
     pixelated: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """What is told of the pictures, as `report.json` holds it."""
-        return {
-            "attack": self.attack.label if self.attack != NONE else None,
-            "saved": self.saved,
-            "magnified": self.factor,
-            "images": [
-                {
-                    "path": item.original,
-                    "label": item.label,
-                    "shown": [
-                        {
-                            "title": shot.title,
-                            "predicted": shot.predicted,
-                            "confidence": shot.confidence,
-                            "right": shot.right,
-                        }
-                        for shot in item.shots
-                        if shot.right is not None
-                    ],
-                }
-                for item in self.items
-            ],
-        }
+    @property
+    def record(self) -> Pictures:
+        """What `report.json` says of the pictures."""
+        attack = self.attack.label if self.attack != NONE else None
+        return Pictures(attack, self.saved, self.factor, [item.record for item in self.items])
 
 
 @dataclass(frozen=True)
@@ -213,12 +207,12 @@ def _pixels(path: Path | None) -> Pixels | None:
 
 
 def _changes(clean: _Version, attacked: _Version, originals: list[str]) -> dict[str, Pixels]:
-    found = {}
+    changes = {}
     for original in originals:
         before, after = _pixels(clean.pictures.get(original)), _pixels(attacked.pictures.get(original))
         if before is not None and after is not None and before.shape == after.shape:
-            found[original] = after - before
-    return found
+            changes[original] = after - before
+    return changes
 
 
 def _magnification(changes: dict[str, Pixels]) -> tuple[int, bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evasion.components.common.results.table import Row, percent, points, strongest
+from evasion.components.common.drawing.words import listed, percent, points
+from evasion.components.common.results.table import Row, strongest
 
 
 def headline(table: list[Row], model: str) -> tuple[str, str]:
@@ -16,63 +17,66 @@ def headline(table: list[Row], model: str) -> tuple[str, str]:
         A sentence about the attack and one about the defenses; the second may be empty.
     """
     worst = strongest(table)
-    if worst is None or worst.robust is None:
+    if worst is None:
         return _without_baseline(table, model), ""
-    attack = worst.attack.label
-    if worst.clean is None:
-        first = f"Under {attack}, {model} is right on {percent(worst.robust.value)} of the images."
-    elif worst.robust.value < worst.clean.value and not worst.robust.overlaps(worst.clean):
-        first = (
-            f"{attack} takes the accuracy of {model} from {percent(worst.clean.value)} "
-            f"to {percent(worst.robust.value)}."
-        )
-    else:
-        first = (
-            f"{attack} hardly fools {model}: accuracy goes from {percent(worst.clean.value)} "
-            f"to {percent(worst.robust.value)}, which may be chance."
-        )
-    tried = [row for row in table if row.attack == worst.attack and row.defense.applied and row.robust_change]
-    if not tried:
-        return first, "No defense was evaluated against it."
-    aware, oblivious = ([row for row in tried if row.aware is known] for known in (True, False))
-    if not aware:
-        told = _defenses(oblivious, worst)
-        # The name of a step keeps its small letter.
-        return first, told.replace("none of", "None of", 1)
-    told = f"Once the attacker knows the defense, {_defenses(aware, worst)}"
-    if oblivious:
-        told += f" Against an attacker who does not know it, {_defenses(oblivious, worst)}"
-    return first, told
+    return _of_the_attack(worst, model), _of_the_defenses(table, worst)
 
 
 def _without_baseline(table: list[Row], model: str) -> str:
-    attacked = [row for row in table if row.robust]
+    attacked = [(row.defense.name, row.robust_accuracy) for row in table if row.robust_accuracy]
     if attacked:
-        each = ", ".join(f"{percent(row.robust.value)} with {row.defense.name}" for row in attacked if row.robust)
+        each = ", ".join(f"{percent(robust.value)} with {defense}" for defense, robust in attacked)
         return f"Under attack {model} is right on {each}; the attack without a defense was not evaluated."
-    clean = next((row.clean for row in table if row.clean), None)
+    clean = next((row.clean_accuracy for row in table if row.clean_accuracy), None)
     right = f"{model} is right on {percent(clean.value)} of {clean.n:,} images. " if clean else ""
     return f"{right}No attack was evaluated, so this says nothing about robustness."
 
 
-def _defenses(tried: list[Row], worst: Row) -> str:
-    gains = {row: row.robust_change.value for row in tried if row.robust_change}
-    helping = sorted((row for row in tried if row.helps), key=lambda row: -gains[row])
-    harming = [row for row in tried if row.harms]
-    rest = [row.defense.name for row in tried if not row.helps and not row.harms]
-    lost = worst.clean.value - worst.robust.value if worst.clean and worst.robust else 0.0
+def _of_the_attack(worst: Row, model: str) -> str:
+    attack, clean, robust = worst.attack.label, worst.clean_accuracy, worst.robust_accuracy
+    if robust is None:
+        return ""
+    if clean is None:
+        return f"Under {attack}, {model} is right on {percent(robust.value)} of the images."
+    if robust.value < clean.value and not robust.overlaps(clean):
+        return f"{attack} takes the accuracy of {model} from {percent(clean.value)} to {percent(robust.value)}."
+    return (
+        f"{attack} hardly fools {model}: accuracy goes from {percent(clean.value)} to {percent(robust.value)}, which "
+        "may be chance."
+    )
+
+
+def _of_the_defenses(table: list[Row], worst: Row) -> str:
+    judged = [row for row in table if row.attack == worst.attack and row.defense.applied and _gain(row) is not None]
+    if not judged:
+        return "No defense was evaluated against it."
+    aware, oblivious = ([row for row in judged if row.aware is knows] for knows in (True, False))
+    if not aware:
+        # The name of a step keeps its small letter.
+        return _gains(oblivious, worst).replace("none of", "None of", 1)
+    sentence = f"Once the attacker knows the defense, {_gains(aware, worst)}"
+    if oblivious:
+        sentence += f" Against an attacker who does not know it, {_gains(oblivious, worst)}"
+    return sentence
+
+
+def _gain(row: Row) -> float | None:
+    change = row.judged.robust_accuracy_change
+    return change.value if change else None
+
+
+def _gains(rows: list[Row], worst: Row) -> str:
+    """Say what each defense gives back or takes."""
+    gains = {row: _gain(row) or 0.0 for row in rows}
+    helping = sorted((row for row in rows if row.helps), key=lambda row: -gains[row])
+    harming = [row for row in rows if row.harms]
+    rest = [row.defense.name for row in rows if not row.helps and not row.harms]
+    clean, robust = worst.clean_accuracy, worst.robust_accuracy
+    lost = clean.value - robust.value if clean and robust else 0.0
     parts: list[str] = []
-    told: list[str] = []
-    for row in helping:
-        words = f"{row.defense.name} {'' if told else 'gives back '}{points(gains[row])[1:]} points"
-        if lost > 0 and not told:
-            words += f" ({gains[row] / lost:.0%} of what the attack took)".replace("%", "\N{NO-BREAK SPACE}%")
-        if row.costs and row.clean_change:
-            words += f" but costs {points(row.clean_change.value)[1:]} points of clean accuracy"
-        told.append(words)
-    if told:
-        parts.append(listed(told))
-    if len(rest) == len(tried) > 1:
+    if helping:
+        parts.append(listed([_help(row, gains[row], lost, first=row is helping[0]) for row in helping]))
+    if len(rest) == len(rows) > 1:
         parts.append(f"none of the {len(rest)} defenses shows a gain beyond chance")
     elif rest:
         parts.append(f"{listed(rest)} {'shows' if len(rest) == 1 else 'show'} no gain beyond chance")
@@ -81,6 +85,10 @@ def _defenses(tried: list[Row], worst: Row) -> str:
     return "; ".join(parts) + "."
 
 
-def listed(words: list[str]) -> str:
-    """Words as a sentence lists them: a, b and c."""
-    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+def _help(row: Row, gain: float, lost: float, *, first: bool) -> str:
+    words = f"{row.defense.name} {'gives back ' if first else ''}{points(gain)[1:]} points"
+    if lost > 0 and first:
+        words += f" ({gain / lost:.0%} of what the attack took)".replace("%", "\N{NO-BREAK SPACE}%")
+    if row.costs and row.clean_accuracy_change:
+        words += f" but costs {points(row.clean_accuracy_change.value)[1:]} points of clean accuracy"
+    return words

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-
+from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
+from evasion.components.common.drawing.html import environment
 from evasion.components.common.drawing.plot import Line, Plot, plot
-from evasion.components.common.results import table
-from evasion.components.common.results.curve import Curve, Series
-from evasion.components.common.results.evaluations import AWARE, NONE, OBLIVIOUS, Evaluations, Stage
+from evasion.components.common.results.check import Check
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, Series
 from evasion.components.common.results.minimal import Distribution
-from evasion.components.common.results.outcomes import probability
+from evasion.components.common.results.table import Row, accuracy, best, strongest
+from evasion.components.common.results.treatments import NONE, ProvenanceEntry
 from evasion.components.report import confusion, gallery
-from evasion.components.report.checks.check import Finding
 
 DISTANCES = {
     "l_1_norm": "L1 norm",
@@ -25,41 +24,18 @@ DISTANCES = {
     "wasserstein_distance": "Wasserstein distance",
 }
 CONTROLS = {
-    "computed": "ATTACK, as computed",
-    "saved": "ATTACK, as saved in 8 bits",
-    "noise": "uniform noise of the same size",
-    "pgd": "a few steps of PGD",
+    COMPUTED: "ATTACK, as computed",
+    SAVED: "ATTACK, as saved in 8 bits",
+    NOISE: "uniform noise of the same size",
+    PGD: "a few steps of PGD",
 }
 STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 
 
-def environment(*folders: Path) -> Environment:
-    """Return what renders the templates of these folders and of this one.
-
-    Class names and settings come from data that others made: every text is escaped.
-    """
-    made = Environment(
-        loader=FileSystemLoader([*folders, Path(__file__).parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(
-        breakable=_breakable,
-        interval=_interval,
-        number=_number,
-        percent=table.percent,
-        points=table.points,
-        probability=probability,
-    )
-    return made
-
-
 def render(
     evaluations: Evaluations,
-    rows: list[table.Row],
-    findings: list[Finding],
+    rows: list[Row],
+    checks: list[Check],
     headline: tuple[str, str],
     curve: Curve | None,
     smallest: list[Distribution],
@@ -70,15 +46,15 @@ def render(
     Args:
         evaluations: What was measured.
         rows: The table.
-        findings: The checks that were made.
+        checks: The checks that were made.
         headline: The sentence about the attack and the one about the defenses.
         curve: The security curve, if there is one.
         smallest: How small an attack each image withstands, where that was looked for.
         pictures: The galleries.
     """
-    worst = table.strongest(rows)
+    worst = strongest(rows)
     return (
-        environment()
+        environment(Path(__file__).parent)
         .get_template("report.html.j2")
         .render(
             headline=headline,
@@ -93,16 +69,16 @@ def render(
                 (attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]
             ],
             worst=worst,
-            best=table.best(rows, worst.attack) if worst else None,
-            clean=table.accuracy(evaluations.clean),
+            best=best(rows, worst.attack) if worst else None,
+            clean=accuracy(evaluations.clean),
             curve=curve,
             plot=_plot(curve) if curve else None,
             two_curves=curve is not None and any(series.knowledge == AWARE for series in curve.series),
             control_names=CONTROLS,
             smallest=smallest,
-            findings=findings,
-            failed=[finding for finding in findings if finding.status == "fail"],
-            counts={status: sum(f.status == status for f in findings) for status in ("fail", "warn", "pass")},
+            checks=checks,
+            failed=[check for check in checks if check.status == "fail"],
+            counts={status: sum(check.status == status for check in checks) for status in ("fail", "warn", "pass")},
             galleries=pictures,
             at_once=gallery.AT_ONCE,
             confusions=_confusions(evaluations),
@@ -128,7 +104,8 @@ def _plot(curve: Curve) -> Plot:
         label = series.defense.label if series.defense else ""
         color = None if series.control else defenses.index(label) + 1 if label else 0
         known = series.knowledge == OBLIVIOUS and label in aware
-        return Line(series.name, series.points, color, dashed=series.knowledge == OBLIVIOUS, shown=not known)
+        points = [(point.eps, point.accuracy) for point in series.points]
+        return Line(series.name, points, color, dashed=series.knowledge == OBLIVIOUS, shown=not known)
 
     def order(series: Series) -> tuple[int, bool]:
         return (defenses.index(series.defense.label) if series.defense else -1, series.knowledge == OBLIVIOUS)
@@ -139,61 +116,47 @@ def _plot(curve: Curve) -> Plot:
 
 def _draws(evaluations: Evaluations) -> int | None:
     """How many draws the defense-aware attacks took the mean over, if they say."""
-    told = {stage.parameters.get("eot_samples") for e in evaluations for stage in e.stages if stage.aim}
-    return told.pop() if len(told) == 1 else None
-
-
-def _breakable(text: str) -> Markup:
-    """Let a long name break after an underscore, where a narrow column needs it."""
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
-
-
-def _interval(share: table.Share) -> str:
-    """The interval in percent: 31.4–37.3 %."""
-    return f"{share.low * 100:.1f}–{share.high * 100:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+    draws = {entry.parameters.get("eot_samples") for e in evaluations for entry in e.attacks if entry.defense}
+    return draws.pop() if len(draws) == 1 else None
 
 
 def _confusions(evaluations: Evaluations) -> list[tuple[list[confusion.Matrix], int]]:
     """Before and after, once for each attack."""
     before = [("before the attack", evaluations.clean)] if evaluations.clean else []
-    found = []
+    blocks = []
     for attack in evaluations.attacks:
         after = evaluations.get(attack)
         if after:
-            found.append(confusion.matrices([*before, (f"after {attack.label}", after)]))
-    if not found and evaluations.clean:
-        found.append(confusion.matrices([("clean", evaluations.clean)]))
-    return found
+            blocks.append(confusion.comparable_matrices([*before, (f"after {attack.label}", after)]))
+    if not blocks and evaluations.clean:
+        blocks.append(confusion.comparable_matrices([("clean", evaluations.clean)]))
+    return blocks
 
 
-def _stages(evaluations: Evaluations) -> list[tuple[Stage, str]]:
-    """Every stage that made one of the datasets, once, with all its parameters as text."""
-    found: dict[str, tuple[Stage, str]] = {}
+def _stages(evaluations: Evaluations) -> list[tuple[ProvenanceEntry, str]]:
+    """Return every stage that made one of the datasets, once, with all its parameters as text."""
+    stages: dict[str, tuple[ProvenanceEntry, str]] = {}
     for _, evaluation in evaluations.titles():
-        for stage in evaluation.stages:
+        for entry in evaluation.dataset.provenance:
             words = [
                 f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-                for name, value in stage.parameters.items()
+                for name, value in entry.parameters.items()
             ]
-            aim = stage.aim.label if stage.aim else ""
-            key = json.dumps([stage.identity, stage.seed, stage.parent_sha256, aim])
-            found[key] = (stage, "\n".join(words))
-    return list(found.values())
+            aim = entry.defense.label if entry.defense else ""
+            key = json.dumps([entry.identity, entry.seed, entry.parent_sha256, aim])
+            stages[key] = (entry, "\n".join(words))
+    return list(stages.values())
 
 
 def _versions(evaluations: Evaluations) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each package with its versions; where they differ, with the stages that used each."""
+    """Return each package with its versions; where they differ, with the stages that used each."""
     users: dict[str, dict[str, set[str]]] = {}
     for evaluation in evaluations:
-        used = [(stage.name, stage.versions) for stage in evaluation.stages] + [("infer", evaluation.versions)]
-        for stage, versions in used:
+        used = [(entry.stage, entry.versions) for entry in evaluation.dataset.provenance]
+        for stage, versions in [*used, ("infer", evaluation.versions)]:
             for package, version in versions.items():
                 users.setdefault(package, {}).setdefault(version, set()).add(stage)
     return [
-        (package, [(version, ", ".join(sorted(by)) if len(found) > 1 else "") for version, by in sorted(found.items())])
-        for package, found in sorted(users.items())
+        (package, [(version, ", ".join(sorted(by)) if len(users[package]) > 1 else "") for version, by in stages])
+        for package, stages in ((package, sorted(users[package].items())) for package in sorted(users))
     ]

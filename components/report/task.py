@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evasion.components.common import validate
+from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
 
-SCHEMA_VERSION = 2
+if TYPE_CHECKING:
+    from evasion.components.common.results.report import AttackerNote
+
 LABELS = "It aimed away from the model's own predictions, not from the true labels, so no label leaked into the images."
 ATTACKERS = {
-    "defense-aware": (
+    AWARE: (
         "The defense-aware attacker knew the model and the defense: it took its gradient through both, that of the "
         "identity where the defense has none (BPDA), the mean over several draws where it draws at random (EOT). Rows "
         "are judged by the attacker that leaves less accuracy."
     ),
-    "oblivious": (
+    OBLIVIOUS: (
         "The oblivious attacker knew the model but not the defenses, so robust accuracy with a defense is an upper "
         "bound under it: an attacker who adapts to the defense will do better (Athalye et al. 2018, Carlini et al. "
         "2019)."
@@ -68,10 +70,10 @@ def report(
 
     from evasion.components.common import tracking
     from evasion.components.common.files import sha256_of
-    from evasion.components.common.results.evaluations import contained
+    from evasion.components.common.results.evaluation import listed
 
     with tracking.stage("report", {"clean_accuracy_floor": clean_accuracy_floor}) as run:
-        evaluations = contained([evaluation] if evaluation else evaluation_shards)
+        evaluations = listed([evaluation] if evaluation else evaluation_shards)
         curves = [curve] if curve else curve_shards
         metrics = _write(evaluations, curves, html, summary, clean_accuracy_floor)
         # The pipeline's own run holds the report as well: it speaks of the whole.
@@ -87,71 +89,58 @@ def report(
 
 
 def _write(
-    evaluations: list[list[Path]], curve: list[Path], html: Path, summary: Path, clean_accuracy_floor: float
+    evaluation_directories: list[list[Path]],
+    curve_directories: list[Path],
+    html: Path,
+    summary: Path,
+    clean_accuracy_floor: float,
 ) -> dict[str, float]:
+    """Read, count once, draw: return the main numbers, flat."""
     from evasion.components.common.files import replacing
-    from evasion.components.common.results import minimal, table
-    from evasion.components.common.results.curve import Curve
-    from evasion.components.common.results.evaluations import NONE, collect
+    from evasion.components.common.results import json_file, minimal, table
+    from evasion.components.common.results.collection import collect
+    from evasion.components.common.results.curve import Curve, read_curve
+    from evasion.components.common.results.report import Originals, Report, TitledDataset, records
     from evasion.components.report import gallery, page
-    from evasion.components.report.checks.evaluation import findings
+    from evasion.components.report.checks.all import all_checks
     from evasion.components.report.headline import headline
 
-    together = collect(evaluations)
-    drawn = Curve.read(curve, together) if curve else None
-    rows = table.rows(together)
-    made = findings(together, drawn, clean_accuracy_floor)
-    said = headline(rows, together.first.model["architecture"])
-    smallest = minimal.distributions(together)
-    pictures = gallery.galleries(together)
+    evaluations = collect(evaluation_directories)
+    curve = read_curve(curve_directories, evaluations) if curve_directories else None
+    rows = table.rows(evaluations)
+    distributions = minimal.distributions(evaluations)
+    checks = all_checks(evaluations, curve, clean_accuracy_floor)
+
     metrics = {name: value for name, value in table.flat(rows).items() if math.isfinite(value)}
-    metrics["checks_failed"] = float(sum(finding.status == "fail" for finding in made))
-    metrics["checks_warned"] = float(sum(finding.status == "warn" for finding in made))
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "headline": " ".join(said).strip(),
-        "attacker": _attacker(together.knowledge) if together.attacks else None,
-        "clean_accuracy_floor": clean_accuracy_floor,
-        "metrics": metrics,
-        "table": [row.to_json() for row in rows],
-        "curve": drawn.to_json() if drawn else None,
-        "minimal": [each.to_json() for each in smallest],
-        "pictures": [each.to_json() for each in pictures],
-        "checks": [finding.to_json() for finding in made],
-        "models": [together.first.model],
-        # Of each evaluation `right` holds a bit an image, the first one highest, packed into bytes, as base64: 1 where
-        # the model was right, images sorted by original path. Equal hashes (of `path<tab>label<newline>` in that
-        # order) mean equal images and order, so that evaluations pair across reports.
-        "originals": {"images": len(together.outcomes), "sha256": together.outcomes.sha256},
-        "datasets": [{"title": title, **evaluation.dataset} for title, evaluation in together.titles()],
-        "evaluations": [
-            {
-                "title": title,
-                "attack": attack.label if attack != NONE else None,
-                "defense": defense.label if defense != NONE else None,
-                "attacker": evaluation.knowledge,
-                "dataset_sha256": evaluation.dataset["sha256"],
-                "model_sha256": evaluation.model["sha256"],
-                "seed": evaluation.seed,
-                "batch_size": evaluation.batch_size,
-                "versions": evaluation.versions,
-                "metrics": evaluation.metrics,
-                "distances": evaluation.distances,
-                "confusion": evaluation.confusion,
-                "checks": evaluation.checks,
-                "right": together.outcomes.packed(evaluation),
-            }
-            for title, attack, defense, evaluation in together.placed()
-        ],
-    }
-    text = page.render(together, rows, made, said, drawn, smallest, pictures)
+    metrics["checks_failed"] = float(sum(check.status == "fail" for check in checks))
+    metrics["checks_warned"] = float(sum(check.status == "warn" for check in checks))
+    sentences = headline(rows, evaluations.first.model.architecture)
+    galleries = gallery.galleries(evaluations)
+    report = Report(
+        headline=" ".join(sentences).strip(),
+        attacker=_attacker(evaluations.knowledge) if evaluations.attacks else None,
+        clean_accuracy_floor=clean_accuracy_floor,
+        metrics=metrics,
+        table=rows,
+        curve=Curve(**{name: getattr(curve, name) for name in Curve.__dataclass_fields__}) if curve else None,
+        minimal=distributions,
+        pictures=[each.record for each in galleries],
+        checks=checks,
+        model=evaluations.first.model,
+        originals=Originals(len(evaluations.per_image), evaluations.per_image.sha256),
+        datasets=[TitledDataset(title, evaluation.dataset) for title, evaluation in evaluations.titles()],
+        evaluations=records(evaluations),
+    )
+    text = page.render(evaluations, rows, checks, sentences, curve, distributions, galleries)
     # Both are made before either appears, so that a failure leaves no half report.
     with replacing(html) as page_file, replacing(summary) as summary_file:
         page_file.write_text(text, encoding="utf-8")
-        summary_file.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        summary_file.write_text(json_file.to_text(report), encoding="utf-8")
     return metrics
 
 
-def _attacker(knowledge: list[str]) -> dict[str, Any]:
+def _attacker(knowledge: list[str]) -> AttackerNote:
+    from evasion.components.common.results.report import AttackerNote
+
     notes = [ATTACKERS[each] for each in knowledge]
-    return {"knowledge": knowledge, "labels": "predicted by the model", "note": " ".join([*notes, LABELS])}
+    return AttackerNote(knowledge, "predicted by the model", " ".join([*notes, LABELS]))

@@ -1,6 +1,5 @@
 """The command `evasion compare`."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -32,13 +31,13 @@ def compare_reports(reports: tuple[Path, ...], output: Path, names: tuple[str, .
     from evasion.components.compare import comparison
     from evasion.pipelines.cli import tables
 
-    found = [path / "report.json" if path.is_dir() else path for path in reports]
+    files = [path / "report.json" if path.is_dir() else path for path in reports]
     page, summary = output / "compare.html", output / "compare.json"
     try:
-        comparison.write(found, list(names), page, summary)
+        compared = comparison.write(files, list(names), page, summary)
     except ValueError as error:
         fail(BAD_INPUT, str(error))
     except OSError as error:
         fail(FAILED, str(error))
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    tables.show_comparison(console, json.loads(summary.read_text(encoding="utf-8")), page)
+    tables.show_comparison(console, compared, page)

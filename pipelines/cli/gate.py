@@ -65,7 +65,7 @@ def gate_report(
     accept_checks: tuple[str, ...],
     **outputs: Path | None,
 ) -> None:
-    """Hold a report to thresholds and to a baseline: exit 0 pass, 1 fail, 2 cannot tell.
+    """Judge a report by thresholds and a baseline: exit 0 pass, 1 fail, 2 cannot tell.
 
     REPORT is a report.json, or the folder of a run that holds one. A threshold passes if both ends of the number's
     95 % interval meet it and fails if neither does; otherwise more images are needed. Nobody can tell either where the
@@ -84,28 +84,28 @@ def gate_report(
         _distinct({"REPORT": report, "--baseline": asked.baseline, "--config": config}, outputs)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    made = gate.gate(report, asked)
+    judged = gate.gate(report, asked)
     try:
-        files.write(made, outputs)
+        files.write(judged, outputs)
     except OSError as error:
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
         sys.exit(CANNOT_TELL)
-    show(Console(width=None if sys.stdout.isatty() else WIDTH), made)
-    sys.exit(made.outcome.exit_code)
+    show(Console(width=None if sys.stdout.isatty() else WIDTH), judged)
+    sys.exit(judged.judgement.exit_code)
 
 
-def show(console: Console, made: Gate) -> None:
-    """Print a line for each verdict, and what they amount to."""
+def show(console: Console, judged: Gate) -> None:
+    """Print a line for each verdict, and the overall result."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "asked", "found", box=box.SIMPLE_HEAD, pad_edge=False)
-    for verdict in made.verdicts:
-        colour = COLOURS[verdict.outcome.value]
-        table.add_row(f"[{colour}]{verdict.outcome.value}[/]", escape(verdict.name), escape(verdict.told))
+    table = Table("", "asked", "finding", box=box.SIMPLE_HEAD, pad_edge=False)
+    for verdict in judged.verdicts:
+        colour = COLOURS[verdict.judgement.value]
+        table.add_row(f"[{colour}]{verdict.judgement.value}[/]", escape(verdict.name), escape(verdict.text))
     console.print(table)
-    console.print(f"[{COLOURS[made.outcome.value]}]{escape(made.headline)}[/]", highlight=False)
+    console.print(f"[{COLOURS[judged.judgement.value]}]{escape(judged.headline)}[/]", highlight=False)
 
 
 def _distinct(inputs: dict[str, Path | None], outputs: dict[str, Path | None]) -> None:

@@ -1,9 +1,6 @@
 """Prints results as tables: of a run, of a report, of a comparison."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from rich import box
@@ -11,10 +8,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from evasion.components.common.data.provenance import AWARE, KNOWLEDGE, OBLIVIOUS
+from evasion.components.common.drawing.words import probability
+from evasion.components.common.results import report as reports
+from evasion.components.common.results.report import Report
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.table import Row
+from evasion.components.compare.comparison import Comparison
 from evasion.pipelines.local.runner import Result, StepResult
-
-# What an attacker may know, as report.json names it.
-AWARE, OBLIVIOUS = "defense-aware", "oblivious"
 
 
 def show_result(console: Console, result: Result) -> None:
@@ -25,7 +26,7 @@ def show_result(console: Console, result: Result) -> None:
         result: The run.
     """
     if result.summary:
-        show_report(console, json.loads(result.summary.read_text(encoding="utf-8")))
+        show_report(console, reports.read(result.summary))
     else:
         measured = [step for step in result.steps if step.metrics]
         inferred = [step for step in measured if step.step.function == "infer"]
@@ -38,93 +39,86 @@ def show_result(console: Console, result: Result) -> None:
     console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
 
 
-def show_report(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print a table for each attack, the sentence they amount to, and what the checks objected to.
+def show_report(console: Console, report: Report) -> None:
+    """Print a table for each attack, the headline, and the checks that did not pass.
 
     Args:
         console: Where to print.
-        summary: What `report.json` holds.
+        report: The report.
     """
-    two = any(AWARE in row.get("attackers", {}) for row in summary["table"])
+    two = any(row.aware for row in report.table)
     tables: dict[str, Table] = {}
-    for row in summary["table"]:
-        attack = f"{row['attack']} {row['attack_settings']}".strip() if row["robust_accuracy"] else ""
+    for row in report.table:
+        attack = row.attack.label if row.robust_accuracy else ""
         if attack not in tables:
             tables[attack] = Table("defense", *_columns(two), title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
-        defense = "no defense" if row["defense"] == "none" else row["defense"]
+        defense = "no defense" if row.defense.name == "none" else row.defense.name
         tables[attack].add_row(escape(defense), *(_share(share) for share in _shares(row, two)))
     for table in tables.values():
         console.print(table)
-    told = "In brackets: 95 % Wilson intervals."
+    legend = "In brackets: 95 % Wilson intervals."
     if two:
-        told += " An oblivious attacker does not know the defense: an upper bound. Success rate: of the worse attacker."
-    console.print(told, style="dim", highlight=False)
-    console.print(escape(summary["headline"]), highlight=False)
-    for finding in summary["checks"]:
-        if finding["status"] != "pass":
-            said = f"{finding['name']} ({finding['subject']}): {finding['found'].rstrip('.')}. {finding['advice']}"
-            console.print(f"[yellow]{finding['status']}[/] {escape(said.strip())}", highlight=False)
+        legend += (
+            " An oblivious attacker does not know the defense: an upper bound. Success rate: of the worse attacker."
+        )
+    console.print(legend, style="dim", highlight=False)
+    console.print(escape(report.headline), highlight=False)
+    for check in report.checks:
+        if check.status != "pass":
+            text = f"{check.name} ({check.subject}): {check.finding.rstrip('.')}. {check.advice}"
+            console.print(f"[yellow]{check.status}[/] {escape(text.strip())}", highlight=False)
 
 
-def show_comparison(console: Console, content: Mapping[str, Any], page: Path) -> None:
+def show_comparison(console: Console, comparison: Comparison, page: Path) -> None:
     """Print models side by side, which pairs differ, and where the page is.
 
     Args:
         console: Where to print.
-        content: What `compare.json` holds.
+        comparison: The comparison.
         page: The page.
     """
-    from evasion.components.common.results.outcomes import probability  # it imports SciPy
-
-    for block in content["attacks"]:
-        titles = ["clean accuracy, %"]
-        if block["attack"]:
-            titles += ["robust accuracy, %", "best defense, %"]
+    for attack, entries in comparison.blocks:
+        titles = ["clean accuracy, %", *(["robust accuracy, %", "best defense, %"] if attack else [])]
         columns = (Column(title, justify="right") for title in titles)
-        table = Table("model", *columns, title=escape(block["attack"] or ""), box=box.SIMPLE_HEAD, pad_edge=False)
-        for model in block["models"]:
-            best = model["best_defense"]
-            shares = (
-                [model["clean_accuracy"], model["robust_accuracy"]] if block["attack"] else [model["clean_accuracy"]]
-            )
-            told = [_share(share) for share in shares]
-            if block["attack"]:
-                told.append(f"{escape(best['defense'])}: {_share(best['robust_accuracy'])}" if best else "none helps")
-            table.add_row(escape(model["model"]), *told)
+        table = Table("model", *columns, title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
+        for entry in entries:
+            cells = [_share(entry.model.report.clean)]
+            if attack:
+                best = entry.best
+                cells.append(_share(entry.undefended.robust_accuracy if entry.undefended else None))
+                cells.append(f"{escape(best.defense.label)}: {_share(best.robust_accuracy)}" if best else "none helps")
+            table.add_row(escape(entry.model.name), *cells)
         console.print(table)
     console.print("In brackets: 95 % Wilson intervals.", style="dim", highlight=False)
-    for pair in content["pairs"]:
-        one, other = escape(pair["one"]), escape(pair["other"])
-        more = pair["only_one_right"] > pair["only_other_right"]
-        said = "may be chance" if pair["may_be_chance"] else f"{one if more else other} is better"
-        console.print(
-            f"{escape(pair['images'])}: {one} / {other}: {said}, {probability(pair['p_adjusted'])}", highlight=False
-        )
-    console.print(escape(content["headline"]), highlight=False)
-    for note in content["notes"]:
+    for pair in comparison.pairs:
+        result = f"{escape(pair.better)} is better" if pair.better else "may be chance"
+        models = f"{escape(pair.one)} / {escape(pair.other)}"
+        console.print(f"{escape(pair.images)}: {models}: {result}, {probability(pair.p)}", highlight=False)
+    console.print(escape(" ".join(comparison.headline).strip()), highlight=False)
+    for note in comparison.notes:
         console.print(f"[yellow]![/] {escape(note)}", highlight=False)
     console.out(f"Comparison: {page}", highlight=False)
 
 
 def _columns(two: bool) -> list[Column]:
     """The columns of shares; with two attackers, two of robust accuracy."""
-    robust = [f"robust accuracy, %\n{knowledge}" for knowledge in (AWARE, OBLIVIOUS)] if two else ["robust accuracy, %"]
+    robust = [f"robust accuracy, %\n{knowledge}" for knowledge in KNOWLEDGE] if two else ["robust accuracy, %"]
     titles = ["clean accuracy, %", *robust, "attack success rate, %"]
     return [Column(title, justify="right") for title in titles]
 
 
-def _shares(row: Mapping[str, Any], two: bool) -> list[Mapping[str, float] | None]:
-    """The shares of a row; without a defense both attackers are one."""
-    attackers = row.get("attackers") or {AWARE: row, OBLIVIOUS: row}
-    robust = [attackers.get(knowledge, {}).get("robust_accuracy") for knowledge in (AWARE, OBLIVIOUS)]
-    return [row["clean_accuracy"], *(robust if two else [row["robust_accuracy"]]), row["attack_success_rate"]]
+def _shares(row: Row, two: bool) -> list[Share | None]:
+    """Return the shares of a row; without a defense both attackers are one."""
+    attackers = row.attackers or {AWARE: row.judged, OBLIVIOUS: row.judged}
+    by_attacker = [attackers[knowledge].robust_accuracy if knowledge in attackers else None for knowledge in KNOWLEDGE]
+    return [row.clean_accuracy, *(by_attacker if two else [row.robust_accuracy]), row.attack_success_rate]
 
 
-def _share(share: Mapping[str, float] | None) -> str:
+def _share(share: Share | None) -> str:
     """Return a share of images in percent with its interval."""
     if share is None:
         return "–"
-    value, low, high = (f"{100 * share[key]:.1f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{100 * number:.1f}" for number in (share.value, share.low, share.high))
     return f"{value} [dim]{escape(f'[{low}, {high}]')}[/]"
 
 

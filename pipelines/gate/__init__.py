@@ -1,1 +1,1 @@
-"""`evasion gate`: holds a report to thresholds and to a baseline."""
+"""Judges a report by thresholds, a baseline and its own checks."""

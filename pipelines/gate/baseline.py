@@ -4,59 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evasion.components.common.results.outcomes import SIGNIFICANCE, Paired, holm, probability
-from evasion.components.common.results.paired import Difference
-from evasion.components.common.results.report import Model, Treated
-from evasion.components.common.results.table import percent, points
-from evasion.pipelines.gate.verdict import Outcome, Verdict
+from evasion.components.common.drawing.words import percent, points, probability
+from evasion.components.common.results.paired import SIGNIFICANCE, Difference, Paired, holm
+from evasion.components.common.results.report import Cell, Report
+from evasion.pipelines.gate.verdict import Judgement, Verdict
 
 BASELINE = "baseline"
 
 
-def of_baseline(model: Model, baseline: Model, allowed_drop: float) -> Iterator[Verdict]:
+def compare_with_baseline(report: Report, baseline: Report, allowed_drop: float) -> Iterator[Verdict]:
     """Test each row of the baseline against the report's, image by image.
 
     Args:
-        model: The report.
+        report: The report.
         baseline: The earlier one.
         allowed_drop: A drop that is surely no larger passes, even if it is more than noise.
     """
-    if model.originals != baseline.originals:
-        found = f"it is of {baseline.images:,} other images than the report's {model.images:,} (file names and labels)"
-        yield Verdict(BASELINE, BASELINE, Outcome.UNKNOWN, found, "Evaluate both models on the same data.")
+    if report.originals.sha256 != baseline.originals.sha256:
+        finding = (
+            f"it is of {baseline.originals.images:,} other images than the report's {report.originals.images:,} "
+            "(file names and labels)"
+        )
+        yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, finding, "Evaluate both models on the same data.")
         return
-    if not baseline.outcomes:
-        found = "it does not say of each image whether it was right"
-        yield Verdict(BASELINE, BASELINE, Outcome.UNKNOWN, found, "Take another baseline.")
-    common = [treated for treated in baseline.outcomes if treated in model.outcomes]
-    paired = [Paired.between(baseline.outcomes[treated], model.outcomes[treated]) for treated in common]
-    for treated, pair, p in zip(common, paired, holm([pair.p for pair in paired]), strict=True):
-        difference = Difference.between(baseline.outcomes[treated], model.outcomes[treated])
-        before = float((baseline.outcomes[treated] == 1).mean())
-        yield _verdict(treated, pair, p, before, difference, allowed_drop)
-    for treated in baseline.outcomes:
-        if treated not in model.outcomes:
-            found = "the baseline has it, the report does not"
+    if not baseline.correctness:
+        finding = "it does not say of each image whether it was right"
+        yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, finding, "Take another baseline.")
+    common = [cell for cell in baseline.correctness if cell in report.correctness]
+    paired = [Paired.between(baseline.correctness[cell], report.correctness[cell]) for cell in common]
+    for cell, pair, p in zip(common, paired, holm([pair.p for pair in paired]), strict=True):
+        difference = Difference.between(baseline.correctness[cell], report.correctness[cell])
+        before = float((baseline.correctness[cell] == 1).mean())
+        yield _verdict(cell, pair, p, before, difference, allowed_drop)
+    for cell in baseline.correctness:
+        if cell not in report.correctness:
+            finding = "the baseline has it, the report does not"
             advice = "Evaluate the same attacks and defenses with the same settings, or renew the baseline."
-            yield Verdict(BASELINE, _name(treated), Outcome.UNKNOWN, found, advice)
+            yield Verdict(BASELINE, _name(cell), Judgement.UNKNOWN, finding, advice)
 
 
-def _verdict(
-    treated: Treated, pair: Paired, p: float, before: float, difference: Difference, allowed_drop: float
-) -> Verdict:
-    outcome, drop = Outcome.PASS, difference.reversed
-    told = (
+def _verdict(cell: Cell, pair: Paired, p: float, before: float, difference: Difference, allowed_drop: float) -> Verdict:
+    judgement, drop = Judgement.PASS, difference.reversed
+    change = (
         f"{percent(before)} → {percent(before + difference.value)}, {points(difference.value)} points "
         f"[{points(difference.low)}, {points(difference.high)}]"
     )
     if p >= SIGNIFICANCE:
-        said = "no more than noise"
+        result = "no more than noise"
     elif difference.value > 0:
-        said = "a rise beyond noise"
+        result = "a rise beyond noise"
     elif drop.high <= allowed_drop:
-        said = f"a drop beyond noise, surely within the {100 * allowed_drop:.3g} points allowed"
+        result = f"a drop beyond noise, surely within the {100 * allowed_drop:.3g} points allowed"
     else:
-        outcome, said = Outcome.FAIL, "a drop beyond noise"
+        judgement, result = Judgement.FAIL, "a drop beyond noise"
     numbers = {
         "before": before,
         "after": before + difference.value,
@@ -69,10 +69,10 @@ def _verdict(
         "p": pair.p,
         "p_adjusted": p,
     }
-    return Verdict(BASELINE, _name(treated), outcome, f"{said}: {told}, {probability(p)}", numbers=numbers)
+    return Verdict(BASELINE, _name(cell), judgement, f"{result}: {change}, {probability(p)}", numbers=numbers)
 
 
-def _name(treated: Treated) -> str:
-    attack, defense, attacker = treated
+def _name(cell: Cell) -> str:
+    attack, defense, attacker = cell
     with_defense = f" + {defense}" if defense else ""
     return f"{attack or 'clean images'}{with_defense}{f' ({attacker})' if attacker else ''}"

@@ -1,62 +1,63 @@
-"""A report held to what is asked of it."""
+"""Judges a report by thresholds, a baseline and its own checks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from evasion.components.common.files import sha256_of
-from evasion.components.common.results.report import Model, load
-from evasion.pipelines.gate.baseline import BASELINE, of_baseline
+from evasion.components.common.results import report as reports
+from evasion.components.common.results.report import Report
+from evasion.pipelines.gate.baseline import BASELINE, compare_with_baseline
 from evasion.pipelines.gate.settings import Settings
-from evasion.pipelines.gate.verdict import Outcome, Verdict, of_checks, of_thresholds
+from evasion.pipelines.gate.verdict import Judgement, Verdict, judge_checks, judge_thresholds
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What was judged, and how it came out.
+    """What was judged, and the result.
 
     Attributes:
-        report: The report's path.
-        settings: What it was held to.
-        model: What it says, or None where it cannot be read.
+        path: The report's path.
+        settings: What it was judged by.
+        report: The report, or None where it cannot be read.
         verdicts: One for each threshold, row of the baseline and failed check.
     """
 
-    report: Path
+    path: Path
     settings: Settings
-    model: Model | None
+    report: Report | None
     verdicts: list[Verdict]
 
     @property
-    def outcome(self) -> Outcome:
+    def judgement(self) -> Judgement:
         """The worst of all."""
-        return Outcome.worst(verdict.outcome for verdict in self.verdicts)
+        return Judgement.worst(verdict.judgement for verdict in self.verdicts)
 
     @property
     def headline(self) -> str:
-        """How many of what came out how."""
-        counts = {outcome: sum(verdict.outcome is outcome for verdict in self.verdicts) for outcome in Outcome}
-        parts = (f"{count} {outcome.value}" for outcome, count in reversed(counts.items()) if count)
-        return f"{self.outcome.value}: {', '.join(parts)}"
+        """How many verdicts there are of each kind."""
+        counts = {kind: sum(verdict.judgement is kind for verdict in self.verdicts) for kind in Judgement}
+        parts = (f"{count} {kind.value}" for kind, count in reversed(counts.items()) if count)
+        return f"{self.judgement.value}: {', '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
         """The gate as its JSON file holds it."""
-        model = self.model
+        report = self.report
         return {
             "schema_version": SCHEMA_VERSION,
-            "outcome": self.outcome.value,
-            "exit_code": self.outcome.exit_code,
+            "outcome": self.judgement.value,
+            "exit_code": self.judgement.exit_code,
             "report": {
-                "path": str(self.report),
-                "sha256": sha256_of(self.report) if model else None,
-                "headline": model.report["headline"] if model else None,
-                "model": model.card["sha256"] if model else None,
-                "originals": model.report["originals"] if model else None,
+                "path": str(self.path),
+                "sha256": sha256_of(self.path) if report else None,
+                "headline": report.headline if report else None,
+                "model": report.model.sha256 if report else None,
+                "originals": asdict(report.originals) if report else None,
             },
             "baseline": str(self.settings.baseline) if self.settings.baseline else None,
             "allowed_drop": self.settings.allowed_drop,
@@ -64,24 +65,24 @@ class Gate:
         }
 
 
-def gate(report: Path, settings: Settings) -> Gate:
-    """Hold a report to the settings. What cannot be read is a verdict, not an error: nobody can tell then."""
+def gate(path: Path, settings: Settings) -> Gate:
+    """Judge a report by the settings. A report that cannot be read gives the verdict "cannot tell", not an error."""
     try:
-        model = Model("report", report, load(report))
-        return Gate(report, settings, model, list(_verdicts(model, settings)))
+        report = reports.read(path)
+        return Gate(path, settings, report, list(_verdicts(report, settings)))
     except (ValueError, OSError) as error:
         advice = "Give the report.json of a run of this version."
-        return Gate(report, settings, None, [Verdict("report", "report", Outcome.UNKNOWN, str(error), advice)])
+        return Gate(path, settings, None, [Verdict("report", "report", Judgement.UNKNOWN, str(error), advice)])
 
 
-def _verdicts(model: Model, settings: Settings) -> Iterator[Verdict]:
-    yield from of_thresholds(model, settings.thresholds)
+def _verdicts(report: Report, settings: Settings) -> Iterator[Verdict]:
+    yield from judge_thresholds(report, settings.thresholds)
     if settings.baseline:
         try:
-            baseline = Model(BASELINE, settings.baseline, load(settings.baseline))
+            baseline = reports.read(settings.baseline)
         except (ValueError, OSError) as error:
-            yield Verdict(BASELINE, BASELINE, Outcome.UNKNOWN, str(error), "Give the report.json of an earlier run.")
+            yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, str(error), "Give the report.json of an earlier run.")
         else:
-            yield from of_baseline(model, baseline, settings.allowed_drop)
-            yield from of_checks(baseline, settings.accept_checks, BASELINE)
-    yield from of_checks(model, settings.accept_checks)
+            yield from compare_with_baseline(report, baseline, settings.allowed_drop)
+            yield from judge_checks(baseline, settings.accept_checks, BASELINE)
+    yield from judge_checks(report, settings.accept_checks)

@@ -1,4 +1,4 @@
-"""What a report says that a threshold can be held against."""
+"""The numbers of a report that a threshold can apply to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
-from evasion.components.common.results.evaluations import AWARE, OBLIVIOUS
+from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
 from evasion.components.common.results.paired import Difference
-from evasion.components.common.results.report import NO_DEFENSE, Model, label, share
-from evasion.components.common.results.table import Share
+from evasion.components.common.results.report import Report
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.table import Row
+from evasion.components.common.results.treatments import NONE, Treatment
+from evasion.pipelines.gate.selector import selects
 from evasion.pipelines.gate.threshold import (
     ATTACK_SUCCESS_RATE,
     CLEAN_ACCURACY,
@@ -23,15 +26,14 @@ from evasion.pipelines.gate.threshold import (
     Threshold,
 )
 
-NOISE = "noise"
 SAME_EPS = 1e-3
 """Two eps that differ by less than this share of themselves are one: 0.0314 is 8/255."""
 
 
 class Doubt(Enum):
-    """Why a good value would prove nothing."""
+    """Why a good value proves nothing."""
 
-    ONLY_OBLIVIOUS = "only an attacker who does not know the defense was let at it, which is the best case"
+    ONLY_OBLIVIOUS = "only an attacker who does not know the defense attacked it, which is the best case"
     NOT_APPLIED = "the defense was not applied to these images"
 
 
@@ -45,11 +47,11 @@ class Measure:
         low: Lower end of its interval.
         high: Upper end.
         n: Of how many images.
-        attack: The attack with its settings, or None.
+        attack: The attack, or None.
         eps: The attack's size, where it is known.
-        defense: The defense with its settings, or None.
+        defense: The defense, or None.
         attacker: What the attacker knew of it, or None.
-        doubt: Why a good value would prove nothing, if it would.
+        doubt: Why a good value proves nothing, or None.
         drawn: Whether it is a point of the security curve.
     """
 
@@ -58,9 +60,9 @@ class Measure:
     low: float
     high: float
     n: int
-    attack: str | None = None
+    attack: Treatment | None = None
     eps: float | None = None
-    defense: str | None = None
+    defense: Treatment | None = None
     attacker: str | None = None
     doubt: Doubt | None = None
     drawn: bool = False
@@ -68,46 +70,51 @@ class Measure:
     @property
     def line(self) -> tuple[str | None, str | None, str | None]:
         """The line of the security curve that it is a point of."""
-        return self.attack, self.defense, self.attacker
+        return _label(self.attack), _label(self.defense), self.attacker
+
+    @property
+    def attack_name(self) -> str | None:
+        """The name of the attack without its settings."""
+        return self.attack.name if self.attack else None
 
     @property
     def subject(self) -> str:
         """What it was measured under."""
-        attack = self.attack or "no attack"
+        attack = _label(self.attack) or "no attack"
         if self.drawn:
             attack += f" eps={self.eps:.4g}"
-        with_defense = f" + {self.defense}" if self.defense else ""
+        with_defense = f" + {self.defense.label}" if self.defense else ""
         return f"{attack}{with_defense}{f' ({self.attacker})' if self.attacker else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """The measure as the gate's JSON holds it."""
-        names = ("metric", "value", "low", "high", "n", "attack", "eps", "defense", "attacker")
-        return {name: getattr(self, name) for name in names}
+        """Return the measure as the gate's JSON holds it."""
+        numbers = {name: getattr(self, name) for name in ("metric", "value", "low", "high", "n")}
+        return {
+            **numbers,
+            "attack": _label(self.attack),
+            "attack_name": self.attack_name,
+            "eps": self.eps,
+            "defense": _label(self.defense),
+            "attacker": self.attacker,
+        }
 
 
-def measures(model: Model) -> list[Measure]:
-    """Everything that the report measured.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
-    try:
-        return [*_clean(model), *_attacked(model), *_curve(model)]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{model.path} is not as report writes it: {error!r}") from None
+def measures(report: Report) -> list[Measure]:
+    """Return everything that the report measured."""
+    return [*_clean(report), *_attacked(report), *_curve(report)]
 
 
-def matching(found: list[Measure], threshold: Threshold) -> list[Measure]:
-    """Those that a threshold speaks of: of the table, or where that lacks the eps, of the security curve."""
-    meant = [measure for measure in found if _is_meant(measure, threshold)]
+def matching(measured: list[Measure], threshold: Threshold) -> list[Measure]:
+    """Return those that a threshold applies to: of the table, or where that lacks the eps, of the security curve."""
+    meant = [measure for measure in measured if _is_meant(measure, threshold)]
     return [measure for measure in meant if not measure.drawn] or meant
 
 
-def around(found: list[Measure], threshold: Threshold) -> list[tuple[Measure, Measure]]:
-    """The points of each line of the security curve between which the eps of a threshold lies: below and above."""
+def around(measured: list[Measure], threshold: Threshold) -> list[tuple[Measure, Measure]]:
+    """Return the points of each line of the curve between which the eps of a threshold lies: below and above."""
     if threshold.eps is None or threshold.metric != ROBUST_ACCURACY:
         return []
-    drawn = [measure for measure in found if measure.drawn and _is_meant(measure, replace(threshold, eps=measure.eps))]
+    drawn = [each for each in measured if each.drawn and _is_meant(each, replace(threshold, eps=each.eps))]
     pairs = []
     for line in dict.fromkeys(measure.line for measure in drawn):
         points = sorted((measure for measure in drawn if measure.line == line), key=lambda each: each.eps or 0)
@@ -115,31 +122,33 @@ def around(found: list[Measure], threshold: Threshold) -> list[tuple[Measure, Me
     return pairs
 
 
-def unseen(found: list[Measure], threshold: Threshold) -> list[str]:
-    """The attacks of the report a threshold speaks of that were not measured at its eps; the curve is FGM's."""
+def unseen(measured: list[Measure], threshold: Threshold) -> list[str]:
+    """Return the attacks that a threshold applies to and that were not measured at its eps; the curve is FGM's."""
     if threshold.eps is None or threshold.attack is not None:
         return []
-    meant = [each for each in found if each.attack and not each.drawn and _is_meant(each, replace(threshold, eps=None))]
-    here = {str(each.attack).split()[0] for each in matching(found, threshold)}
-    here |= {str(each.attack).split()[0] for pair in around(found, threshold) for each in pair}
-    return sorted({str(each.attack).split()[0] for each in meant} - here)
+    any_eps = replace(threshold, eps=None)
+    meant = {each.attack_name for each in measured if each.attack and not each.drawn and _is_meant(each, any_eps)}
+    here = {each.attack_name for each in matching(measured, threshold)}
+    here |= {each.attack_name for pair in around(measured, threshold) for each in pair}
+    return sorted(name for name in meant - here if name)
 
 
-def lacking(found: list[Measure], threshold: Threshold) -> str:
-    """Say what a threshold asks for that the report does not hold, and what that holds instead."""
-    alike = [measure for measure in found if measure.metric == threshold.metric]
+def lacking(measured: list[Measure], threshold: Threshold) -> str:
+    """Return what a threshold asks for that the report does not hold, and what the report holds instead."""
+    alike = [measure for measure in measured if measure.metric == threshold.metric]
     if not alike:
         return f"the report holds no {threshold.metric}"
-    for asked, name, held in (
-        (threshold.defense, f"for {threshold.defense}", [measure.defense or NO_DEFENSE for measure in alike]),
-        (threshold.attack, f"with {threshold.attack}", [measure.attack for measure in alike]),
+    for selector, name, treatments in (
+        (threshold.defense, f"for {threshold.defense}", [measure.defense or NONE for measure in alike]),
+        (threshold.attack, f"with {threshold.attack}", [measure.attack or NONE for measure in alike]),
     ):
-        if asked is not None and not any(_named(each, asked) for each in held):
-            return f"the report holds no {threshold.metric} {name}; it has {', '.join(dict.fromkeys(map(str, held)))}"
+        if selector is not None and not any(selects(selector, each) for each in treatments):
+            labels = ", ".join(dict.fromkeys(each.label for each in treatments))
+            return f"the report holds no {threshold.metric} {name}; it has {labels}"
     if threshold.eps is not None:
         sizes = sorted({measure.eps for measure in alike if measure.eps is not None})
-        told = ", ".join(f"{eps:.4g}" for eps in sizes)
-        return f"the report holds no such {threshold.metric} at eps {threshold.eps:.4g}; it has {told or 'none'}"
+        listed = ", ".join(f"{eps:.4g}" for eps in sizes)
+        return f"the report holds no such {threshold.metric} at eps {threshold.eps:.4g}; it has {listed or 'none'}"
     return f"the report holds no such {threshold.metric}"
 
 
@@ -154,74 +163,76 @@ def _is_meant(measure: Measure, threshold: Threshold) -> bool:
         every = threshold.metric in DIFFERENCES and measure.doubt is not Doubt.NOT_APPLIED
         defended = every or measure.defense is None
     else:
-        defended = _named(measure.defense or NO_DEFENSE, threshold.defense)
+        defended = selects(threshold.defense, measure.defense or NONE)
     return (
         defended
-        and (threshold.attack is None or _named(measure.attack, threshold.attack))
+        and (threshold.attack is None or selects(threshold.attack, measure.attack or NONE))
         and (threshold.attacker is None or measure.attacker == threshold.attacker)
     )
 
 
-def _named(held: str | None, asked: str) -> bool:
-    """Whether it is of that name and has all the settings that are asked for."""
-    own, words = (held or "").split(), asked.split()
-    return own[:1] == words[:1] and set(words) <= set(own)
-
-
-def _clean(model: Model) -> Iterator[Measure]:
-    for defense, row in {_defense(row): row for row in model.report["table"]}.items():
-        doubt = None if row["applied"] else Doubt.NOT_APPLIED
-        if found := share(row["clean_accuracy"]):
-            yield _measure(CLEAN_ACCURACY, found, defense=defense, doubt=doubt)
-        before, after = model.outcomes.get((None, None, None)), model.outcomes.get((None, defense, None))
+def _clean(report: Report) -> Iterator[Measure]:
+    rows = {row.defense.label: row for row in report.table}
+    for row in rows.values():
+        defense, doubt = _defense(row), None if row.defense.applied else Doubt.NOT_APPLIED
+        if row.clean_accuracy:
+            yield _measure(CLEAN_ACCURACY, row.clean_accuracy, defense=defense, doubt=doubt)
+        before = report.correctness.get((None, None, None))
+        after = report.correctness.get((None, _label(defense), None))
         if defense and before is not None and after is not None:
             drop = Difference.between(before, after).reversed
             yield _measure(CLEAN_ACCURACY_DROP, drop, defense=defense, doubt=doubt)
 
 
-def _attacked(model: Model) -> Iterator[Measure]:
-    sizes = _sizes(model)
-    for row in model.report["table"]:
-        attack, defense = label(row["attack"], row["attack_settings"]), _defense(row)
-        attackers = row["attackers"] if defense else {None: row}
-        for attacker, found in attackers.items():
-            told: dict[str, Any] = {"attack": attack, "eps": sizes.get(attack), "defense": defense}
-            told |= {"attacker": attacker, "doubt": _doubt(row["applied"], list(attackers))}
-            for metric in (ROBUST_ACCURACY, ATTACK_SUCCESS_RATE):
-                if measured := share(found[metric]):
-                    yield _measure(metric, measured, **told)
-            before = model.outcomes.get((attack, None, None))
-            after = model.outcomes.get((attack, defense, attacker))
+def _attacked(report: Report) -> Iterator[Measure]:
+    for row in report.table:
+        if row.attack == NONE:
+            continue
+        defense = _defense(row)
+        attackers = row.attackers if defense else {None: row.judged}
+        for attacker, attacked in attackers.items():
+            under: dict[str, Any] = {"attack": row.attack, "eps": _eps(row.attack), "defense": defense}
+            under |= {"attacker": attacker, "doubt": _doubt(row.defense.applied, list(attackers))}
+            if attacked.robust_accuracy:
+                yield _measure(ROBUST_ACCURACY, attacked.robust_accuracy, **under)
+            if attacked.attack_success_rate:
+                yield _measure(ATTACK_SUCCESS_RATE, attacked.attack_success_rate, **under)
+            before = report.correctness.get((row.attack.label, None, None))
+            after = report.correctness.get((row.attack.label, _label(defense), attacker))
             if defense and before is not None and after is not None:
-                yield _measure(GAIN, Difference.between(before, after), **told)
+                yield _measure(GAIN, Difference.between(before, after), **under)
 
 
-def _curve(model: Model) -> Iterator[Measure]:
-    curve = model.report["curve"]
-    lines = [line for line in curve["curves"] if line["perturbation"] != NOISE] if curve else []
-    for line in lines:
-        defense = line["defense"]
-        attackers = [each["attacker"] for each in lines if each["defense"] == defense]
-        for point in line["points"]:
-            if found := share(point):
-                yield _measure(
-                    ROBUST_ACCURACY,
-                    found,
-                    attack=f"{line['perturbation']} norm={curve['norm']}",
-                    eps=point["eps"],
-                    defense=defense,
-                    attacker=line["attacker"],
-                    doubt=_doubt(True, attackers),
-                    drawn=True,
-                )
+def _curve(report: Report) -> Iterator[Measure]:
+    curve = report.curve
+    lines = [series for series in curve.series if not series.control] if curve else []
+    for series in lines:
+        attackers = [each.knowledge for each in lines if each.defense == series.defense]
+        step = series.defense
+        defense = Treatment(step.name, step.text, (step,)) if step else None
+        for point in series.points:
+            yield _measure(
+                ROBUST_ACCURACY,
+                point.accuracy,
+                attack=curve.treatment if curve else None,
+                eps=point.eps,
+                defense=defense,
+                attacker=series.knowledge,
+                doubt=_doubt(True, attackers),
+                drawn=True,
+            )
 
 
-def _measure(metric: str, found: Share | Difference, **told: Any) -> Measure:
-    return Measure(metric, found.value, found.low, found.high, found.n, **told)
+def _measure(metric: str, number: Share | Difference, **under: Any) -> Measure:
+    return Measure(metric, number.value, number.low, number.high, number.n, **under)
 
 
-def _defense(row: dict[str, Any]) -> str | None:
-    return None if row["defense"] == NO_DEFENSE else label(row["defense"], row["settings"])
+def _label(treatment: Treatment | None) -> str | None:
+    return treatment.label if treatment else None
+
+
+def _defense(row: Row) -> Treatment | None:
+    return None if row.defense == NONE else row.defense
 
 
 def _doubt(applied: bool, attackers: list[str | None]) -> Doubt | None:
@@ -230,14 +241,7 @@ def _doubt(applied: bool, attackers: list[str | None]) -> Doubt | None:
     return Doubt.ONLY_OBLIVIOUS if OBLIVIOUS in attackers and AWARE not in attackers else None
 
 
-def _sizes(model: Model) -> dict[str, float]:
-    """The eps of each attack, as its data says."""
-    history = {each["title"]: each["provenance"] for each in model.report["datasets"]}
-    found: dict[str, float] = {}
-    for evaluation in model.report["evaluations"]:
-        if evaluation["attack"] is None:
-            continue
-        stages = [stage for stage in history[evaluation["title"]] if stage["kind"] == "attack"]
-        if len(stages) == 1 and isinstance(eps := stages[0]["parameters"].get("eps"), int | float):
-            found[evaluation["attack"]] = float(eps)
-    return found
+def _eps(attack: Treatment) -> float | None:
+    """Return the size of an attack, if it is one attack and has a size."""
+    eps = attack.steps[0].settings.get("eps") if len(attack.steps) == 1 else None
+    return float(eps) if isinstance(eps, int | float) else None

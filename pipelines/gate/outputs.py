@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from evasion.components.common.files import replacing
 from evasion.pipelines.gate.gate import Gate
-from evasion.pipelines.gate.verdict import Outcome, Verdict
+from evasion.pipelines.gate.verdict import Judgement, Verdict
 
 RULES = {
     "threshold": "The end of a number's 95 % interval that speaks against a threshold must meet it.",
@@ -26,7 +26,7 @@ RULES = {
 }
 TITLES = {"threshold": "Thresholds", "baseline": "Against the baseline", "check": "Checks", "report": "Report"}
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-LEVELS = {Outcome.FAIL: "error", Outcome.UNKNOWN: "warning"}
+LEVELS = {Judgement.FAIL: "error", Judgement.UNKNOWN: "warning"}
 
 
 def write(gate: Gate, paths: Mapping[str, Path | None]) -> None:
@@ -44,7 +44,9 @@ def to_json(gate: Gate) -> str:
 
 def to_junit(gate: Gate) -> str:
     """A test case for each verdict: a failure where it fails, an error where nobody can tell."""
-    failed, unknown = (sum(each.outcome is what for each in gate.verdicts) for what in (Outcome.FAIL, Outcome.UNKNOWN))
+    failed, unknown = (
+        sum(each.judgement is what for each in gate.verdicts) for what in (Judgement.FAIL, Judgement.UNKNOWN)
+    )
     counts = {"tests": str(len(gate.verdicts)), "failures": str(failed), "errors": str(unknown)}
     root = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(root, "testsuite", {"name": "evasion gate", **counts, "skipped": "0"})
@@ -52,12 +54,12 @@ def to_junit(gate: Gate) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", {"classname": f"evasion.gate.{verdict.kind}", "name": _xml(_named(verdict)), "time": "0"}
         )
-        if verdict.outcome is Outcome.PASS:
-            ElementTree.SubElement(case, "system-out").text = _xml(verdict.told)
+        if verdict.judgement is Judgement.PASS:
+            ElementTree.SubElement(case, "system-out").text = _xml(verdict.text)
         else:
-            element = "failure" if verdict.outcome is Outcome.FAIL else "error"
-            told = {"type": verdict.outcome.value, "message": _xml(verdict.found)}
-            ElementTree.SubElement(case, element, told).text = _xml(verdict.told)
+            element = "failure" if verdict.judgement is Judgement.FAIL else "error"
+            attributes = {"type": verdict.judgement.value, "message": _xml(verdict.finding)}
+            ElementTree.SubElement(case, element, attributes).text = _xml(verdict.text)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -65,13 +67,13 @@ def to_junit(gate: Gate) -> str:
 def to_markdown(gate: Gate) -> str:
     """A summary for a pull request: what came out how, then why."""
     lines = [f"## Robustness gate: {gate.headline}", ""]
-    if gate.model:
-        lines += [_markdown(gate.model.report["headline"]), ""]
+    if gate.report:
+        lines += [_markdown(gate.report.headline), ""]
     for kind, verdicts in groupby(gate.verdicts, key=lambda each: each.kind):
-        lines += [f"### {TITLES[kind]}", "", "| | asked | found |", "| --- | --- | --- |"]
+        lines += [f"### {TITLES[kind]}", "", "| | asked | finding |", "| --- | --- | --- |"]
         lines += [
-            f"| {_emphasis(each.outcome)} | {_markdown(_named(each))} | {_markdown(each.told)} |"
-            for each in sorted(verdicts, key=lambda each: list(Outcome).index(each.outcome), reverse=True)
+            f"| {_emphasis(each.judgement)} | {_markdown(_named(each))} | {_markdown(each.text)} |"
+            for each in sorted(verdicts, key=lambda each: list(Judgement).index(each.judgement), reverse=True)
         ]
         lines.append("")
     return "\n".join(lines)
@@ -79,7 +81,7 @@ def to_markdown(gate: Gate) -> str:
 
 def to_sarif(gate: Gate) -> str:
     """A result for each verdict that is no pass, where it was asked for: in the settings' file, or the report."""
-    results = [_result(gate, verdict) for verdict in gate.verdicts if verdict.outcome is not Outcome.PASS]
+    results = [_result(gate, verdict) for verdict in gate.verdicts if verdict.judgement is not Judgement.PASS]
     driver = {
         "name": "evasion gate",
         "version": version("evasion-pipelines"),
@@ -89,7 +91,7 @@ def to_sarif(gate: Gate) -> str:
         ],
     }
     # That the report fails is no failure of the tool.
-    invocation = {"executionSuccessful": True, "exitCode": gate.outcome.exit_code}
+    invocation = {"executionSuccessful": True, "exitCode": gate.judgement.exit_code}
     run = {
         "tool": {"driver": driver},
         "automationDetails": {"id": "evasion-gate/"},
@@ -101,13 +103,13 @@ def to_sarif(gate: Gate) -> str:
 
 
 def _result(gate: Gate, verdict: Verdict) -> dict[str, Any]:
-    place = gate.settings.config or gate.report
+    place = gate.settings.config or gate.path
     key = f"{verdict.kind}\n{verdict.name}\n{verdict.subject}"
     return {
         "ruleId": verdict.kind,
         "ruleIndex": list(RULES).index(verdict.kind),
-        "level": LEVELS[verdict.outcome],
-        "message": {"text": f"{_named(verdict)}: {verdict.outcome.value}. {verdict.told}"},
+        "level": LEVELS[verdict.judgement],
+        "message": {"text": f"{_named(verdict)}: {verdict.judgement.value}. {verdict.text}"},
         "locations": [
             {
                 "physicalLocation": {
@@ -130,8 +132,8 @@ def _named(verdict: Verdict) -> str:
     return f"{verdict.name} ({verdict.subject})" if verdict.kind == "check" and verdict.subject else verdict.name
 
 
-def _emphasis(outcome: Outcome) -> str:
-    return outcome.value if outcome is Outcome.PASS else f"**{outcome.value}**"
+def _emphasis(judgement: Judgement) -> str:
+    return judgement.value if judgement is Judgement.PASS else f"**{judgement.value}**"
 
 
 def _xml(text: str) -> str:

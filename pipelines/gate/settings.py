@@ -1,4 +1,4 @@
-"""What the gate is asked, from options and a TOML file."""
+"""What the gate judges by, from options and a TOML file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Settings:
     """Everything that decides the outcome but the report.
 
     Attributes:
-        thresholds: What the report is held to.
+        thresholds: What the report must meet.
         baseline: The earlier report, or None.
         allowed_drop: How far below the baseline a row may be beyond noise.
         accept_checks: Names of checks that may fail.
@@ -50,20 +50,20 @@ def settings(
     Raises:
         ValueError: If one of them breaks its rule.
     """
-    found = _read(config) if config else {}
+    content = _read(config) if config else {}
     lines = config.read_text(encoding="utf-8").splitlines() if config else []
-    thresholds = [parse(text, _line(lines, text)) for text in found.get("thresholds", [])]
+    thresholds = [parse(text, _line(lines, text)) for text in content.get("thresholds", [])]
     thresholds += [parse(text) for text in texts]
-    if baseline is None and config and "baseline" in found:
-        baseline = config.parent / found["baseline"]
+    if baseline is None and config and "baseline" in content:
+        baseline = config.parent / content["baseline"]
     baseline = report_file(baseline) if baseline else None
-    drop = found.get("allowed_drop", 0) if allowed_drop is None else allowed_drop
+    drop = content.get("allowed_drop", 0) if allowed_drop is None else allowed_drop
     validate.in_range("allowed_drop", drop, 0, 1)
     if not thresholds and baseline is None:
         raise ValueError(
             "gate needs a threshold or a baseline. Received: neither. Set --threshold, --config or --baseline."
         )
-    return Settings(thresholds, baseline, drop, (*found.get("accept_checks", ()), *accept_checks), config)
+    return Settings(thresholds, baseline, drop, (*content.get("accept_checks", ()), *accept_checks), config)
 
 
 def report_file(path: Path) -> Path:
@@ -73,22 +73,22 @@ def report_file(path: Path) -> Path:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        found = tomllib.loads(config.read_text(encoding="utf-8"))
+        content = tomllib.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"there is no file {config}") from None
     except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{config} is not valid TOML: {error}") from None
-    for key, value in found.items():
+    for key, value in content.items():
         if key not in KEYS:
             raise ValueError(f"{config} may have {', '.join(KEYS)}. Received: {key}")
         kind, rule = KEYS[key]
-        strange = kind is list and isinstance(value, list) and not all(isinstance(each, str) for each in value)
-        if not isinstance(value, kind) or isinstance(value, bool) or strange:
+        mixed = kind is list and isinstance(value, list) and not all(isinstance(each, str) for each in value)
+        if not isinstance(value, kind) or isinstance(value, bool) or mixed:
             raise ValueError(f"{key} in {config} must be {rule}. Received: {value!r}")
-    return found
+    return content
 
 
 def _line(lines: list[str], text: str) -> int | None:
-    """Find where a text stands in the file, in quotes."""
+    """Return the number of the line that holds a text in quotes, or None."""
     quoted = (f'"{text}"', f"'{text}'")
     return next((number for number, line in enumerate(lines, 1) if any(each in line for each in quoted)), None)

@@ -1,4 +1,4 @@
-"""What a report is held to: `robust_accuracy >= 0.30 at eps 0.03 for jpeg_compression`."""
+"""A threshold that a report must meet: `robust_accuracy >= 0.30 at eps 0.03 for jpeg_compression`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+
+from evasion.components.common.data.provenance import KNOWLEDGE
 
 CLEAN_ACCURACY, CLEAN_ACCURACY_DROP = "clean_accuracy", "clean_accuracy_drop"
 ROBUST_ACCURACY, ATTACK_SUCCESS_RATE, GAIN = "robust_accuracy", "attack_success_rate", "gain"
@@ -30,7 +32,6 @@ METRICS = {
 DIFFERENCES = (CLEAN_ACCURACY_DROP, GAIN)
 """Of a defense against no defense, in [-1, 1]; the others are shares in [0, 1]."""
 WITHOUT_ATTACK = (CLEAN_ACCURACY, CLEAN_ACCURACY_DROP)
-ATTACKERS = ("defense-aware", "oblivious")
 
 RULE = (
     "a threshold must be METRIC COMPARATOR NUMBER [at eps NUMBER] [for DEFENSE] [with ATTACK] [by ATTACKER], "
@@ -46,13 +47,13 @@ class Threshold:
 
     Attributes:
         text: As it was given.
-        metric: What is held to it.
+        metric: The metric that it limits.
         comparator: >=, >, <= or <.
         limit: A share or a difference of shares.
         eps: Size of the attack; None for that of each attack in the report's table.
         defense: Name of a defense with any of its settings; None for no defense, or for every one with a difference.
         attack: Name of an attack with any of its settings; None for every one.
-        attacker: What the attacker knows of the defense; None for every one that was let at it.
+        attacker: What the attacker knows of the defense; None for every attacker that was evaluated.
         line: Where it stands in the file that it comes from.
     """
 
@@ -82,11 +83,11 @@ def parse(text: Any, line: int | None = None) -> Threshold:
     Raises:
         ValueError: If it is none: the rule, what was received, and what is wrong with it.
     """
-    found = _FORM.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
+    match = _FORM.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
         raise ValueError(f"{RULE}. Received: {text!r}")
-    metric, comparator = found["metric"], found["comparator"]
-    number, *parts = _CLAUSE.split(found["rest"])
+    metric, comparator = match["metric"], match["comparator"]
+    number, *parts = _CLAUSE.split(match["rest"])
     clauses = {" ".join(word.split()): value.strip() for word, value in zip(parts[::2], parts[1::2], strict=True)}
     try:
         if metric not in METRICS:
@@ -99,8 +100,8 @@ def parse(text: Any, line: int | None = None) -> Threshold:
             raise ValueError(f"'{empty[0]}' needs something after it")
         if metric in WITHOUT_ATTACK and (attacked := [word for word in clauses if word != "for"]):
             raise ValueError(f"{metric} is of images without attack, so '{attacked[0]}' has no meaning")
-        if "by" in clauses and clauses["by"] not in ATTACKERS:
-            raise ValueError(f"ATTACKER must be one of {', '.join(ATTACKERS)}, not {clauses['by']}")
+        if "by" in clauses and clauses["by"] not in KNOWLEDGE:
+            raise ValueError(f"ATTACKER must be one of {', '.join(KNOWLEDGE)}, not {clauses['by']}")
         if "by" in clauses and "for" not in clauses and metric != GAIN:
             raise ValueError("an ATTACKER knows or does not know a defense: say 'for DEFENSE' as well")
         least = -1 if metric in DIFFERENCES else 0

@@ -1,4 +1,4 @@
-"""How a report fares: pass, fail, or cannot tell, with the reason."""
+"""Verdicts on a report: pass, fail, or cannot tell, with the reason."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-from evasion.components.common.results.report import Model
-from evasion.components.common.results.table import percent, points
-from evasion.components.report.checks.evaluation import NORMAL
+from evasion.components.common.drawing.words import percent, points
+from evasion.components.common.results.report import Report
+from evasion.components.common.results.shares import NORMAL
 from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures, unseen
 from evasion.pipelines.gate.threshold import DIFFERENCES, Threshold
 
@@ -20,8 +20,8 @@ ADVICE = {
 }
 
 
-class Outcome(Enum):
-    """How something came out, from best to worst: a failure outweighs a doubt."""
+class Judgement(Enum):
+    """The result of judging something, from best to worst: a failure outweighs a doubt."""
 
     PASS = "pass"  # noqa: S105 - no password
     UNKNOWN = "cannot tell"
@@ -30,12 +30,12 @@ class Outcome(Enum):
     @property
     def exit_code(self) -> int:
         """What the command exits with."""
-        return {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNKNOWN: 2}[self]
+        return {Judgement.PASS: 0, Judgement.FAIL: 1, Judgement.UNKNOWN: 2}[self]
 
     @classmethod
-    def worst(cls, outcomes: Iterable[Outcome]) -> Outcome:
+    def worst(cls, judgements: Iterable[Judgement]) -> Judgement:
         """The one that decides; cannot tell where there is none."""
-        return max(outcomes, key=list(cls).index, default=cls.UNKNOWN)
+        return max(judgements, key=list(cls).index, default=cls.UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Verdict:
     Attributes:
         kind: threshold, baseline, check or report.
         name: What was judged.
-        outcome: How it came out.
-        found: What was found.
+        judgement: The result.
+        finding: What the result rests on.
         advice: What to do, or blank.
         subject: What it was measured under, or blank.
         numbers: What it was judged by.
@@ -55,68 +55,73 @@ class Verdict:
 
     kind: str
     name: str
-    outcome: Outcome
-    found: str
+    judgement: Judgement
+    finding: str
     advice: str = ""
     subject: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
     line: int | None = None
 
     @property
-    def told(self) -> str:
-        """What was found and what to do, in one text."""
+    def text(self) -> str:
+        """The finding and the advice in one text."""
         where = f"{self.subject}: " if self.subject else ""
-        return f"{where}{self.found}.{f' {self.advice}' if self.advice else ''}"
+        return f"{where}{self.finding}.{f' {self.advice}' if self.advice else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as the gate's JSON holds it."""
-        told = {"kind": self.kind, "name": self.name, "outcome": self.outcome.value, "subject": self.subject}
-        return told | {"found": self.found, "advice": self.advice, "numbers": self.numbers or None}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "outcome": self.judgement.value,
+            "subject": self.subject,
+            "finding": self.finding,
+            "advice": self.advice,
+            "numbers": self.numbers or None,
+        }
 
 
-def of_thresholds(model: Model, thresholds: list[Threshold]) -> Iterator[Verdict]:
-    """Hold a report to each threshold: the worst of all that it speaks of counts."""
-    found = measures(model)
+def judge_thresholds(report: Report, thresholds: list[Threshold]) -> Iterator[Verdict]:
+    """Judge a report by each threshold; the worst of all measures that it applies to counts."""
+    all_measures = measures(report)
     for threshold in thresholds:
-        judged = [judge(threshold, measure) for measure in matching(found, threshold)] or [
-            _between(threshold, *pair) for pair in around(found, threshold)
+        judged = [judge(threshold, measure) for measure in matching(all_measures, threshold)] or [
+            _between(threshold, *pair) for pair in around(all_measures, threshold)
         ]
         if judged:
             worst = max(judged, key=lambda verdict: _badness(threshold, verdict))
-            if worst.outcome is Outcome.PASS and (others := ", ".join(unseen(found, threshold))):
-                told = f"{worst.found} would do, but {others} was not measured at this eps"
-                advice = (
-                    f"Evaluate {others} there, or name the attack: `with {str(worst.numbers['attack']).split()[0]}`."
-                )
-                worst = replace(worst, outcome=Outcome.UNKNOWN, found=told, advice=advice)
+            if worst.judgement is Judgement.PASS and (others := ", ".join(unseen(all_measures, threshold))):
+                finding = f"{worst.finding} would do, but {others} was not measured at this eps"
+                advice = f"Evaluate {others} there, or name the attack: `with {worst.numbers['attack_name']}`."
+                worst = replace(worst, judgement=Judgement.UNKNOWN, finding=finding, advice=advice)
             yield worst
         else:
             advice = "Evaluate it, or ask for what there is."
-            told = lacking(found, threshold)
-            yield Verdict("threshold", threshold.text, Outcome.UNKNOWN, told, advice, line=threshold.line)
+            finding = lacking(all_measures, threshold)
+            yield Verdict("threshold", threshold.text, Judgement.UNKNOWN, finding, advice, line=threshold.line)
 
 
 def judge(threshold: Threshold, measure: Measure) -> Verdict:
-    """Hold one number to a threshold: the end of its interval that speaks against it must meet it."""
+    """Judge one number by a threshold: the end of its interval that speaks against it must meet it."""
     against, for_it = (measure.low, measure.high) if threshold.at_least else (measure.high, measure.low)
-    told, advice = f"{_shown(measure)} of {measure.n:,} images", ""
+    finding, advice = f"{_shown(measure)} of {measure.n:,} images", ""
     if (
         threshold.holds(against)
         and measure.doubt
         and not (measure.doubt is Doubt.ONLY_OBLIVIOUS and threshold.attacker)
     ):
-        outcome, told = Outcome.UNKNOWN, f"{told} would do, but {measure.doubt.value}"
+        judgement, finding = Judgement.UNKNOWN, f"{finding} would do, but {measure.doubt.value}"
         advice = ADVICE[measure.doubt]
     elif threshold.holds(against):
-        outcome = Outcome.PASS
+        judgement = Judgement.PASS
     elif threshold.holds(for_it):
         value = "meets" if threshold.holds(measure.value) else "misses"
-        outcome, told = Outcome.UNKNOWN, f"{told}: the value {value} it, the interval leaves it open"
+        judgement, finding = Judgement.UNKNOWN, f"{finding}: the value {value} it, the interval leaves it open"
         advice = _needed(threshold, measure)
     else:
-        outcome = Outcome.FAIL
+        judgement = Judgement.FAIL
     numbers = measure.to_json() | {"comparator": threshold.comparator, "limit": threshold.limit}
-    return Verdict("threshold", threshold.text, outcome, told, advice, measure.subject, numbers, threshold.line)
+    return Verdict("threshold", threshold.text, judgement, finding, advice, measure.subject, numbers, threshold.line)
 
 
 def _between(threshold: Threshold, smaller: Measure, larger: Measure) -> Verdict:
@@ -126,29 +131,29 @@ def _between(threshold: Threshold, smaller: Measure, larger: Measure) -> Verdict
     falls as eps grows.
     """
     below, above = judge(threshold, smaller), judge(threshold, larger)
-    if below.outcome is Outcome.FAIL is above.outcome:
-        return replace(below, found=f"{below.found}, at the next smaller eps")
-    if below.outcome is above.outcome:
-        return replace(above, found=f"{above.found}, at the next larger eps")
-    words = {Outcome.PASS: "met", Outcome.FAIL: "missed", Outcome.UNKNOWN: "open"}
-    told = f"{words[below.outcome]} at eps {smaller.eps:.4g}, {words[above.outcome]} at {larger.eps:.4g}"
+    if below.judgement is Judgement.FAIL is above.judgement:
+        return replace(below, finding=f"{below.finding}, at the next smaller eps")
+    if below.judgement is above.judgement:
+        return replace(above, finding=f"{above.finding}, at the next larger eps")
+    words = {Judgement.PASS: "met", Judgement.FAIL: "missed", Judgement.UNKNOWN: "open"}
+    finding = f"{words[below.judgement]} at eps {smaller.eps:.4g}, {words[above.judgement]} at {larger.eps:.4g}"
     advice = f"Add {threshold.eps:.4g} to eps_values."
-    return replace(above, outcome=Outcome.UNKNOWN, found=f"{told}, and not measured between", advice=advice)
+    return replace(above, judgement=Judgement.UNKNOWN, finding=f"{finding}, and not measured between", advice=advice)
 
 
-def of_checks(model: Model, accepted: Iterable[str], whose: str = "report") -> Iterator[Verdict]:
+def judge_checks(report: Report, accepted: Iterable[str], whose: str = "report") -> Iterator[Verdict]:
     """Doubt a report whose own checks failed, unless they are accepted by name."""
     accepted = set(accepted)
-    for check in model.failed:
-        outcome = Outcome.PASS if check["name"] in accepted else Outcome.UNKNOWN
-        found = f"the {whose}'s check failed: {check['found'].rstrip('.')}"
-        if outcome is Outcome.PASS:
-            found += "; accepted"
-        yield Verdict("check", check["name"], outcome, found, check["advice"], check["subject"])
-    if not model.failed:
-        warned = sum(check["status"] == "warn" for check in model.report["checks"])
-        found = f"none of {len(model.report['checks'])} failed, {warned} warned"
-        yield Verdict("check", f"checks of the {whose}", Outcome.PASS, found)
+    for check in report.failed:
+        judgement = Judgement.PASS if check.name in accepted else Judgement.UNKNOWN
+        finding = f"the {whose}'s check failed: {check.finding.rstrip('.')}"
+        if judgement is Judgement.PASS:
+            finding += "; accepted"
+        yield Verdict("check", check.name, judgement, finding, check.advice, check.subject)
+    if not report.failed:
+        warned = sum(check.status == "warn" for check in report.checks)
+        finding = f"none of {len(report.checks)} failed, {warned} warned"
+        yield Verdict("check", f"checks of the {whose}", Judgement.PASS, finding)
 
 
 def _shown(measure: Measure) -> str:
@@ -161,7 +166,7 @@ def _shown(measure: Measure) -> str:
 def _badness(threshold: Threshold, verdict: Verdict) -> tuple[int, float]:
     """Worst first: by outcome, then by the end of the interval that speaks against the threshold."""
     against = -verdict.numbers["low"] if threshold.at_least else verdict.numbers["high"]
-    return list(Outcome).index(verdict.outcome), against
+    return list(Judgement).index(verdict.judgement), against
 
 
 def _needed(threshold: Threshold, measure: Measure) -> str:

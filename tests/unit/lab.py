@@ -37,7 +37,7 @@ class Lab:
         self.classes = classes
         self.labels = [i % len(classes) for i in range(images)]
         self.model = {"architecture": "le_net", "sha256": "m" * 64, "weights": "trained", "class_names": list(classes)}
-        self.model |= {"name": "demo_le_net", "version": "1"}
+        self.model |= {"name": "demo_le_net", "version": "1", "input_shape": [8, 8, 1]}
         self.pixels = np.random.default_rng(0).integers(90, 160, (min(images, 24), side, side), dtype=np.uint8)
         self.data = "d" * 64
 
@@ -102,6 +102,7 @@ class Lab:
                 "sha256": parent,
                 "prefix": prefix,
                 "image_shape": [8, 8, 1],
+                "counts": [self.labels.count(index) * (1 + doubled) for index in range(len(self.classes))],
                 "split": "testing",
                 "class_names": list(self.classes),
                 "provenance": provenance,
@@ -162,7 +163,18 @@ class Lab:
             "seed": 1,
             "batch_size": 32,
             "eot_samples": 8,
-            "dataset": {"sha256": self.data},
+            "eps_values": "",
+            "pgd_max_iter": 10,
+            "dataset": {
+                "name": "load_dataset",
+                "sha256": self.data,
+                "prefix": "",
+                "image_shape": [8, 8, 1],
+                "counts": [self.labels.count(index) for index in range(len(self.classes))],
+                "split": "testing",
+                "class_names": list(self.classes),
+                "provenance": [{**LOAD, "versions": {"numpy": "2.4.6"}, "parent_sha256": None}],
+            },
             "model": self.model,
             "versions": {},
             "curves": [
@@ -176,7 +188,12 @@ class Lab:
                 for name, count in wrong.items()
             },
         }
-        (folder / "curve.json").write_text(json.dumps(content | changed))
+        (folder / "curve.json").write_text(
+            json.dumps(
+                content
+                | {name: content[name] | value if isinstance(value, dict) else value for name, value in changed.items()}
+            )
+        )
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, ["path", "label", *wrong])
             writer.writeheader()
@@ -213,11 +230,27 @@ class Report:
         self.page = (folder / "out" / "report.html").read_text().replace("<wbr>", "")
         self.json = json.loads((folder / "out" / "report.json").read_text())
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """The rows, with names and settings in place of attack and defense, and what they are judged by."""
+        return [
+            {
+                **row,
+                **row["judged"],
+                "attack": row["attack"]["name"],
+                "attack_settings": row["attack"]["settings"],
+                "defense": row["defense"]["name"],
+                "settings": row["defense"]["settings"],
+                "applied": row["defense"]["applied"],
+            }
+            for row in self.json["table"]
+        ]
+
     def row(self, defense: str, attack: str = "fgm") -> dict[str, Any]:
         """The one row of the table with these names."""
-        (found,) = [row for row in self.json["table"] if (row["defense"], row["attack"]) == (defense, attack)]
-        return found
+        (row,) = [row for row in self.table if (row["defense"], row["attack"]) == (defense, attack)]
+        return row
 
     def checks(self, name: str) -> list[tuple[str, str]]:
         """Status and finding of a check."""
-        return [(check["status"], check["found"]) for check in self.json["checks"] if check["name"] == name]
+        return [(check["status"], check["finding"]) for check in self.json["checks"] if check["name"] == name]

@@ -12,7 +12,7 @@ from kfp import dsl
 from lab import FGM, FGM_SMALL, MEDIAN, Lab, Report, aware
 from scipy.stats import binomtest
 
-from evasion.components.common.results.outcomes import holm
+from evasion.components.common.results.paired import holm
 from evasion.components.compare import comparison, task
 from evasion.components.compare.component import compare as compare_step
 from evasion.pipelines.cli import main
@@ -205,7 +205,7 @@ def test_every_share_of_the_page_is_in_the_summary(models: Models, tmp_path: Pat
 def test_models_that_share_a_name_are_told_apart(models: Models, tmp_path: Path) -> None:
     one = models.report("plain")
     changed = json.loads(one.read_text())
-    changed["models"][0]["version"] = "2"
+    changed["model"]["version"] = "2"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(changed))
     made = Comparison(tmp_path, [one, other, one])
@@ -223,9 +223,9 @@ def change(path: Path, **changed: Any) -> Path:
         (lambda path: path.unlink(), "there is no report at"),
         (lambda path: path.write_text("{"), "is not valid JSON"),
         (lambda path: path.write_text("[]"), "is not as report writes it"),
-        (lambda path: path.write_text("{}"), "lacks 'schema_version'"),
-        (lambda path: change(path, schema_version=1), "schema_version 2, .* Received: 1. Draw the report again"),
-        (lambda path: change(path, table=[{}]), "lacks 'robust_accuracy'"),
+        (lambda path: path.write_text("{}"), "lacks headline"),
+        (lambda path: change(path, schema_version=1), "schema_version 3. Received: 1. Run report again"),
+        (lambda path: change(path, table=[{}]), "lacks table.0.attack"),
         (lambda path: change(path, originals={"images": 9, "sha256": "x"}), "cannot be the outcomes of 9 images"),
     ],
 )

@@ -1,7 +1,6 @@
 """Reports held to thresholds and to a baseline."""
 
 import base64
-import copy
 import json
 import shutil
 import tomllib
@@ -19,15 +18,19 @@ from lab import FGM, JPEG, MEDIAN, Lab, Report
 from markdown_it import MarkdownIt
 from scipy.stats import binomtest
 
-from evasion.components.common.results.outcomes import unpacked
-from evasion.components.common.results.paired import Difference
-from evasion.components.common.results.report import Model, load
+from evasion.components.common.results.curve import Point
+from evasion.components.common.results.paired import Difference, unpacked
+from evasion.components.common.results.report import Report as ReportFile
+from evasion.components.common.results.report import read
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.treatments import NONE, Treatment, TreatmentStep
 from evasion.pipelines.cli import main
 from evasion.pipelines.gate import measures, outputs, verdict
 from evasion.pipelines.gate.gate import gate
+from evasion.pipelines.gate.selector import selects
 from evasion.pipelines.gate.settings import settings
 from evasion.pipelines.gate.threshold import Threshold, parse
-from evasion.pipelines.gate.verdict import Outcome, judge
+from evasion.pipelines.gate.verdict import Judgement, judge
 
 SCHEMA = json.loads(Path(__file__).with_name("data").joinpath("sarif-schema-2.1.0.json").read_text())
 ATTACK = "fgm eps=0.3 norm=inf"
@@ -71,8 +74,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> dic
 
 
 @pytest.fixture(scope="module")
-def usual(reports: dict[str, Path]) -> Model:
-    return Model("usual", reports["usual"], load(reports["usual"]))
+def usual(reports: dict[str, Path]) -> ReportFile:
+    return read(reports["usual"])
 
 
 def evasion(*args: object) -> Any:
@@ -85,7 +88,7 @@ def judged(report: Path, *thresholds: str, **asked: Any) -> list[verdict.Verdict
 
 
 def outcome(report: Path, threshold: str) -> str:
-    return judged(report, threshold)[0].outcome.value
+    return judged(report, threshold)[0].judgement.value
 
 
 # Thresholds.
@@ -213,24 +216,25 @@ def test_outcomes_are_counted_in_pairs() -> None:
         ("robust_accuracy >= 0.1 at eps 0.3 with fgm norm=inf", ATTACK, 100, 400),
     ],
 )
-def test_a_threshold_finds_its_number(usual: Model, text: str, subject: str, count: int, n: int) -> None:
-    (found,) = verdict.of_thresholds(usual, [parse(text)])
+def test_a_threshold_finds_its_number(usual: ReportFile, text: str, subject: str, count: int, n: int) -> None:
+    (found,) = verdict.judge_thresholds(usual, [parse(text)])
     interval = binomtest(count, n).proportion_ci(method="wilson")
-    assert found.outcome is Outcome.PASS
+    assert found.judgement is Judgement.PASS
     assert found.subject.endswith(subject)
     assert [found.numbers[name] for name in ("value", "low", "high", "n")] == pytest.approx(
         [count / n, interval.low, interval.high, n]
     )
 
 
-def test_the_table_stands_before_the_curve(usual: Model) -> None:
-    report = copy.deepcopy(usual.report)
-    for line in report["curve"]["curves"]:
-        for point in line["points"]:
-            if point["eps"] == 0.3:
-                point |= {"value": 0.0, "low": 0.0, "count": 0}
-    (found,) = verdict.of_thresholds(Model("changed", usual.path, report), [parse("robust_accuracy >= 0.2 at eps 0.3")])
-    assert (found.outcome, found.subject) == (Outcome.PASS, ATTACK)
+def test_the_table_stands_before_the_curve(usual: ReportFile) -> None:
+    nothing = Point(0.3, Share.counted(0, 400))
+    series = [
+        replace(line, points=[nothing if point.eps == 0.3 else point for point in line.points])
+        for line in usual.curve.series
+    ]
+    changed = replace(usual, curve=replace(usual.curve, series=series))
+    (found,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.2 at eps 0.3")])
+    assert (found.judgement, found.subject) == (Judgement.PASS, ATTACK)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +248,8 @@ def test_the_table_stands_before_the_curve(usual: Model) -> None:
         ("gain >= -0.5 for spatial_smoothing by oblivious", (100, 150, 0, 150)),
     ],
 )
-def test_differences_are_paired(usual: Model, text: str, counts: tuple[int, int, int, int]) -> None:
-    (found,) = verdict.of_thresholds(usual, [parse(text)])
+def test_differences_are_paired(usual: ReportFile, text: str, counts: tuple[int, int, int, int]) -> None:
+    (found,) = verdict.judge_thresholds(usual, [parse(text)])
     expected = Difference.counted(*counts)
     assert [found.numbers[name] for name in ("value", "low", "high")] == pytest.approx(
         [expected.value, expected.low, expected.high]
@@ -264,22 +268,24 @@ def test_differences_are_paired(usual: Model, text: str, counts: tuple[int, int,
         ("robust_accuracy >= 0.1 at eps 3", "at eps 3; it has 0, 0.003922, 0.1, 0.3, 1"),
     ],
 )
-def test_what_the_report_lacks_cannot_be_told(usual: Model, text: str, said: str) -> None:
-    (found,) = verdict.of_thresholds(usual, [parse(text)])
-    assert found.outcome is Outcome.UNKNOWN
-    assert said in found.found
+def test_what_the_report_lacks_cannot_be_told(usual: ReportFile, text: str, said: str) -> None:
+    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+    assert found.judgement is Judgement.UNKNOWN
+    assert said in found.finding
 
 
 @pytest.mark.parametrize(("text", "outcome"), [("at eps 0.1", "cannot tell"), ("at eps 0.1 with fgm", "pass")])
-def test_an_attack_that_was_not_measured_at_this_eps_is_not_forgotten(usual: Model, text: str, outcome: str) -> None:
+def test_an_attack_that_was_not_measured_at_this_eps_is_not_forgotten(
+    usual: ReportFile, text: str, outcome: str
+) -> None:
     """The curve is FGM's: of PGD, which the table has at its own eps, it says nothing."""
-    report = copy.deepcopy(usual.report)
-    other = copy.deepcopy(report["table"][0]) | {"attack": "pgd"}
-    report["table"].append(other)
-    model = Model("both", usual.path, report)
-    (found,) = verdict.of_thresholds(model, [parse(f"robust_accuracy >= 0.5 {text}")])
-    assert found.outcome.value == outcome
-    assert ("but pgd was not measured at this eps" in found.found) == (outcome == "cannot tell")
+    attack = usual.table[0].attack
+    (step,) = attack.steps
+    pgd = replace(attack, name="pgd", steps=(replace(step, name="pgd"),), key="pgd")
+    both = replace(usual, table=[*usual.table, replace(usual.table[0], attack=pgd)])
+    (found,) = verdict.judge_thresholds(both, [parse(f"robust_accuracy >= 0.5 {text}")])
+    assert found.judgement.value == outcome
+    assert ("but pgd was not measured at this eps" in found.finding) == (outcome == "cannot tell")
 
 
 @pytest.mark.parametrize(
@@ -292,24 +298,65 @@ def test_an_attack_that_was_not_measured_at_this_eps_is_not_forgotten(usual: Mod
         ("robust_accuracy >= 0.25 at eps 0.2", "cannot tell", "met at eps 0.1, open at 0.3"),
     ],
 )
-def test_between_two_eps_the_ones_around_it_tell(usual: Model, text: str, expected: str, said: str) -> None:
-    (found,) = verdict.of_thresholds(usual, [parse(text)])
-    assert found.outcome.value == expected
-    assert said in found.found
+def test_between_two_eps_the_ones_around_it_tell(usual: ReportFile, text: str, expected: str, said: str) -> None:
+    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+    assert found.judgement.value == expected
+    assert said in found.finding
 
 
-def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: Model) -> None:
+STEP = TreatmentStep("fgm", {"norm": "inf"})
+FGM_OF_THE_CURVE = Treatment(STEP.name, STEP.text, (STEP,))
+
+
+def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: ReportFile) -> None:
     """The last step of the curve goes up in no report that is trusted, but may within a warning."""
-    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, "fgm norm=inf", 0.3, drawn=True)
+    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, FGM_OF_THE_CURVE, 0.3, drawn=True)
     larger = replace(measure, value=0.3, low=0.28, high=0.32, eps=1.0)
     threshold = parse("robust_accuracy >= 0.2 at eps 0.5")
     (pair,) = measures.around([measure, larger], threshold)
     found = verdict._between(threshold, *pair)
-    assert found.outcome is Outcome.UNKNOWN
-    assert found.found == "missed at eps 0.3, met at 1, and not measured between"
+    assert found.judgement is Judgement.UNKNOWN
+    assert found.finding == "missed at eps 0.3, met at 1, and not measured between"
 
 
-# Outcomes.
+JPEG_STEP, MEDIAN_STEP = (
+    TreatmentStep("jpeg_compression", {"quality": 75}),
+    TreatmentStep("spatial_smoothing", {"window_size": 3}),
+)
+JPEG_ALONE = Treatment("jpeg_compression (run 2)", "quality=75", (JPEG_STEP,))
+STACK = Treatment("jpeg_compression + spatial_smoothing", "quality=75, window_size=3", (JPEG_STEP, MEDIAN_STEP))
+SMALL_FGM = Treatment("fgm", "eps=8/255", (TreatmentStep("fgm", {"eps": 8 / 255, "universal": True}),))
+
+
+@pytest.mark.parametrize(
+    ("selector", "treatment", "selected"),
+    [
+        ("jpeg_compression", JPEG_ALONE, True),
+        ("jpeg_compression quality=75", JPEG_ALONE, True),
+        ("jpeg_compression quality=75.0", JPEG_ALONE, True),
+        ("jpeg_compression quality=7", JPEG_ALONE, False),
+        ("jpeg_compression window_size=3", JPEG_ALONE, False),
+        ("jpeg", JPEG_ALONE, False),
+        # A stack is not what one of its defenses is.
+        ("jpeg_compression", STACK, False),
+        ("spatial_smoothing", STACK, False),
+        ("jpeg_compression + spatial_smoothing", STACK, True),
+        ("jpeg_compression quality=75 + spatial_smoothing window_size=3", STACK, True),
+        ("jpeg_compression + spatial_smoothing window_size=5", STACK, False),
+        ("spatial_smoothing + jpeg_compression", STACK, False),
+        ("fgm eps=8/255", SMALL_FGM, True),
+        ("fgm eps=0.031372549 universal", SMALL_FGM, True),
+        ("fgm eps=0.03", SMALL_FGM, False),
+        ("none", NONE, True),
+        ("none", JPEG_ALONE, False),
+        ("jpeg_compression", NONE, False),
+    ],
+)
+def test_a_selector_means_the_whole_treatment(selector: str, treatment: Treatment, selected: bool) -> None:
+    assert selects(selector, treatment) is selected
+
+
+# Judgements.
 
 
 @pytest.mark.parametrize(
@@ -327,8 +374,8 @@ def test_both_ends_of_the_interval_decide(reports: dict[str, Path], limit: float
 def test_a_small_sample_cannot_pass_by_luck(reports: dict[str, Path]) -> None:
     # 8 of 20 images are 40 %, but 19 % would make that too.
     found = judged(reports["few"], "robust_accuracy >= 0.3")[0]
-    assert found.outcome is Outcome.UNKNOWN
-    assert found.found.replace("\N{NO-BREAK SPACE}", " ") == (
+    assert found.judgement is Judgement.UNKNOWN
+    assert found.finding.replace("\N{NO-BREAK SPACE}", " ") == (
         "40.0 % [21.9, 61.3] of 20 images: the value meets it, the interval leaves it open"
     )
     assert found.advice == "Evaluate more images: about 82 would tell, if the share stays."
@@ -349,15 +396,15 @@ def test_a_small_sample_cannot_pass_by_luck(reports: dict[str, Path]) -> None:
 def test_a_limit_at_an_end_counts_as_the_comparator_says(comparator: str, ends: dict[float, str]) -> None:
     measure = measures.Measure("robust_accuracy", 0.3, 0.2, 0.4, 100)
     threshold = [Threshold("t", "robust_accuracy", comparator, limit) for limit in ends]
-    assert {each.limit: judge(each, measure).outcome.value for each in threshold} == ends
+    assert {each.limit: judge(each, measure).judgement.value for each in threshold} == ends
 
 
 def test_an_oblivious_attacker_alone_proves_nothing_good(reports: dict[str, Path]) -> None:
     smoothing = "robust_accuracy >= {} for spatial_smoothing"
     # 250 of 400 are right.
     found = judged(reports["oblivious"], smoothing.format(0.5))[0]
-    assert found.outcome is Outcome.UNKNOWN
-    assert "only an attacker who does not know the defense" in found.found
+    assert found.judgement is Judgement.UNKNOWN
+    assert "only an attacker who does not know the defense" in found.finding
     assert outcome(reports["oblivious"], smoothing.format(0.7)) == "fail"
     assert outcome(reports["oblivious"], smoothing.format(0.5) + " by oblivious") == "pass"
     assert outcome(reports["oblivious"], "clean_accuracy >= 0.8 for spatial_smoothing") == "pass"
@@ -365,26 +412,26 @@ def test_an_oblivious_attacker_alone_proves_nothing_good(reports: dict[str, Path
 
 def test_a_defense_that_was_not_applied_proves_nothing_good(reports: dict[str, Path]) -> None:
     found = judged(reports["oblivious"], "clean_accuracy_drop <= 0.02 for none_done")[0]
-    assert found.outcome is Outcome.UNKNOWN
-    assert "not applied" in found.found
+    assert found.judgement is Judgement.UNKNOWN
+    assert "not applied" in found.finding
     # Unless it is named, it does not count.
     assert "none_done" not in judged(reports["oblivious"], "clean_accuracy_drop <= 0.5")[0].subject
 
 
 def test_the_worst_outcome_decides() -> None:
-    assert Outcome.worst([Outcome.PASS, Outcome.UNKNOWN]) is Outcome.UNKNOWN
-    assert Outcome.worst([Outcome.FAIL, Outcome.UNKNOWN, Outcome.PASS]) is Outcome.FAIL
-    assert Outcome.worst([]) is Outcome.UNKNOWN
+    assert Judgement.worst([Judgement.PASS, Judgement.UNKNOWN]) is Judgement.UNKNOWN
+    assert Judgement.worst([Judgement.FAIL, Judgement.UNKNOWN, Judgement.PASS]) is Judgement.FAIL
+    assert Judgement.worst([]) is Judgement.UNKNOWN
 
 
 def test_a_failed_check_leaves_it_open(reports: dict[str, Path]) -> None:
     threshold, check = "robust_accuracy >= 0.1", "clean accuracy above the floor"
     (held, found) = judged(reports["untrained"], threshold)
-    assert (held.outcome, found.outcome) == (Outcome.PASS, Outcome.UNKNOWN)
+    assert (held.judgement, found.judgement) == (Judgement.PASS, Judgement.UNKNOWN)
     assert (found.kind, found.name) == ("check", check)
     accepted = judged(reports["untrained"], threshold, accept_checks=(check,))[1]
-    assert accepted.outcome is Outcome.PASS
-    assert accepted.found.endswith("accepted")
+    assert accepted.judgement is Judgement.PASS
+    assert accepted.finding.endswith("accepted")
 
 
 # Baseline.
@@ -395,19 +442,19 @@ def test_a_drop_beyond_noise_fails(reports: dict[str, Path]) -> None:
     clean, attacked = rows["clean images"], rows[ATTACK]
     smoothed = rows["clean images + spatial_smoothing window_size=3"]
     # 2 more wrong images are noise; 20 more are not; smoothing gets 10 more right.
-    assert clean.outcome is Outcome.PASS
-    assert clean.found.startswith("no more than noise: ")
+    assert clean.judgement is Judgement.PASS
+    assert clean.finding.startswith("no more than noise: ")
     assert clean.numbers["p"] == pytest.approx(binomtest(0, 2).pvalue)
-    assert attacked.outcome is Outcome.FAIL
-    assert attacked.found.startswith("a drop beyond noise: ")
+    assert attacked.judgement is Judgement.FAIL
+    assert attacked.finding.startswith("a drop beyond noise: ")
     assert (attacked.numbers["only_before_right"], attacked.numbers["only_after_right"]) == (20, 0)
     # Of three tests this has the smallest p.
     assert attacked.numbers["p_adjusted"] == pytest.approx(3 * binomtest(0, 20).pvalue)
     assert (attacked.numbers["before"], attacked.numbers["after"]) == pytest.approx((0.25, 0.2))
-    assert smoothed.outcome is Outcome.PASS
-    assert smoothed.found.startswith("a rise beyond noise: ")
+    assert smoothed.judgement is Judgement.PASS
+    assert smoothed.finding.startswith("a rise beyond noise: ")
     # What the baseline has and the report lacks, nobody can judge.
-    assert rows[f"{ATTACK} + jpeg_compression quality=75 (defense-aware)"].outcome is Outcome.UNKNOWN
+    assert rows[f"{ATTACK} + jpeg_compression quality=75 (defense-aware)"].judgement is Judgement.UNKNOWN
 
 
 def test_many_rows_are_adjusted_for(reports: dict[str, Path], tmp_path: Path) -> None:
@@ -423,7 +470,7 @@ def test_many_rows_are_adjusted_for(reports: dict[str, Path], tmp_path: Path) ->
     row = {each.name: each for each in judged(path, baseline=reports["usual"])}["clean images"]
     assert row.numbers["p"] == pytest.approx(0.03125)
     assert row.numbers["p_adjusted"] == pytest.approx(0.25)
-    assert row.outcome is Outcome.PASS
+    assert row.judgement is Judgement.PASS
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(0.05, "fail"), (0.07, "fail"), (0.08, "pass")])
@@ -432,19 +479,19 @@ def test_a_drop_may_be_allowed_where_it_is_surely_no_larger(
 ) -> None:
     # 20 of 400 lost: 5 points [2.8, 7.3].
     rows = {e.name: e for e in judged(reports["worse"], baseline=reports["usual"], allowed_drop=allowed)}
-    assert rows[ATTACK].outcome.value == expected
+    assert rows[ATTACK].judgement.value == expected
 
 
 def test_a_baseline_of_other_images_tells_nothing(reports: dict[str, Path]) -> None:
     found = judged(reports["usual"], baseline=reports["few"])[0]
-    assert (found.kind, found.outcome) == ("baseline", Outcome.UNKNOWN)
-    assert "20 other images than the report's 400" in found.found
+    assert (found.kind, found.judgement) == ("baseline", Judgement.UNKNOWN)
+    assert "20 other images than the report's 400" in found.finding
 
 
 def test_a_baseline_that_cannot_be_trusted_leaves_it_open(reports: dict[str, Path]) -> None:
     found = [each for each in judged(reports["usual"], baseline=reports["untrained"]) if each.kind == "check"]
-    assert [each.outcome for each in found] == [Outcome.UNKNOWN, Outcome.PASS]
-    assert found[0].found.startswith("the baseline's check failed: ")
+    assert [each.judgement for each in found] == [Judgement.UNKNOWN, Judgement.PASS]
+    assert found[0].finding.startswith("the baseline's check failed: ")
 
 
 # Settings.
@@ -585,7 +632,7 @@ def test_names_stay_text(reports: dict[str, Path], tmp_path: Path) -> None:
     nasty = "<b>|`x`\n[y](javascript:z) @all \x01 &"
     changed = json.loads(reports["few"].read_text())
     changed["headline"] = nasty
-    changed["checks"] += [{"name": nasty, "subject": nasty, "status": "fail", "found": nasty, "advice": nasty}]
+    changed["checks"] += [{"name": nasty, "subject": nasty, "status": "fail", "finding": nasty, "advice": nasty}]
     path = tmp_path / "report.json"
     path.write_text(json.dumps(changed))
     paths = written(tmp_path / "out")
@@ -629,10 +676,10 @@ def damaged(path: Path, **changed: Any) -> None:
         (lambda path: path.write_text("{"), "is not valid JSON"),
         (lambda path: path.write_text("[]"), "is not as report writes it"),
         (lambda path: path.write_bytes(b"\xff"), "is not valid JSON"),
-        (lambda path: damaged(path, schema_version=1), "must be of schema_version 2"),
+        (lambda path: damaged(path, schema_version=1), "must be of schema_version 3"),
         (lambda path: damaged(path, evaluations=[]), "holds no gain"),
-        (lambda path: damaged(path, datasets=[]), "is not as report writes it: KeyError"),
-        (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 101\n')), "is no share"),
+        (lambda path: damaged(path, table=[{}]), "lacks table.0.attack"),
+        (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 101\n')), "is not a share"),
         (
             lambda path: path.write_text(path.read_text().replace('"correct": 392,', '"correct": 393,')),
             "do not count 393",
@@ -650,7 +697,7 @@ def test_a_damaged_report_is_a_verdict_and_every_file_is_written(
     assert result.exit_code == 2, result.output
     (found, *_) = json.loads(paths["json"].read_text())["verdicts"]
     assert found["outcome"] == "cannot tell"
-    assert said in found["found"]
+    assert said in found["finding"]
     assert all(file.stat().st_size for file in paths.values())
 
 
@@ -658,12 +705,12 @@ def test_a_damaged_baseline_is_a_verdict(reports: dict[str, Path], tmp_path: Pat
     path = tmp_path / "report.json"
     path.write_text("{}")
     found = judged(reports["usual"], "robust_accuracy >= 0.2", baseline=path)
-    assert [(each.kind, each.outcome.value) for each in found] == [
+    assert [(each.kind, each.judgement.value) for each in found] == [
         ("threshold", "pass"),
         ("baseline", "cannot tell"),
         ("check", "pass"),
     ]
-    assert str(path) in found[1].found
+    assert str(path) in found[1].finding
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from evasion.components.common.models import artifact as model_artifact
 from evasion.components.common.models.artifact import ModelError
 from evasion.components.fgm import task as fgm_task
 from evasion.components.infer import task
+from evasion.components.infer.confusion import readable
 from evasion.components.jpeg_compression import task as jpeg_task
 
 SETTINGS = {"others": [], "batch_size": 32, "seed": 0}
@@ -146,6 +147,22 @@ def test_metrics_are_those_of_sklearn_on_the_saved_images(evaluate, digits_tar, 
     assert found["checks"]["saturated_images"] == sum(confidence >= 1 - 2**-24 for confidence in confidences)
 
 
+def test_confidences_that_round_to_one_are_counted(evaluate, make_dataset, tmp_path):
+    """The probability of the second class is that of a logit of 100 times the brightness: 1 from 16.64 on."""
+    levels = np.array([0, 10, 40, 42, 43, 60, 255], np.uint8)
+    images = keras.Input((28, 28, 1))
+    network = keras.Model(images, keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(images)))
+    weights = np.zeros((784, 2), np.float32)
+    weights[:, 1] = 100 / 784
+    network.layers[-1].set_weights([weights, np.zeros(2, np.float32)])
+    described = {"architecture": "shallow_net", "input_shape": (28, 28, 1), "weights": "none"}
+    model_artifact.save(network, tmp_path / "model", class_names=("dark", "bright"), **described)
+    pixels = np.broadcast_to(levels[:, None, None, None], (len(levels), 28, 28, 1))
+    data = make_dataset(pixels, class_names=("dark", "bright"))
+    found, *_ = evaluate(data, tmp_path / "model")
+    assert found["checks"]["saturated_images"] == sum(100 * int(level) / 255 >= 24 * math.log(2) for level in levels) == 3
+
+
 def test_fault_no_batch_size_changes_a_result(evaluate, attacked, le_net_artifact):
     results = {size: evaluate(attacked, le_net_artifact, f"by_{size}", batch_size=size) for size in (1, 32, 80, 1000)}
     one, one_rows, *_ = results[1]
@@ -201,6 +218,7 @@ def test_fault_labels_are_not_shifted_by_a_missing_class(evaluate, digits_tar, l
 EARLY = """
 import pathlib, sys
 from evasion.components.infer import task
+from evasion.components.infer.confusion import readable
 model, evaluation, *datasets = map(pathlib.Path, sys.argv[1:])
 for dataset in datasets:
     try:
@@ -366,7 +384,7 @@ def test_the_matrix_shows_the_classes_with_the_most_errors():
     names = tuple(f"class {number:04d}" for number in range(1000))
     confusion = [(number, number, 5) for number in range(1000)]
     confusion += [(number, number + 1, 3) for number in range(100, 130)] + [(500, 900, 1)]
-    categories, matrix = task._shown(confusion, names)
+    categories, matrix = readable(confusion, names)
     assert categories == [*names[100:130], "other"]
     assert sum(map(sum, matrix)) == 5000 + 90 + 1
     places = {name: place for place, name in enumerate(categories)}
@@ -376,7 +394,7 @@ def test_the_matrix_shows_the_classes_with_the_most_errors():
 
 
 def test_few_classes_are_all_shown():
-    categories, matrix = task._shown([(0, 2, 4), (1, 1, 7)], ("cat", "dog", "eel"))
+    categories, matrix = readable([(0, 2, 4), (1, 1, 7)], ("cat", "dog", "eel"))
     assert categories == ["cat", "dog", "eel"]
     assert matrix == [[0, 0, 4], [0, 7, 0], [0, 0, 0]]
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from lab import FGM, FGM_SMALL, JPEG, LOAD, MEDIAN, NOISE, Lab, Report, aware
 from PIL import Image
 
-from evasion.components.common.results.evaluations import Evaluation, contained
-from evasion.components.common.results.outcomes import Paired, unpacked
+from evasion.components.common.results.evaluation import listed
+from evasion.components.common.results.paired import Paired, unpacked
+from evasion.components.common.results.shards import read_evaluation
 from evasion.components.common.results.shares import interval
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
@@ -30,8 +32,8 @@ def lab(tmp_path: Path) -> Lab:
 def test_table_holds_counts_intervals_and_changes(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, lab.everything())
 
-    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression", "spatial_smoothing"]
-    assert {row["attack_settings"] for row in made.json["table"]} == {"eps=0.3 norm=inf"}
+    assert [row["defense"] for row in made.table] == ["none", "jpeg_compression", "spatial_smoothing"]
+    assert {row["attack_settings"] for row in made.table} == {"eps=0.3 norm=inf"}
     none = made.row("none")
     low, high = interval(392, 400)
     assert none["clean_accuracy"] == {"value": 0.98, "low": low, "high": high, "n": 400, "count": 392}
@@ -72,7 +74,7 @@ def test_everything_passes_where_nothing_is_wrong(lab: Lab, tmp_path: Path) -> N
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
     assert [check for check in made.json["checks"] if check["status"] != "pass"] == []
     assert "Do not trust" not in made.page
-    assert made.json["schema_version"] == 2
+    assert made.json["schema_version"] == 3
     assert made.json["attacker"]["knowledge"] == ["defense-aware", "oblivious"]
     assert "upper bound" in made.page
     assert "predicts, not from the true label" in made.page
@@ -174,7 +176,7 @@ def test_a_damaged_picture_is_left_out(lab: Lab, tmp_path: Path, damage: str) ->
 def test_only_clean(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("clean", wrong=8)])
     assert "says nothing about robustness" in made.json["headline"]
-    (row,) = made.json["table"]
+    (row,) = made.table
     assert (row["attack"], row["defense"], row["robust_accuracy"]) == ("none", "none", None)
     assert made.metrics == {"clean_accuracy": 0.98, "checks_failed": 0, "checks_warned": 0}
     assert made.json["attacker"] is None
@@ -183,7 +185,7 @@ def test_only_clean(lab: Lab, tmp_path: Path) -> None:
 
 def test_only_clean_with_a_defense(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("clean", wrong=8), lab.evaluate("jpeg", JPEG, wrong=80)])
-    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression"]
+    assert [row["defense"] for row in made.table] == ["none", "jpeg_compression"]
     assert "No attack was evaluated" in made.json["headline"]
 
 
@@ -230,7 +232,7 @@ def test_several_attacks_have_rows_of_their_own(lab: Lab, tmp_path: Path) -> Non
             lab.evaluate("strong_jpeg", FGM, JPEG, wrong=200, wrong_before=8),
         ],
     )
-    assert [(row["attack_settings"], row["defense"]) for row in made.json["table"]] == [
+    assert [(row["attack_settings"], row["defense"]) for row in made.table] == [
         ("eps=8/255 norm=inf", "none"),
         ("eps=8/255 norm=inf", "jpeg_compression"),
         ("eps=0.3 norm=inf", "none"),
@@ -273,12 +275,12 @@ def test_stacked_defenses_and_a_defense_before_the_attack(lab: Lab, tmp_path: Pa
             lab.evaluate("c", JPEG, FGM, wrong=9),
         ],
     )
-    assert [row["defense"] for row in made.json["table"]] == [
+    assert [row["defense"] for row in made.table] == [
         "none",
         "jpeg_compression + spatial_smoothing",
         "jpeg_compression (before the attack)",
     ]
-    assert made.json["table"][1]["settings"] == "quality=75, window_size=3"
+    assert made.table[1]["settings"] == "quality=75, window_size=3"
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "<script" not in made.page
     assert "<img src=x" not in made.page
     assert "&lt;img src=x onerror=alert(1)&gt;" in made.page
-    assert made.json["table"][0]["attack"] == "<b>fgm</b>"
+    assert made.table[0]["attack"] == "<b>fgm</b>"
 
 
 def test_a_thousand_classes_show_only_the_most_confused(tmp_path: Path) -> None:
@@ -415,20 +417,20 @@ def test_the_same_evaluation_twice_is_shown_once(lab: Lab, tmp_path: Path) -> No
     evaluations = lab.everything()
     again = shutil.copytree(evaluations[1], lab.root / "again")
     made = Report(tmp_path, [*evaluations, again])
-    assert len(made.json["table"]) == 3
+    assert len(made.table) == 3
     assert made.checks("each evaluation once") == [("warn", "given more than once; shown once")]
 
 
 def test_two_runs_with_the_same_settings_are_both_shown(lab: Lab, tmp_path: Path) -> None:
     evaluations = [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, wrong=200)]
     made = Report(tmp_path, [*evaluations, lab.evaluate("c", FGM, {**JPEG, "seed": 9}, wrong=100)])
-    assert [row["defense"] for row in made.json["table"]] == ["none", "jpeg_compression", "jpeg_compression (run 2)"]
+    assert [row["defense"] for row in made.table] == ["none", "jpeg_compression", "jpeg_compression (run 2)"]
     assert made.metrics["robust_accuracy_jpeg_compression_run_2"] == 0.75
 
 
 def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", {**FGM, "seed": 7}, wrong=200)])
-    assert {row["attack_settings"] for row in made.json["table"]} == {
+    assert {row["attack_settings"] for row in made.table} == {
         "eps=0.3 norm=inf seed=1",
         "eps=0.3 norm=inf seed=7",
     }
@@ -448,7 +450,7 @@ def test_a_folder_that_infer_did_not_write_is_refused(tmp_path: Path, content: s
     if content is not None:
         (tmp_path / "evaluations.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        contained([tmp_path])
+        listed([tmp_path])
 
 
 def test_shards_of_one_name_are_one_evaluation(tmp_path: Path) -> None:
@@ -456,7 +458,7 @@ def test_shards_of_one_name_are_one_evaluation(tmp_path: Path) -> None:
         (tmp_path / shard).mkdir()
         (tmp_path / shard / "evaluations.json").write_text(json.dumps(names))
     first, second = tmp_path / "1", tmp_path / "2"
-    assert contained([first, second]) == [
+    assert listed([first, second]) == [
         [first / "fgm", second / "fgm"],
         [first / "load_dataset", second / "load_dataset"],
     ]
@@ -479,7 +481,7 @@ def test_floor_must_be_a_share(lab: Lab, tmp_path: Path, floor: float) -> None:
         (lambda folder: (folder / "evaluation.json").unlink(), "has no evaluation.json"),
         (lambda folder: (folder / "predictions.csv").unlink(), "has no predictions.csv"),
         (lambda folder: (folder / "evaluation.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "evaluation.json").write_text("{}"), "lacks 'dataset'"),
+        (lambda folder: (folder / "evaluation.json").write_text("{}"), "lacks dataset"),
         (lambda folder: (folder / "evaluation.json").write_text("[]"), "not as infer writes it"),
     ],
 )
@@ -522,8 +524,8 @@ def test_a_failed_report_leaves_the_old_one(lab: Lab, tmp_path: Path) -> None:
     ],
 )
 def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -> None:
-    evaluation = Evaluation.read([lab.evaluate("clean")])
-    evaluation.dataset["prefix"] = prefix
+    evaluation = read_evaluation([lab.evaluate("clean")])
+    evaluation = replace(evaluation, dataset=replace(evaluation.dataset, prefix=prefix))
     assert evaluation.original(path) == original
 
 
@@ -591,9 +593,9 @@ def test_a_defense_that_harms_is_told(lab: Lab, tmp_path: Path) -> None:
 def test_two_attackers_that_drew_seeds_of_their_own_are_one_attack(lab: Lab, tmp_path: Path) -> None:
     drawn = {**aware(FGM, JPEG), "seed": 77, "parameters": {**FGM["parameters"], "eot_samples": 8}}
     made = Report(tmp_path, [*lab.everything(), lab.evaluate("aware", drawn, JPEG, wrong=301, wrong_before=8)])
-    assert len(made.json["table"]) == 3
+    assert len(made.table) == 3
     assert made.row("jpeg_compression")["attacker"] == "defense-aware"
-    assert {row["attack_settings"] for row in made.json["table"]} == {"eps=0.3 norm=inf"}
+    assert {row["attack_settings"] for row in made.table} == {"eps=0.3 norm=inf"}
 
 
 def test_an_attack_aimed_at_another_defense_is_another_attack(lab: Lab, tmp_path: Path) -> None:
@@ -628,9 +630,9 @@ def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> Non
     curve = made.json["curve"]
     assert (curve["attack"], curve["eps"], curve["chance"], curve["floor"]) == ("fgm", 0.3, 0.1, pytest.approx(1 / 510))
     low, high = interval(100, 400)
-    point = {"eps": 0.3, "value": 0.25, "low": low, "high": high, "n": 400, "count": 100}
-    assert curve["curves"][0]["points"][3] == point
-    assert curve["controls"]["pgd"]["value"] == 0.125
+    accuracy = {"value": 0.25, "low": low, "high": high, "n": 400, "count": 100}
+    assert curve["series"][0]["points"][3] == {"eps": 0.3, "accuracy": accuracy}
+    assert curve["controls"]["pgd"]["accuracy"]["value"] == 0.125
     assert made.page.count("<polygon") == 4
 
 
@@ -672,7 +674,7 @@ def test_the_oblivious_curve_is_hidden_at_first(lab: Lab, tmp_path: Path) -> Non
         ({"model": {"architecture": "le_net", "sha256": "n" * 64}}, r"evaluations' model. Received: .*n{64}"),
         ({"dataset": {"sha256": "e" * 64}}, r"evaluations' original dataset. Received: .*e{64}"),
         ({"schema_version": 2}, r"schema_version 1\. Received: 2"),
-        ({"curves": [{"perturbation": "fgm"}]}, "lacks 'points'"),
+        ({"curves": [{"perturbation": "fgm"}]}, "lacks curves.0.knowledge"),
         ({"images": 10}, "392 of 10 images cannot be right"),
     ],
 )
@@ -717,7 +719,7 @@ def test_smallest_eps_of_each_image(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", attack, wrong=300, minimal=smallest)])
     (found,) = made.json["minimal"]
     assert (found["median"], found["never"]["value"]) == (0.2, 0.25)
-    assert [(bar["from"], bar["to"], bar["count"]) for bar in found["bars"]] == [
+    assert [(bar["low"], bar["high"], bar["share"]["count"]) for bar in found["bars"]] == [
         (0.1, 0.1, 100),
         (0.2, 0.2, 200),
         (pytest.approx(0.3), pytest.approx(0.3), 0),
@@ -732,8 +734,8 @@ def test_most_images_withstand_every_tried_eps(lab: Lab, tmp_path: Path) -> None
     (found,) = made.json["minimal"]
     assert (found["median"], found["never"]["value"]) == (None, 0.55)
     assert len(found["bars"]) == 20  # 60 sizes, three to a bar
-    assert (found["bars"][0]["from"], found["bars"][0]["to"]) == (0.005, 0.015)
-    assert sum(bar["count"] for bar in found["bars"]) == 180
+    assert (found["bars"][0]["low"], found["bars"][0]["high"]) == (0.005, 0.015)
+    assert sum(bar["share"]["count"] for bar in found["bars"]) == 180
 
 
 def test_vanished_gradients_of_logits_are_not_blamed_on_the_softmax_nor_on_rounding(lab: Lab, tmp_path: Path) -> None:

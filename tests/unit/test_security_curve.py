@@ -14,7 +14,7 @@ from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.infer import task as infer_task
 from evasion.components.jpeg_compression import task as jpeg
-from evasion.components.security_curve import task
+from evasion.components.security_curve import measure, task
 
 SETTINGS = {
     "batch_size": 32,
@@ -181,16 +181,16 @@ def test_one_gradient_a_batch_for_all_sizes(store, digits_tar, le_net_artifact, 
 
 @pytest.mark.parametrize(("norm", "largest"), [("inf", 1.0), ("2", 28.0), ("1", 784.0)])
 def test_the_usual_sizes_move_every_pixel_by_up_to_all_levels(norm, largest):
-    sizes = task._grid(SETTINGS | {"norm": norm, "eps_values": "", "eps": largest / 10}, (28, 28, 1))
+    sizes = measure.grid(norm, largest / 10, [], (28, 28, 1))
     assert len(sizes) == 17
-    assert sizes == sorted(sizes)
+    assert list(sizes) == sorted(sizes)
     assert sizes[0] == pytest.approx(largest / 255)
     assert sizes[-1] == pytest.approx(largest)
 
 
 @pytest.mark.parametrize("norm", ["inf", "1", "2"])
 def test_noise_has_size_one(norm):
-    drawn = [task._noise(np.random.default_rng(seed), (28, 28, 1), norm) for seed in range(5)]
+    drawn = [measure._noise(np.random.default_rng(seed), (28, 28, 1), norm) for seed in range(5)]
     for noise in drawn:
         size = np.linalg.norm(noise.ravel(), math.inf if norm == "inf" else int(norm))
         assert size == pytest.approx(1, rel=0.01)

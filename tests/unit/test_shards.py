@@ -215,7 +215,9 @@ def test_a_shard_without_some_classes_counts_as_what_it_is(parts, tmp_path):
     contents = [json.loads((folder / "load_dataset" / "evaluation.json").read_text()) for folder in parts]
     assert all(0 in content["dataset"]["counts"] for content in contents)
     made = reported(parts, tmp_path)
-    assert made["datasets"][0]["counts"] == np.sum([c["dataset"]["counts"] for c in contents], axis=0).tolist()
+    assert (
+        made["datasets"][0]["dataset"]["counts"] == np.sum([c["dataset"]["counts"] for c in contents], axis=0).tolist()
+    )
     assert made["evaluations"][0]["metrics"]["images"] == IMAGES
 
 

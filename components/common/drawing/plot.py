@@ -1,4 +1,4 @@
-"""A plot of accuracy over the size of an attack: where everything lies, for the template to draw."""
+"""A plot of accuracy over the size of an attack: the coordinates that the template draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evasion.components.common.results.table import Share
+from evasion.components.common.results.shares import Share
 
 WIDTH, HEIGHT = 1000, 430
 LEFT, RIGHT, TOP, BOTTOM = 52, 982, 26, 376
@@ -23,7 +23,7 @@ MARKERS = (
     "M-4.6,-2.6h9.2v5.2h-9.2z",
     "M-2.6,-4.6h5.2v9.2h-5.2z",
 )
-"""One a color, so that lines are told apart without it."""
+"""One a color, so that lines differ without it."""
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,95 @@
-"""The security curve that `security_curve` wrote: robust accuracy over the size of the attack, and its controls."""
+"""The security curve: robust accuracy over the size of the attack, and the controls that it is compared with."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from evasion.components.common.results import shards
-from evasion.components.common.results.evaluations import Aim, Evaluations
-from evasion.components.common.results.outcomes import Outcome, Outcomes
-from evasion.components.common.results.table import Share
+from evasion.components.common.results import json_file, shards
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.evaluation import PREDICTIONS, DatasetRecord, ModelRecord, Seed
+from evasion.components.common.results.json_file import strict
+from evasion.components.common.results.paired import Correctness
+from evasion.components.common.results.per_image import PerImage
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.treatments import Aim, Treatment, TreatmentStep
 
-SCHEMA_VERSION = 1
+CURVE = "curve.json"
 FLOOR = 1 / 510
 """Half a step of an 8-bit pixel: less is rounded away."""
 NOISE = "noise"
-CONTROLS = ("computed", "saved", "noise", "pgd")
+COMPUTED, SAVED, PGD = "computed", "saved", "pgd"
+CONTROLS = (COMPUTED, SAVED, NOISE, PGD)
+"""What a curve is compared with: attacked images as computed and as saved, uniform noise, PGD."""
 
 
+@strict
 @dataclass(frozen=True)
+class CurvePoint:
+    """How many images are right at one size of the attack."""
+
+    eps: float
+    correct: int
+
+
+@strict
+@dataclass(frozen=True)
+class CurveLine:
+    """One line of the curve as it was measured; the attributes are those of `Series`."""
+
+    perturbation: str
+    knowledge: str | None
+    defense: Aim | None
+    points: list[CurvePoint]
+
+
+@strict
+@dataclass(frozen=True)
+class ControlCount:
+    """How many images are right under one control, and the settings of PGD."""
+
+    correct: int
+    max_iter: int | None = None
+    eps_step: float | None = None
+
+
+@strict
+@dataclass(frozen=True, kw_only=True)
+class CurveFile:
+    """What `curve.json` holds: the parameters of `security_curve`, and what it counted."""
+
+    attack: str
+    batch_size: int
+    eps: float
+    norm: str
+    eps_values: str
+    pgd_max_iter: int
+    eot_samples: int
+    seed: Seed
+    chance: float
+    images: int
+    dataset: DatasetRecord
+    model: ModelRecord
+    versions: dict[str, str]
+    curves: list[CurveLine]
+    controls: dict[str, ControlCount]
+    schema_version: Literal[1] = 1
+
+
+@strict
+@dataclass(frozen=True)
+class Point:
+    """Accuracy at one size of the attack."""
+
+    eps: float
+    accuracy: Share
+
+
+@strict
+@dataclass(frozen=True, eq=False)
 class Series:
     """One line of the curve.
 
@@ -33,8 +102,8 @@ class Series:
 
     perturbation: str
     knowledge: str | None
-    defense: Aim | None
-    points: list[tuple[float, Share]]
+    defense: TreatmentStep | None
+    points: list[Point]
 
     @property
     def control(self) -> bool:
@@ -48,67 +117,49 @@ class Series:
             return "uniform noise (control)" if self.control else "no defense"
         return f"{self.defense.label} ({self.knowledge})" if self.knowledge else self.defense.label
 
-    def to_json(self) -> dict[str, Any]:
-        """The line as `report.json` holds it."""
-        return {
-            "perturbation": self.perturbation,
-            "attacker": self.knowledge,
-            "defense": self.defense.label if self.defense else None,
-            "points": [{"eps": eps, **share.to_json()} for eps, share in self.points],
-        }
+
+@strict
+@dataclass(frozen=True)
+class Control:
+    """Accuracy under one control, and the settings of PGD."""
+
+    accuracy: Share
+    max_iter: int | None = None
+    eps_step: float | None = None
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The settings that there are, by name."""
+        named = {"max_iter": self.max_iter, "eps_step": self.eps_step}
+        return {name: value for name, value in named.items() if value is not None}
 
 
-@dataclass(frozen=True, eq=False)
+@strict
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
-    """All lines of one model on one dataset, and what their attack is held to."""
+    """All lines of one model on one dataset, as `report.json` holds them.
 
-    directories: tuple[Path, ...]
+    Attributes:
+        attack: The attack.
+        norm: Its norm.
+        eps: Its size in the controls.
+        chance: Accuracy of guessing.
+        floor: The eps below which 8 bits hold nothing of the attack, where the norm tells.
+        images: How many images were attacked.
+        seed: Of noise and draws.
+        series: The lines.
+        controls: Accuracy under the controls, by name.
+    """
+
     attack: str
     norm: str
     eps: float
     chance: float
+    floor: float | None
     images: int
-    seed: Any  # of a sharded dataset, a list where each shard drew its own
+    seed: Seed
     series: list[Series]
-    controls: dict[str, Share]
-    settings: dict[str, dict[str, Any]]
-
-    @classmethod
-    def read(cls, given: Sequence[Path], evaluations: Evaluations) -> Curve:
-        """Read the folder, or those of all shards in any order, and hold them to the evaluations.
-
-        Raises:
-            ValueError: If it does not hold a whole curve, or one of another model or of other original images.
-        """
-        parts = shards.read(given, "curve.json", "a security curve", "security_curve")
-        path = parts[0][0] / "curve.json"
-        try:
-            found = shards.curve([content for _, content in parts])
-            images = int(found["images"])
-            curve = cls(
-                tuple(directory for directory, _ in parts),
-                str(found["attack"]),
-                str(found["norm"]),
-                float(found["eps"]),
-                float(found["chance"]),
-                images,
-                found.get("seed"),
-                [_series(each, images) for each in found["curves"]],
-                {name: _share(found["controls"][name], images) for name in CONTROLS if name in found["controls"]},
-                {name: {k: v for k, v in each.items() if k != "correct"} for name, each in found["controls"].items()},
-            )
-            model, data, version = found["model"], found["dataset"]["sha256"], found["schema_version"]
-            names = f"{model['architecture']} {model['sha256']}"
-        except KeyError as error:
-            raise ValueError(f"{path} lacks {error}") from None
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not as security_curve writes it: {error}") from None
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"{path} must be of schema_version {SCHEMA_VERSION}. Received: {version}")
-        first = evaluations.first
-        _same("model", f"{first.model['architecture']} {first.model['sha256']}", names)
-        _same("original dataset", first.root_sha256, data)
-        return curve
+    controls: dict[str, Control]
 
     @property
     def undefended(self) -> Series | None:
@@ -116,66 +167,129 @@ class Curve:
         return next((each for each in self.series if each.defense is None and not each.control), None)
 
     @property
-    def floor(self) -> float | None:
-        """The eps below which 8 bits hold nothing of the attack, where the norm tells."""
-        return FLOOR if self.norm == "inf" else None
+    def treatment(self) -> Treatment:
+        """The attack, of any size."""
+        step = TreatmentStep(self.attack, {"norm": self.norm})
+        return Treatment(step.name, step.text, (step,))
 
     @property
     def label(self) -> str:
         """Attack and norm in one text."""
-        return f"{self.attack} norm={self.norm}"
+        return self.treatment.label
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeasuredCurve(Curve):
+    """A curve with the predictions of its controls, in one directory or in one for each shard."""
+
+    directories: tuple[Path, ...]
 
     def predictions(self) -> Iterator[dict[str, str]]:
-        """Rows of `predictions.csv`, one after the other: path, label, and what each control was taken for."""
+        """Yield the rows of `predictions.csv`: path, label, and the class predicted under each control.
+
+        Raises:
+            ValueError: A row lacks a column.
+        """
         for directory in self.directories:
-            path = directory / "predictions.csv"
+            path = directory / PREDICTIONS
             with path.open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     if missing := [name for name in ("path", "label", *self.controls) if row.get(name) is None]:
                         raise ValueError(f"{path} lacks {', '.join(missing)}")
                     yield row
 
-    def outcome(self, control: str, outcomes: Outcomes) -> Outcome | None:
-        """Which images the model got right under one of the controls, if it was made."""
-        if control not in self.controls:
-            return None
-        return outcomes.placed((row["path"], row[control] == row["label"]) for row in self.predictions())
-
-    def to_json(self) -> dict[str, Any]:
-        """The curve as `report.json` holds it."""
+    def correctness(self, per_image: PerImage) -> dict[str, Correctness]:
+        """Return which images the model got right under each control."""
+        rows = list(self.predictions())
         return {
-            "attack": self.attack,
-            "norm": self.norm,
-            "eps": self.eps,
-            "chance": self.chance,
-            "floor": self.floor,
-            "images": self.images,
-            "seed": self.seed,
-            "curves": [each.to_json() for each in self.series],
-            "controls": {name: {**self.settings[name], **share.to_json()} for name, share in self.controls.items()},
+            control: per_image.placed((row["path"], row[control] == row["label"]) for row in rows)
+            for control in self.controls
         }
 
 
-def _series(found: dict[str, Any], images: int) -> Series:
-    points = [(float(point["eps"]), _share(point, images)) for point in found["points"]]
-    sizes = [eps for eps, _ in points]
-    if not points or sizes[0] != 0 or sorted(set(sizes)) != sizes:
+def read_curve(directories: Sequence[Path], evaluations: Evaluations) -> MeasuredCurve:
+    """Read a curve that belongs to evaluations.
+
+    Args:
+        directories: The folder that `security_curve` wrote, or those of all shards in any order.
+        evaluations: Those of the same report.
+
+    Raises:
+        ValueError: If it does not hold a whole curve, or one of another model or of other original images.
+    """
+    parts = shards.read(directories, CURVE, CurveFile, "a security curve", "security_curve")
+    whole = parts[0][1] if len(parts) == 1 else _whole_curve([content for _, content in parts])
+    first = evaluations.first
+    _same("model", first.model.identity, whole.model.identity)
+    _same("original dataset", first.root_sha256, whole.dataset.sha256)
+    try:
+        return MeasuredCurve(
+            attack=whole.attack,
+            norm=whole.norm,
+            eps=whole.eps,
+            chance=whole.chance,
+            floor=FLOOR if whole.norm == "inf" else None,
+            images=whole.images,
+            seed=whole.seed,
+            series=[_series(line, whole.images) for line in whole.curves],
+            controls={
+                name: _control(whole.controls[name], whole.images) for name in CONTROLS if name in whole.controls
+            },
+            directories=tuple(directory for directory, _ in parts),
+        )
+    except ValueError as error:
+        raise ValueError(f"{parts[0][0] / CURVE} is not as security_curve writes it: {error}") from None
+
+
+def _whole_curve(parts: Sequence[CurveFile]) -> CurveFile:
+    """Return what `curve.json` would hold of all images.
+
+    Raises:
+        ValueError: If the parts do not belong together.
+    """
+    contents: list[dict[str, Any]] = [asdict(part) for part in parts]
+    common = shards.alike(contents, apart=("dataset", "seed", "chance", "images", "curves", "controls"))
+    dataset = shards.whole_dataset([content["dataset"] for content in contents])
+    lines = []
+    for line_of_each in zip(*(content["curves"] for content in contents), strict=True):
+        line = shards.alike(line_of_each, apart=("points",))
+        points = zip(*(each["points"] for each in line_of_each), strict=True)
+        lines.append({**line, "points": [shards.counted(point) for point in points]})
+    controls = [content["controls"] for content in contents]
+    whole = {
+        **common,
+        "dataset": dataset,
+        "seed": shards.whole_seed(contents),
+        "chance": 1 / sum(count > 0 for count in dataset["counts"]),
+        "images": sum(content["images"] for content in contents),
+        "curves": lines,
+        "controls": {name: shards.counted([each[name] for each in controls]) for name in controls[0]},
+    }
+    return json_file.from_value(CurveFile, whole)
+
+
+def _series(line: CurveLine, images: int) -> Series:
+    sizes = [point.eps for point in line.points]
+    if not sizes or sizes[0] != 0 or sorted(set(sizes)) != sizes:
         raise ValueError(f"eps must grow from 0. Received: {sizes}")
-    knowledge, defense = found["knowledge"], found["defense"]
-    return Series(str(found["perturbation"]), knowledge, Aim.read(defense) if defense else None, points)
+    points = [Point(point.eps, _share(point.correct, images)) for point in line.points]
+    return Series(line.perturbation, line.knowledge, line.defense.step if line.defense else None, points)
 
 
-def _share(found: dict[str, Any], images: int) -> Share:
-    correct = int(found["correct"])
+def _control(count: ControlCount, images: int) -> Control:
+    return Control(_share(count.correct, images), count.max_iter, count.eps_step)
+
+
+def _share(correct: int, images: int) -> Share:
     share = Share.counted(correct, images) if 0 <= correct <= images else None
     if share is None:
         raise ValueError(f"{correct} of {images} images cannot be right")
     return share
 
 
-def _same(what: str, ours: str, theirs: str) -> None:
+def _same(subject: str, ours: str, theirs: str) -> None:
     if ours != theirs:
         raise ValueError(
-            f"the security curve must be of the evaluations' {what}. Received: evaluations: {ours}; curve: {theirs}. "
-            "Draw the curve from what was evaluated."
+            f"the security curve must be of the evaluations' {subject}. Received: evaluations: {ours}; curve: "
+            f"{theirs}. Draw the curve from what was evaluated."
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
-from evasion.components.common.results.evaluations import Evaluation, Evaluations, Treatment
-from evasion.components.common.results.table import Share
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.evaluation import Evaluation
+from evasion.components.common.results.json_file import strict
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.treatments import Treatment
 
 BARS = 25
 """More tried sizes than this are drawn several to a bar."""
@@ -16,6 +18,7 @@ MOST = 100_000
 """More sizes than this are not listed one by one."""
 
 
+@strict
 @dataclass(frozen=True)
 class Bar:
     """Images whose smallest successful eps lies in [low, high]."""
@@ -25,7 +28,8 @@ class Bar:
     share: Share
 
 
-@dataclass(frozen=True)
+@strict
+@dataclass(frozen=True, eq=False)
 class Distribution:
     """The smallest eps that changed the prediction, over all images.
 
@@ -46,44 +50,34 @@ class Distribution:
         """The largest share, which sets the scale."""
         return max(bar.share.value for bar in self.bars)
 
-    def to_json(self) -> dict[str, Any]:
-        """The distribution as `report.json` holds it."""
-        return {
-            "attack": self.attack.name,
-            "attack_settings": self.attack.settings,
-            "median": self.median,
-            "never": self.never.to_json(),
-            "bars": [{"from": bar.low, "to": bar.high, **bar.share.to_json()} for bar in self.bars],
-        }
-
 
 def distributions(evaluations: Evaluations) -> list[Distribution]:
-    """The distribution of each attack that looked for the smallest eps."""
-    made = ((attack, evaluations.get(attack)) for attack in evaluations.attacks)
-    found = [_distribution(attack, evaluation) for attack, evaluation in made if evaluation]
-    return [each for each in found if each]
+    """Return the distribution of each attack that looked for the smallest eps."""
+    undefended = ((attack, evaluations.get(attack)) for attack in evaluations.attacks)
+    each = [_distribution(attack, evaluation) for attack, evaluation in undefended if evaluation]
+    return [distribution for distribution in each if distribution]
 
 
 def _distribution(attack: Treatment, evaluation: Evaluation) -> Distribution | None:
-    told = [row["minimal_eps"] for row in evaluation.predictions() if row.get("minimal_eps") is not None]
-    counts = Counter(float(text) for text in told if text)
-    never = Share.counted(len(told) - counts.total(), len(told))
+    texts = [row["minimal_eps"] for row in evaluation.predictions() if row.get("minimal_eps") is not None]
+    counts = Counter(float(text) for text in texts if text)
+    never = Share.counted(len(texts) - counts.total(), len(texts))
     if never is None or not counts:
         return None
     sizes = _tried(evaluation, counts)
     at_once = -(-len(sizes) // BARS)
     groups = [sizes[start : start + at_once] for start in range(0, len(sizes), at_once)]
-    shares = [Share.counted(sum(counts[eps] for eps in group), len(told)) for group in groups]
+    shares = [Share.counted(sum(counts[eps] for eps in group), len(texts)) for group in groups]
     bars = [Bar(group[0], group[-1], share) for group, share in zip(groups, shares, strict=True) if share]
     cumulated = zip(sizes, accumulate(counts[eps] for eps in sizes), strict=True)
-    median = next((eps for eps, fooled in cumulated if 2 * fooled >= len(told)), None)
+    median = next((eps for eps, fooled in cumulated if 2 * fooled >= len(texts)), None)
     return Distribution(attack, bars, never, median)
 
 
 def _tried(evaluation: Evaluation, counts: Counter[float]) -> list[float]:
-    """Every size that was tried, also those that fooled no further image."""
-    stage = next(stage for stage in evaluation.stages if stage.kind == "attack")
-    step, largest = stage.parameters.get("eps_step"), stage.parameters.get("eps")
+    """Return every size that was tried, also those that fooled no further image."""
+    parameters = evaluation.attacks[0].parameters
+    step, largest = parameters.get("eps_step"), parameters.get("eps")
     if not step or not largest or largest / step > MOST:
         return sorted(counts)
     tried = {number: number * step for number in range(1, int(largest / step + 1e-9) + 1)}

@@ -1,6 +1,5 @@
 """Submits a package, follows its run, and fetches the report."""
 
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 import click
 from rich.console import Console
 
+from evasion.components.common.results import report as reports
 from evasion.components.common.tracking import LoginError, TrackingError, check_access, download_report, end_open_runs
 from evasion.components.common.validate import ParameterError
 from evasion.pipelines.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OF_A_RUN, TIMED_OUT, UNREACHABLE
@@ -232,7 +232,7 @@ class Job:
         output.mkdir(parents=True, exist_ok=True)
         page, summary = download_report(run_id, self.mlflow(host, stack), output)
         result = Console(width=None if sys.stdout.isatty() else WIDTH)
-        show_report(result, json.loads(summary.read_text(encoding="utf-8")))
+        show_report(result, reports.read(summary))
         click.echo(f"Report: {page}")
 
     def end_tracked(self, host: Host, run: Any) -> None:

@@ -1,0 +1,1 @@
+"""Drawing: what the pages of `report` and `compare` share."""

@@ -1,0 +1,82 @@
+"""JSON files of results: a dataclass writes each of them and reads it back, validated by pydantic."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def strict(cls: type[T]) -> type[T]:
+    """Make a dataclass, when it is read from JSON, take no type but those that it declares, and finite numbers only."""
+    cls.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
+    return cls
+
+
+def to_text(content: Any) -> str:
+    """Return a dataclass as JSON text.
+
+    Raises:
+        ValueError: A number in it is not finite.
+    """
+    return json.dumps(dataclasses.asdict(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def from_value(kind: type[T], value: Any) -> T:
+    """Return an instance of a dataclass from nested dictionaries and lists, such as `dataclasses.asdict` returns.
+
+    Raises:
+        ValueError: The value does not fit the dataclass.
+    """
+    instance: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))
+    return instance
+
+
+def read(path: Path, kind: type[T], stage: str) -> T:
+    """Read the dataclass that a stage wrote.
+
+    Args:
+        path: The file.
+        kind: The dataclass.
+        stage: The stage, for the error.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or of another version.
+    """
+    try:
+        instance: T = _adapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} {_explained(error, stage)}") from None
+    return instance
+
+
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _explained(error: ValidationError, stage: str) -> str:
+    """Return what the first problem is, in words that follow the file's name."""
+    problems = error.errors(include_url=False)
+    problem = next((one for one in problems if one["loc"][-1:] == ("schema_version",)), problems[0])
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "json_invalid":
+        return f"is not valid JSON: {problem['ctx']['error']}"
+    if problem["loc"][-1:] == ("schema_version",) and problem["type"] == "literal_error":
+        return (
+            f"must be of schema_version {problem['ctx']['expected']}. Received: {problem['input']}. "
+            f"Run {stage} again with this version."
+        )
+    if problem["type"] == "missing":
+        return f"lacks {place}"
+    return f"is not as {stage} writes it: {place}: {problem['msg']}"

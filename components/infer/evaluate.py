@@ -1,0 +1,179 @@
+"""The evaluation of one model on one dataset, batch by batch."""
+
+import csv
+import dataclasses
+import heapq
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.common import versions
+from evasion.components.common.data import sampling
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.distances import Summary
+from evasion.components.common.data.header import Sample
+from evasion.components.common.data.images import encode_png
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.data.provenance import ATTACK
+from evasion.components.common.models.artifact import Card
+from evasion.components.common.models.classifier import Classifier, stack
+from evasion.components.common.progress import track
+from evasion.components.common.results import json_file, shares
+from evasion.components.common.results.evaluation import (
+    COUNTS,
+    EVALUATION,
+    IMAGES,
+    PREDICTIONS,
+    AttackChecks,
+    DatasetRecord,
+    EvaluationFile,
+    ModelRecord,
+)
+from evasion.components.common.results.tally import Tally, nonzero
+
+SATURATED = 1 - 2**-24
+"""A probability from here on is one that float32 cannot tell from 1."""
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What is counted of an attack on the model that is evaluated, and of its confidences."""
+
+    saturated: int = 0
+    right_before: int = 0
+    fooled: int = 0
+    zero_gradient: int = 0
+
+    def add(self, sample: Sample, label: str, predicted: str) -> None:
+        """Count one attacked image."""
+        was_right = sample.fields["clean_prediction"] == label
+        self.right_before += was_right
+        self.fooled += was_right and predicted != label
+        self.zero_gradient += sample.fields["zero_gradient"] == "1"
+
+
+class _Pictures:
+    """Keeps the images whose rank is the lowest: the same ones in every evaluation of a pipeline."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, str, bytes]] = []
+
+    def offer(self, sample: Sample, original: str) -> None:
+        """Keep an image if its rank is among the lowest so far."""
+        rank = -sampling.rank(original)
+        if len(self._kept) < sampling.SHOWN:
+            heapq.heappush(self._kept, (rank, sample.source, encode_png(sample.pixels)))
+        elif rank > self._kept[0][0]:
+            heapq.heapreplace(self._kept, (rank, sample.source, encode_png(sample.pixels)))
+
+    def write(self, folder: Path) -> None:
+        """Write the images that were kept, a folder a class."""
+        folder.mkdir()
+        for _, path, png in self._kept:
+            file = folder / path
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(png)
+
+
+def evaluate(
+    data: Dataset, classifier: Classifier, card: Card, folder: Path, used: Mapping[str, int], unit: str
+) -> EvaluationFile:
+    """Predict every image, and write the rows, the counts, the sample of images and `evaluation.json`.
+
+    Args:
+        data: The images.
+        classifier: The model.
+        card: Its description.
+        folder: Where the files go; it is created.
+        used: The parameters of the stage, `batch_size` and `seed`.
+        unit: What the progress counts.
+    """
+    folder.mkdir(parents=True)
+    attack = next((entry for entry in reversed(data.header.provenance) if entry["kind"] == ATTACK), None)
+    attacked_here = attack is not None and attack.get("model_sha256") == card.sha256
+    tally, distances, counts, pictures = Tally(len(card.class_names)), Summary(), _Counts(), _Pictures()
+    batches = track(
+        _predicted(data, classifier, card, tally, used["batch_size"]), -(-len(data) // used["batch_size"]), unit
+    )
+    with _table(folder / PREDICTIONS) as write_row:
+        for batch in batches:
+            for sample, label, predicted, confidence in batch:
+                if "l_1_norm" in sample.fields:
+                    distances.add(sample.fields)
+                if attacked_here:
+                    counts.add(sample, label, predicted)
+                counts.saturated += confidence >= SATURATED
+                write_row(_row(sample, label, predicted, confidence))
+                pictures.offer(sample, data.header.original(sample.source))
+    pictures.write(folder / IMAGES)
+    tally.save(folder / COUNTS)
+    metrics = tally.result() | (shares.success(counts.fooled, counts.right_before) if attacked_here else {})
+    result = EvaluationFile(
+        dataset=DatasetRecord.of(data.header, data.sha256),
+        model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),
+        seed=used["seed"],
+        batch_size=used["batch_size"],
+        versions=versions.recorded(model=True),
+        metrics=metrics,
+        distances=distances.describe(),
+        confusion=list(nonzero(tally.confusion)),
+        checks=AttackChecks(
+            saturated_images=counts.saturated,
+            zero_gradient_images=counts.zero_gradient if attacked_here else None,
+            gradient_from_logits=None if attack is None else attack.get("gradient_from_logits"),
+        ),
+    )
+    (folder / EVALUATION).write_text(json_file.to_text(result), encoding="utf-8")
+    return result
+
+
+def _predicted(
+    data: Dataset, classifier: Classifier, card: Card, tally: Tally, batch_size: int
+) -> Iterator[list[tuple[Sample, str, str, float]]]:
+    """Yield each batch: of every image its class, the class that the model predicts and its confidence."""
+    places = card.indices_of(data.header.class_names, data.header.image_shape)
+    names = card.class_names
+    for batch in data.batches(batch_size):
+        probabilities: npt.NDArray[np.float64] = classifier.probabilities(to_float(stack(batch)))
+        labels = places[[sample.label for sample in batch]]
+        predicted = tally.add(labels, probabilities)
+        confidences = probabilities[np.arange(len(batch)), predicted]
+        yield [
+            (sample, names[label], names[guess], float(confidence))
+            for sample, label, guess, confidence in zip(batch, labels, predicted, confidences, strict=True)
+        ]
+
+
+def _row(sample: Sample, label: str, predicted: str, confidence: float) -> dict[str, Any]:
+    """Return the row of an image in `predictions.csv`."""
+    return {
+        "path": sample.source,
+        "label": label,
+        **sample.fields,
+        "predicted": predicted,
+        "confidence": f"{confidence:.9g}",
+        "correct": int(predicted == label),
+    }
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[Any]:
+    """Open `predictions.csv` and yield what writes a row; the first row decides the columns."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        yield _RowWriter(file).write
+
+
+class _RowWriter:
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._rows: csv.DictWriter[str] | None = None
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if self._rows is None:
+            self._rows = csv.DictWriter(self._file, list(row))
+            self._rows.writeheader()
+        self._rows.writerow(row)

@@ -1,0 +1,1 @@
+"""The checks of a report: whether its numbers can be trusted."""

@@ -1,0 +1,150 @@
+"""Checks of each attack: whether its gradients, its target and its size are what its numbers claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
+from evasion.components.common.drawing.words import percent, probability
+from evasion.components.common.results.check import Check
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.evaluation import Evaluation
+from evasion.components.common.results.table import accuracy
+from evasion.components.common.results.treatments import ProvenanceEntry, Treatment
+
+LEVEL = 1 / 255
+"""One step of an 8-bit pixel."""
+
+ZERO_GRADIENTS = 0.05
+"""Share of images without a gradient above which robust accuracy says more about the attack than the model."""
+
+ZERO_CAUSE = "The attack never moved them, for their gradients are zero: see “gradients not zero”."
+
+
+def of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
+    """Check one attack."""
+    of_attack = evaluations.of(attack)
+    attacks = of_attack[0].attacks
+    yield from _zero_gradients(of_attack, attack)
+    yield from _logits(of_attack, attack)
+    yield from _target(of_attack[0], attacks, attack)
+    yield from _perturbation(evaluations.get(attack), attacks, attack)
+    if evaluations.get(attack) is None:
+        advice = "Evaluate the attacked images without a defense too: else nobody knows what a defense gives back."
+        yield Check("attack without a defense", attack.label, "warn", "it was not evaluated", advice)
+    yield from _knowledge(evaluations, attack)
+
+
+def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
+    """Hold the two attackers to each other: who knows more must not do worse."""
+    missing = []
+    for defense in evaluations.defenses:
+        attackers = evaluations.attackers(attack, defense)
+        if attackers and AWARE not in attackers and defense.applied:
+            missing.append(defense.name)
+        paired = evaluations.per_image.paired(attackers.get(OBLIVIOUS), attackers.get(AWARE))
+        shares = [accuracy(attackers.get(knowledge)) for knowledge in (AWARE, OBLIVIOUS)]
+        if paired is None or None in shares:
+            continue
+        aware, oblivious = (percent(share.value) for share in shares if share)
+        name, subject = "defense-aware attack hurts no less", f"{attack.label} + {defense.label}"
+        text = f"{aware} are left by the defense-aware attack, {oblivious} by the oblivious one"
+        if paired.rises:
+            advice = "The defense-aware attack is weak: give it more draws (eot_samples), or PGD's steps."
+            yield Check(name, subject, "warn", f"{text}, {probability(paired.p)}", advice)
+        else:
+            yield Check(name, subject, "pass", text)
+    if missing:
+        advice = "With them robust accuracy is an upper bound: attack model and defense together."
+        yield Check("defense-aware attack", attack.label, "warn", f"not run: {', '.join(missing)}", advice)
+
+
+def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
+    name = "gradients not zero"
+    known = [e for e in of_attack if e.checks.zero_gradient_images is not None]
+    if not known:
+        advice = "A gradient of exactly zero looks like robustness: check that the attack reached the model."
+        yield Check(name, attack.label, "warn", "the attack did not record it", advice)
+        return
+    worst = max(known, key=_zero)
+    zero, images, share = worst.checks.zero_gradient_images, worst.metrics["images"], _zero(worst)
+    text = f"{zero:,} of {images:,} images ({percent(share)}) had a gradient of exactly zero"
+    advice = "The attack could not move them, so robust accuracy looks too good: "
+    if worst.checks.gradient_from_logits is True:
+        advice += (
+            "the loss was taken from the logits, so the network itself lets none through. Check that its weights are "
+            "trained and its inputs are those it was made for; else use an attack that needs no gradient."
+        )
+    else:
+        advice += "take the loss from the logits."
+    if zero:
+        subject = worst.title if worst.knowledge == AWARE else attack.label
+        yield Check(name, subject, "fail" if share > ZERO_GRADIENTS else "warn", text, advice)
+    else:
+        yield Check(name, attack.label, "pass", "every image had a gradient")
+
+
+def _zero(evaluation: Evaluation | None) -> float:
+    """The share of images whose gradient was zero, as far as it is known."""
+    if evaluation is None or not evaluation.metrics["images"]:
+        return 0.0
+    return float((evaluation.checks.zero_gradient_images or 0) / evaluation.metrics["images"])
+
+
+def _logits(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
+    name = "gradient from logits"
+    recorded = [evaluation.checks.gradient_from_logits for evaluation in of_attack]
+    advice = "A loss behind a softmax loses its gradient where the model is sure: attack the logits."
+    if False in recorded:
+        yield Check(name, attack.label, "fail", "the gradient went through the softmax", advice)
+    elif True in recorded:
+        yield Check(name, attack.label, "pass", "the loss was taken from the logits")
+    else:
+        yield Check(name, attack.label, "warn", "the attack did not record it", advice)
+
+
+def _target(evaluation: Evaluation, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:
+    name, model = "attack aimed at this model", evaluation.model.sha256
+    aimed = {entry.model_sha256 for entry in attacks if entry.model_sha256}
+    if aimed == {model}:
+        yield Check(name, attack.label, "pass", f"model {model[:12]} made and judged the images")
+    elif aimed:
+        others = ", ".join(sorted(digest[:12] for digest in aimed))
+        advice = "This is a transfer attack; an attack on the model itself would fool it more."
+        yield Check(name, attack.label, "warn", f"made with model {others}, judged by {model[:12]}", advice)
+
+
+def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:
+    """Hold what was saved to what was allowed: 8 bits cannot hold less than half a step."""
+    name = "attack survives 8 bits"
+    saved = attacked.distances.get("l_infinity_norm") if attacked else None
+    bounds = [entry.parameters["eps"] for entry in attacks if str(entry.parameters.get("norm")) == "inf"]
+    eps = bounds[0] if len(attacks) == len(bounds) == 1 and isinstance(bounds[0], int | float) else None
+    if eps is not None and eps < LEVEL / 2:
+        text = f"eps={eps:g} is less than half an 8-bit step (1/510 = {LEVEL / 2:.5f})"
+        yield Check(name, attack.label, "fail", text, "Rounding undoes it: take an eps of at least 1/255.")
+    elif saved is None:
+        if eps is not None:
+            yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
+    elif saved["max"] == 0:
+        advice = "Nothing is left of the attack after rounding: take a larger eps."
+        if _zero(attacked) == 1:
+            advice = ZERO_CAUSE
+        yield Check(name, attack.label, "fail", "no saved image differs from its original", advice)
+    elif eps is not None and saved["max"] > eps + LEVEL / 2 + 1e-6:
+        text = f"a saved pixel differs by {saved['max']:.4g}, more than eps={eps:g} and rounding allow"
+        yield Check(name, attack.label, "fail", text, "The bound is broken: do not compare with other results.")
+    elif saved["median"] < LEVEL / 2:
+        text = (
+            f"at least half of the saved images do not differ from their originals (largest change {saved['max']:.4g})"
+        )
+        advice = "Rounding undoes the attack on these images: take a larger eps."
+        if _zero(attacked) >= 0.5:
+            advice = ZERO_CAUSE
+        yield Check(name, attack.label, "warn", text, advice)
+    else:
+        text = (
+            f"the most changed pixel moved by {saved['median'] / LEVEL:.3g} steps of 8 bits in the median image, "
+            f"{saved['max'] / LEVEL:.3g} at most"
+        )
+        yield Check(name, attack.label, "pass", text)

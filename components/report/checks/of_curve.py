@@ -1,0 +1,193 @@
+"""Checks that the security curve and its controls allow (Carlini et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evasion.components.common.data.provenance import DEFENSE
+from evasion.components.common.drawing.words import percent, probability
+from evasion.components.common.results.check import Check, Status
+from evasion.components.common.results.collection import Evaluations
+from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, MeasuredCurve, Point, Series
+from evasion.components.common.results.evaluation import Evaluation
+from evasion.components.common.results.paired import Correctness, Paired
+
+ROUNDING = (0.01, 0.05)
+"""Differences between saved and computed images beyond chance: from here on a warning, from here on a failure."""
+
+KEPT = 0.5
+"""Share of the accuracy above chance that, left at eps = 1, is a failure of the attack."""
+
+REPEATED = 0.01
+"""Share of predictions that another process may make differently before it is a failure."""
+
+
+def of_curve(evaluations: Evaluations, curve: MeasuredCurve) -> Iterator[Check]:
+    """Make every check that the curve's data allows."""
+    yield from _falls(curve)
+    yield from _whole_range(curve)
+    correctness = curve.correctness(evaluations.per_image)
+    yield from _noise(curve, correctness)
+    yield from _pgd(curve, correctness)
+    yield from _rounding(curve, correctness)
+    yield from _repeated(evaluations, curve)
+
+
+def _falls(curve: MeasuredCurve) -> Iterator[Check]:
+    """Whoever may change more can change less, so a rise says that the attack lost its way."""
+    name, falling = "accuracy falls as eps grows", []
+    for series in curve.series:
+        if series.control:
+            continue
+        subject = f"{curve.label}, {series.name}"
+        serious: Status = "fail" if series is curve.undefended else "warn"
+        first, last = series.points[0], series.points[-1]
+        rise = _rise(curve, series)
+        if rise:
+            low, high = rise
+            text = f"it rises from {_point(low)} to {_point(high)}"
+            advice = (
+                "The gradient leads astray there (masked, or too long a step): trust smaller eps, compare with PGD."
+            )
+            # Where the attack has left no more than chance, one step that is too long leads past the mark.
+            yield Check(name, subject, serious if low.accuracy.low > curve.chance else "warn", text, advice)
+        elif min(point.accuracy.high for point in series.points) >= first.accuracy.low > curve.chance:
+            text = f"{_point(first)}, {_point(last)}"
+            advice = "No eps hurts: check that the attack reaches the model and that gradients are not zero."
+            yield Check(name, subject, serious, text, advice)
+        else:
+            falling.append(series)
+    if falling:
+        first, last = falling[0].points[0], falling[0].points[-1]
+        text = f"{falling[0].name}: from {_point(first)} to {_point(last)}"
+        subject = f"{curve.label}, {len(falling)} curve{'s' * (len(falling) > 1)}"
+        yield Check(name, subject, "pass", f"none rises above chance; {text}")
+
+
+def _point(point: Point) -> str:
+    return f"{percent(point.accuracy.value)} at eps {point.eps:.3g}"
+
+
+def _rise(curve: Curve, series: Series) -> tuple[Point, Point] | None:
+    """Return the largest rise above chance that intervals do not explain."""
+    rises, lowest = [], series.points[0]
+    for point in series.points[1:]:
+        if point.accuracy.low > max(lowest.accuracy.high, curve.chance):
+            rises.append((lowest, point))
+        lowest = min(lowest, point, key=lambda each: each.accuracy.value)
+    return max(rises, key=lambda pair: pair[1].accuracy.value - pair[0].accuracy.value, default=None)
+
+
+def _whole_range(curve: MeasuredCurve) -> Iterator[Check]:
+    if curve.norm != "inf" or curve.undefended is None or curve.undefended.points[-1].eps < 1:
+        return
+    clean, share = (point.accuracy for point in (curve.undefended.points[0], curve.undefended.points[-1]))
+    name, subject = "at or under chance at eps = 1", f"{curve.label}, no defense"
+    text = f"{percent(share.value)}, chance is {percent(curve.chance)}"
+    if share.low <= curve.chance:
+        yield Check(name, subject, "pass", text)
+        return
+    # One long step may miss where many short ones do not, above all with a model trained against attacks.
+    kept = (share.value - curve.chance) / max(clean.value - curve.chance, share.value - curve.chance)
+    advice = "Whoever may change every pixel at will fools any model; one step need not: trust PGD at large eps."
+    yield Check(name, subject, "fail" if kept > KEPT else "warn", text, advice)
+
+
+def _noise(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
+    paired = _paired(correctness, NOISE, SAVED)
+    if paired is None:
+        return
+    name, subject, text = "noise hurts less than the attack", _at(curve), _left(curve, paired, SAVED, NOISE)
+    if paired.falls:
+        yield Check(name, subject, "pass", text)
+    else:
+        advice = "The attack is no better than chance directions: check its gradients, or take a larger eps."
+        yield Check(name, subject, "fail" if paired.rises else "warn", text, advice)
+
+
+def _pgd(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
+    paired = _paired(correctness, SAVED, PGD)
+    if paired is None:
+        return
+    name, subject, text = "PGD hurts no less", _at(curve), _left(curve, paired, PGD, SAVED)
+    settings = " ".join(f"{name}={value:.4g}" for name, value in curve.controls[PGD].settings.items())
+    text += f" ({settings})" if settings else ""
+    if paired.rises:
+        advice = "Steps must not do worse than one step: the gradient is masked; try random starts or no gradient."
+        yield Check(name, subject, "fail", text, advice)
+    else:
+        yield Check(name, subject, "pass", text)
+
+
+def _rounding(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
+    paired = _paired(correctness, COMPUTED, SAVED)
+    if paired is None:
+        return
+    name, subject = "saved images as computed", _at(curve)
+    computed, saved = (curve.controls[name].accuracy for name in (COMPUTED, SAVED))
+    apart = abs(computed.value - saved.value)
+    text = f"{percent(saved.value)} of saved and {percent(computed.value)} of computed images are right"
+    if paired.may_be_chance or apart <= ROUNDING[0]:
+        yield Check(name, subject, "pass", text)
+    else:
+        advice = "Rounding to 8 bits decides the result: take an eps that is a multiple of 1/255, or a larger one."
+        yield Check(name, subject, "fail" if apart > ROUNDING[1] else "warn", text, advice)
+
+
+def _repeated(evaluations: Evaluations, curve: MeasuredCurve) -> Iterator[Check]:
+    """The curve attacked the images once more, in a process of its own."""
+    evaluation = next((e for e in evaluations if _is_same_attack(e, curve)), None)
+    if evaluation is None or SAVED not in curve.controls:
+        return
+    again = {row["path"]: row[SAVED] for row in curve.predictions()}
+    both = [
+        (row["predicted"], again[original])
+        for row in evaluation.predictions()
+        if (original := evaluation.original(row["path"])) in again
+    ]
+    differing, name = sum(one != other for one, other in both), "attack repeated"
+    if not both:
+        return
+    if not differing:
+        text = f"two processes agree on all {len(both):,} predictions"
+        yield Check(name, evaluation.title, "pass", text)
+        return
+    text = f"two processes disagree on {differing:,} of {len(both):,} predictions"
+    advice = "The same seed must give the same numbers: compare hardware and versions of the two steps."
+    yield Check(name, evaluation.title, "fail" if differing / len(both) > REPEATED else "warn", text, advice)
+
+
+def _is_same_attack(evaluation: Evaluation, curve: Curve) -> bool:
+    """Return whether the evaluation is of the attack that the curve made at its `eps`, without a defense."""
+    attacks = evaluation.attacks
+    if len(attacks) != 1 or any(entry.kind == DEFENSE for entry in evaluation.dataset.provenance):
+        return False
+    (attack,) = attacks
+    return (
+        attack.stage == curve.attack
+        and str(attack.parameters.get("norm")) == curve.norm
+        and attack.parameters.get("eps") == curve.eps
+        and not attack.parameters.get("minimal")
+        and attack.defense is None
+        and attack.seed == curve.seed
+        and attack.model_sha256 == evaluation.model.sha256
+    )
+
+
+def _paired(correctness: dict[str, Correctness], before: str, after: str) -> Paired | None:
+    if before not in correctness or after not in correctness:
+        return None
+    return Paired.between(correctness[before], correctness[after])
+
+
+def _left(curve: MeasuredCurve, paired: Paired, ours: str, theirs: str) -> str:
+    """Say what each of two controls leaves."""
+    names = {SAVED: curve.attack, NOISE: "uniform noise", PGD: "PGD"}
+    one, other = (
+        f"{percent(curve.controls[each].accuracy.value)} are left by {names[each]}" for each in (ours, theirs)
+    )
+    return f"{one}, {other}, {probability(paired.p)}"
+
+
+def _at(curve: MeasuredCurve) -> str:
+    return f"{curve.label} eps={curve.eps:.4g}"

@@ -1,0 +1,1 @@
+"""The command line `evasion`; a module each command."""

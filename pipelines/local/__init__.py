@@ -1,0 +1,1 @@
+"""Runs pipelines on this machine: kfp.local, in processes or in containers."""
