@@ -57,14 +57,14 @@ compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the descri
 	$(BIN)/evasion compile all --steps --output components
 	$(BIN)/python tests/pipelines/interface.py
 
-bench: $(INSTALLED)  ## Measure every stage's speed and memory: the README's tables and docs/benchmark.json
+bench: $(INSTALLED)  ## Measure every stage's speed and memory: docs/benchmarks.md and docs/benchmark.json
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/speed.py
 
 # The newest run below a folder.
 newest = $$(ls -td $(1)/*evaluation* | head -1)
 ROBUSTNESS := build/robustness
-robustness: $(INSTALLED)  ## Compare a LeNet with one trained against PGD: the README's figure
+robustness: $(INSTALLED)  ## Compare a LeNet with one trained against PGD: the figure of docs/compare.md
 	$(BIN)/python -m evasion.pipelines.mnist data/mnist
 	$(EVALUATE) --output $(ROBUSTNESS)/plain
 	$(EVALUATE) --output $(ROBUSTNESS)/pgd --apply-defense true --pgd-eps 0.3 --pgd-eps-step 0.1 --pgd-max-iter 7

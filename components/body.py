@@ -1,4 +1,4 @@
-"""What a step's body calls: the stage's `task.py`, with the step's own parameters."""
+"""Calls a stage's `task.py` from the body of its step."""
 
 import importlib
 import inspect
@@ -10,8 +10,8 @@ from typing import Any
 def call(stage: str, arguments: Mapping[str, Any]) -> Any:
     """Run a stage and return what its function returns.
 
-    Artifacts become paths: one that is missing None, a list of them a list. Datasets that the function has no parameter
-    for, which `pipelines/inputs.py` adds to a step, go together into its parameter `others`.
+    An artifact becomes a path, a missing one None, and a list of artifacts a list of paths. `pipelines/inputs.py` adds
+    further datasets to a step; the function gets them as its parameter `others`.
 
     Args:
         stage: The name of the stage: its folder in `evasion.components` and its function in `task.py`.
@@ -19,16 +19,16 @@ def call(stage: str, arguments: Mapping[str, Any]) -> Any:
     """
     function = getattr(importlib.import_module(f"evasion.components.{stage}.task"), stage)
     parameters = inspect.signature(function).parameters
-    given = {name: _plain(arguments[name]) for name in parameters if name in arguments}
+    values = {name: _plain(arguments[name]) for name in parameters if name in arguments}
     if "others" in parameters:
-        given["others"] = [
+        values["others"] = [
             Path(value.path) for name, value in arguments.items() if name not in parameters and _is_dataset(value)
         ]
     for name, parameter in parameters.items():
-        if given.get(name, parameter) is None and "list" in str(parameter.annotation):
-            given[name] = []
+        if values.get(name, parameter) is None and "list" in str(parameter.annotation):
+            values[name] = []
     try:
-        return function(**given)
+        return function(**values)
     except Exception:
         from evasion.components.common import tracking
 
@@ -38,7 +38,7 @@ def call(stage: str, arguments: Mapping[str, Any]) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return Path(value.path) if hasattr(value, "path") else value
 
 

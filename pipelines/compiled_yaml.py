@@ -1,17 +1,17 @@
-"""The YAML of a pipeline or of a step, as kfp compiles it, written so that a diff of it can be read."""
+"""Writes the YAML that kfp compiles from a pipeline or a step, in a form with readable diffs."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-INLINE = 220  # characters up to which a mapping or a list stands in one line: a parameter with its description
+INLINE = 220  # longest mapping or list written on one line, in characters: a parameter with its description
 
 
 def compile_to(compiled: Any, path: Path) -> Path:
-    """Write the YAML of a pipeline or a step; a file that is there is whole at any time.
+    """Write the YAML of a pipeline or a step atomically: an existing file is replaced only by a complete one.
 
-    It says what kfp's compiler says, in a third of the lines.
+    The content equals that of kfp's compiler, in a third of the lines.
     """
     from kfp import compiler
 
@@ -28,7 +28,7 @@ def compile_to(compiled: Any, path: Path) -> Path:
 
 
 def _dense(text: str) -> str:
-    """Return the same YAML, its comments at the top kept, with small collections in one line."""
+    """Return the same YAML with small collections on one line, and with the comments at its top."""
     comments = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     return comments + yaml.dump_all(yaml.safe_load_all(text), Dumper=_Dense, width=10**6, allow_unicode=True)
 
@@ -56,9 +56,10 @@ _Dense.add_representer(str, _text)
 
 
 def _length(node: yaml.Node) -> int:
-    """Return about how many characters a node takes in one line."""
+    """Return the approximate length of a node on one line, in characters."""
     if isinstance(node, yaml.MappingNode):
         return sum(_length(key) + _length(value) + 4 for key, value in node.value)
     if isinstance(node, yaml.SequenceNode):
-        return sum(_length(one) + 2 for one in node.value)
+        return sum(_length(item) + 2 for item in node.value)
+
     return len(node.value) + 2

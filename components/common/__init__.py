@@ -1,6 +1,6 @@
-"""What steps share. It is imported before TensorFlow is, by every step and by what starts them."""
+"""Code that steps share. Every step, and the code that starts steps, imports it before TensorFlow."""
 
 import os
 
-# Else the first process takes all memory of every GPU that it sees. TensorFlow reads it when it first looks at them.
+# Otherwise the first process takes all memory of every visible GPU. TensorFlow reads it when it first uses one.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

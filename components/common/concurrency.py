@@ -1,4 +1,4 @@
-"""A thread pool whose results come in order and whose work ahead is bounded."""
+"""Thread pools that return results in order and bound the work ahead of the consumer."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -13,20 +13,20 @@ Result = TypeVar("Result")
 def ordered_map(
     function: Callable[[Item], Result], iterable: Iterable[Item], *, threads: int, ahead: int, chunk: int = 1
 ) -> Generator[Result, None, None]:
-    """Like `map`, computed in threads, a bounded number of items ahead of the consumer.
+    """Apply a function to items, as `map` does, in threads and a bounded number of items ahead of the consumer.
 
-    Nothing starts before the first result is asked for. What `function` raises for an item, or the iterable
-    itself in place of one, is raised where that item's result would have come, after the results before it.
-    Closing the iterator, or dropping it, cancels what has not started and waits for what has.
+    Nothing starts before the first result is requested. An exception of `function`, or of the iterable, is raised
+    in place of that item's result, after the results before it. Closing or dropping the iterator cancels the calls
+    that have not started and waits for those that have.
 
     Args:
         function: Called once for every item, in any thread; several calls run at once.
-        iterable: The items; read in the consumer's thread, as far ahead as `ahead` says.
+        iterable: The items, read in the consumer's thread, up to `ahead` items in advance.
         threads: Number of threads, at least 1.
-        ahead: The most items taken from the iterable whose results have not been handed out, at least 1. It
-            bounds the memory: choose at least `threads` chunks, or some of them have nothing to do.
-        chunk: Items that a thread takes at once, at least 1 and at most `ahead`. Handing over costs some
-            50 microseconds: for calls that are as short, choose more.
+        ahead: The largest number of items taken from the iterable whose results have not been returned, at least 1.
+            It bounds the memory. Choose at least `threads` chunks, or some threads have nothing to do.
+        chunk: Items that a thread takes at once, at least 1 and at most `ahead`. Each chunk costs about
+            50 microseconds of overhead: choose more than 1 for calls that are as short.
 
     Returns:
         The results, in the order of the items.
@@ -43,7 +43,7 @@ def ordered_map(
 def prefetched(iterable: Iterable[Item]) -> Generator[Item, None, None]:
     """Yield the items of `iterable`, reading the next one in a thread while the consumer works on this one.
 
-    Nothing starts before the first item is asked for. Closing the iterator waits for the item that is being read.
+    Nothing starts before the first item is requested. Closing the iterator waits for the item that is being read.
     """
     items, end = iter(iterable), object()
     with ThreadPoolExecutor(1) as thread:
@@ -62,14 +62,14 @@ def _ordered_map(
             for future in _submit(pool, function, iterable, chunk):
                 pending.append(future)
                 if len(pending) == chunks:
-                    yield from _handed_out(pending.popleft())
+                    yield from _results(pending.popleft())
             while pending:
-                yield from _handed_out(pending.popleft())
+                yield from _results(pending.popleft())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-_Results = tuple[list[Result], Exception | None]  # of a chunk, up to the item that failed
+_Results = tuple[list[Result], Exception | None]  # results of a chunk up to the item that failed, and its error
 
 
 def _submit(
@@ -88,14 +88,14 @@ def _submit(
         part: list[Item] = []
         try:
             part.extend(islice(items, chunk))
-        except Exception as error:  # waits its turn behind the results that are still being computed
+        except Exception as error:  # raised after the results that are still being computed
             failure = error
         if not part and failure is None:
             return
         yield pool.submit(compute, part, failure)
 
 
-def _handed_out(future: Future[_Results[Result]]) -> Iterator[Result]:
+def _results(future: Future[_Results[Result]]) -> Iterator[Result]:
     results, failure = future.result()
     yield from results
     if failure is not None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and their hashes."""
+"""Files that are written completely or not at all, and their hashes."""
 
 import errno
 import hashlib
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends well, else remove it.
+    """Yield a temporary name beside `path`; rename it to `path` when the block succeeds, otherwise remove it.
 
     Raises:
-        OSError: Where the disk, the quota or the file-size limit is full: naming the file that was given up.
+        OSError: If the disk is full, or a quota or file-size limit is reached. The message names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
@@ -25,13 +25,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         remove(temporary)
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise OSError(error.errno, f"{os.strerror(error.errno)}; nothing was kept of", str(path)) from error
+        if isinstance(error, OSError) and error.errno in FULL_ERRORS:
+            message = f"{os.strerror(error.errno)}; the incomplete file was removed"
+            raise OSError(error.errno, message, str(path)) from error
         raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder or a link (not what it leads to), if it is there."""
+    """Remove a file, a folder or a link (not its target) if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -39,13 +40,13 @@ def remove(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal digits."""
+    """Return the sha256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def joined(hashes: Sequence[str]) -> str:
-    """Return one hash for the parts of a whole: of one part its own, of several the sha256 of their lines."""
+    """Return one hash for several parts: the sha256 of their hashes, one on each line. A single part keeps its own."""
     if len(hashes) == 1:
         return hashes[0]
-    return hashlib.sha256("".join(f"{one}\n" for one in hashes).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{part}\n" for part in hashes).encode()).hexdigest()

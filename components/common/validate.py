@@ -1,4 +1,4 @@
-"""Rules that parameters must keep; every breach is one ValueError: the rule, what was received, what to do."""
+"""Rules for parameters. A violation raises a ValueError with the rule, the value received and what to do."""
 
 import math
 import re
@@ -14,14 +14,14 @@ NORMS = ("inf", "1", "2")
 
 
 class ParameterError(ValueError):
-    """A parameter breaks its rule.
+    """A parameter violates its rule.
 
     Args:
-        message: The rule, what was received, and what to do.
-        parameters: The names of the parameters that decide it.
+        message: The rule, the value received, and what to do.
+        parameters: The names of the parameters involved.
 
     Attributes:
-        parameters: The same.
+        parameters: Their names.
     """
 
     def __init__(self, message: str, *parameters: str) -> None:
@@ -29,21 +29,21 @@ class ParameterError(ValueError):
         self.parameters = parameters
 
 
-_here = ContextVar("here", default=True)
+_paths_are_local = ContextVar("paths_are_local", default=True)
 
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """Take paths for those of another machine, in a block: whether they exist there is found out there."""
-    token = _here.set(False)
+    """Do not check in this block whether paths exist: they belong to another machine, which checks them itself."""
+    token = _paths_are_local.set(False)
     try:
         yield
     finally:
-        _here.reset(token)
+        _paths_are_local.reset(token)
 
 
 def positive_integer(name: str, value: Any) -> None:
-    """Require an integer of at least 1 (a boolean is none)."""
+    """Require an integer of at least 1 (a boolean is not an integer)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ParameterError(f"{name} must be a positive integer. Received: {name}={value!r}", name)
 
@@ -69,7 +69,7 @@ def in_range(
     include_low: bool = True,
     include_high: bool = True,
 ) -> None:
-    """Require a finite number between `low` and `high`; each end counts unless `include_*` says no."""
+    """Require a finite number between `low` and `high`, including each end unless `include_*` is false."""
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     above = number >= low if include_low else number > low
     below = number <= min(high, sys.float_info.max) if include_high else number < high
@@ -82,14 +82,14 @@ def in_range(
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Require one of the named choices."""
+    """Require one of the choices."""
     choices = list(choices)
     if value not in choices:
         raise ParameterError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}", name)
 
 
 def attack_size(norm: str, eps: float, eps_step: float) -> None:
-    """Require a norm that the attacks know, and sizes that suit it."""
+    """Require a norm that the attacks support, and sizes that suit it."""
     one_of("norm", norm, NORMS)
     # A share of the full pixel range bounds one pixel; the norms 1 and 2 add up all of them.
     in_range("eps", eps, 0, 1 if norm == "inf" else math.inf, include_low=False)
@@ -97,7 +97,7 @@ def attack_size(norm: str, eps: float, eps_step: float) -> None:
 
 
 def seed(value: Any) -> None:
-    """Require a seed: -1 (draw one) or an integer that 32 bits hold, as NumPy and TensorFlow both take it."""
+    """Require a seed: -1 (draw one) or an integer of 32 bits, which both NumPy and TensorFlow accept."""
     integer_in("seed", value, -1, 2**32 - 1)
 
 
@@ -107,14 +107,14 @@ def sha256(name: str, value: str) -> None:
         raise ParameterError(f"{name} must be 64 hexadecimal digits or empty. Received: {name}={value!r}", name)
 
 
-def required(name: str, value: Any, why: str = "") -> None:
+def required(name: str, value: Any, detail: str = "") -> None:
     """Require a text that is not blank."""
     if not str(value).strip():
-        raise ParameterError(f"{name} must be given{' ' + why if why else ''}. Received: {name}={value!r}", name)
+        raise ParameterError(f"{name} must be given{' ' + detail if detail else ''}. Received: {name}={value!r}", name)
 
 
 def model_tag(value: str) -> None:
-    """Require what can be part of a registered model's name, which `name/version` and `name@alias` then refer to."""
+    """Require characters that a registered model's name may contain, so that `name/version` and `name@alias` work."""
     if not re.fullmatch(r"[\w .-]*", value):
         raise ParameterError(
             f"model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag={value!r}", "model_tag"
@@ -122,9 +122,9 @@ def model_tag(value: str) -> None:
 
 
 def existing_folder(name: str, value: str) -> None:
-    """Require a folder that exists and holds something; one in a bucket is looked at when it is read."""
+    """Require an existing folder that is not empty. A folder in a bucket is checked when it is read."""
     required(name, value)
-    if value.startswith(REMOTE) or not _here.get():
+    if value.startswith(REMOTE) or not _paths_are_local.get():
         return
     folder = Path(value)
     if not folder.is_dir():
@@ -136,9 +136,9 @@ def existing_folder(name: str, value: str) -> None:
 
 
 def weights(name: str, value: str) -> None:
-    """Require `imagenet`, `none`, a file that exists, or one in a bucket."""
-    known = value in ("imagenet", "none") or value.startswith(REMOTE)
-    if not known and not (Path(value).is_file() if _here.get() else value.strip()):
+    """Require `imagenet`, `none`, an existing file, or a file in a bucket."""
+    needs_no_check = value in ("imagenet", "none") or value.startswith(REMOTE)
+    if not needs_no_check and not (Path(value).is_file() if _paths_are_local.get() else value.strip()):
         raise ParameterError(
             f"{name} must be imagenet, none, an existing file or a gs:// file. Received: {name}={value!r}", name
         )

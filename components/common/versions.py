@@ -1,4 +1,4 @@
-"""Which software made an artifact."""
+"""Versions of the software that made an artifact."""
 
 import platform
 from importlib.metadata import version
@@ -8,16 +8,16 @@ MODEL_RECORDED = (*RECORDED, "keras", "adversarial-robustness-toolbox")
 
 
 def recorded(*, model: bool = False) -> dict[str, str]:
-    """Return the versions that a result depends on, from package metadata alone: a defense imports no TensorFlow.
+    """Return the versions that a result depends on. They come from package metadata: a defense imports no TensorFlow.
 
     Args:
-        model: Whether the stage runs a model, so that Keras, ART and TensorFlow count as well.
+        model: Whether the stage runs a model, so that Keras, ART and TensorFlow are included.
     """
-    found = {"python": platform.python_version()}
-    found |= {name: version(name) for name in (MODEL_RECORDED if model else RECORDED)}
+    recorded_versions = {"python": platform.python_version()}
+    recorded_versions |= {name: version(name) for name in (MODEL_RECORDED if model else RECORDED)}
     if model:
         import tensorflow as tf
 
-        # Its distribution is tensorflow or tensorflow-cpu, and the module is loaded already.
-        found["tensorflow"] = tf.__version__
-    return found
+        # The distribution is tensorflow or tensorflow-cpu; the module is loaded already.
+        recorded_versions["tensorflow"] = tf.__version__
+    return recorded_versions

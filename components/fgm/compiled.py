@@ -1,7 +1,7 @@
-"""FGM in one compiled pass: images as they are saved in, the model's outputs and images to save out.
+"""FGM compiled: one TensorFlow function from 8-bit images to the model's outputs and attacked 8-bit images.
 
-ART predicts the labels, then asks for the gradient in a second pass, and does the rest in NumPy between the two. Here
-labels, gradient, step, clipping and rounding are one TensorFlow function; `tests` hold it to ART's class.
+ART predicts the labels, computes the gradient in a second pass, and does the rest in NumPy. Here labels, gradient,
+step, clipping and rounding are one TensorFlow function. The tests compare it with ART's class.
 """
 
 from collections.abc import Callable
@@ -18,39 +18,39 @@ from evasion.components.common.models.classifier import Classifier
 def fast_gradient_step(
     target: Classifier, *, norm: str, eps: float
 ) -> Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]:
-    """Return what attacks one batch.
+    """Return the function that attacks one batch.
 
     Args:
-        target: The model that is attacked.
+        target: The model to attack.
         norm: `inf`, `1` or `2`.
         eps: Size of the step in this norm, on pixels in [0, 1].
 
     Returns:
-        A function of a batch, uint8, (images, height, width, channels). It returns the outputs for it, the attacked
-        batch, uint8, and for each image whether its gradient is zero everywhere, so that it stays as it is.
+        A function that takes a batch, uint8, (images, height, width, channels), and returns the model's outputs, the
+        attacked batch, uint8, and for each image whether its gradient is zero everywhere, so that it stays as it is.
     """
     batch = tf.TensorSpec((None, *target.model.input_shape[1:]), tf.uint8)
 
-    # By a constant TensorFlow would multiply with its inverse, which rounds differently: with eps 0.1, half a level
-    # more than 25, that decides the level of most pixels.
+    # The divisor is an argument: TensorFlow would replace the division by a constant with a multiplication by its
+    # inverse, which rounds differently. With eps 0.1, which is 25.5 levels, the rounding decides most pixels.
     @tf.function(input_signature=[batch, tf.TensorSpec((), tf.float32)])
     def step(pixels: Any, largest: Any) -> tuple[Any, Any, Any]:
         x = tf.cast(pixels, tf.float32) / largest
         outputs, gradient = target.both(x)
         gradient = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
         x_adv = tf.clip_by_value(x + tf.constant(eps, tf.float32) * direction(gradient, norm), 0, 1)
-        unmoved = tf.logical_not(tf.reduce_any(gradient != 0, axis=(1, 2, 3)))
-        return outputs, tf.cast(tf.round(x_adv * largest), tf.uint8), unmoved
+        without_gradient = tf.logical_not(tf.reduce_any(gradient != 0, axis=(1, 2, 3)))
+        return outputs, tf.cast(tf.round(x_adv * largest), tf.uint8), without_gradient
 
     def attack(pixels: Pixels) -> tuple[Floats, Pixels, npt.NDArray[np.bool_]]:
-        outputs, attacked, unmoved = (found.numpy() for found in step(pixels, np.float32(255)))
-        return outputs, attacked, unmoved
+        outputs, attacked, without_gradient = (tensor.numpy() for tensor in step(pixels, np.float32(255)))
+        return outputs, attacked, without_gradient
 
     return attack
 
 
 def direction(gradient: Any, norm: str) -> Any:
-    """Return what raises the loss the most, to first order, among changes of size 1 in the norm."""
+    """Return the change of size 1 in the norm that increases the loss most, to first order."""
     if norm == "inf":
         return tf.sign(gradient)
     flat = tf.reshape(gradient, (tf.shape(gradient)[0], -1))

@@ -4,7 +4,7 @@ from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
 from evasion.components.step import step
 
-# Its place among the attacks of an evaluation that names none.
+# Its place among the default attacks of an evaluation.
 PLACE_IN_DEFAULT_EVALUATION = 1
 
 
@@ -25,26 +25,25 @@ def fgm(
 ) -> None:
     """Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572).
 
-    An oblivious attacker knows the model and no defense. For each defense that `defenses` names there is a further,
-    defense-aware one, who aims at the model behind that defense: by the straight-through gradient (BPDA), averaged over
-    draws if the defense is random (EOT; Athalye et al. 2018, arXiv:1802.00420). Each moves an image away from the
-    prediction for it, not from the true label. The images saved have 8 bits: with norm inf a change under 1/510 is
-    lost.
+    The oblivious attacker knows the model but no defense. For each defense in `defenses`, a defense-aware attacker also
+    attacks the model behind that defense, with the straight-through gradient (BPDA), averaged over draws if the defense
+    is random (EOT; Athalye et al. 2018, arXiv:1802.00420). An attacker moves an image away from the model's prediction,
+    not from the true label. Images are saved with 8 bits: with norm inf, a change below 1/510 is lost.
 
     Args:
         dataset: The images to attack.
         model: The model to fool.
-        adversarial: The attacked images, a dataset an attacker in one tar: fgm, fgm_aware_of_<defense> …
-        metrics: Distances between the attacked and the original images, of further attackers' under `<dataset>/`.
-        defenses: What further attackers know: a JSON object of settings by defense, all that make its transformation,
-            such as {"spatial_smoothing": {"window_size": 3}}; blank for none.
+        adversarial: The attacked images: a tar with a dataset for each attacker, fgm, fgm_aware_of_<defense> …
+        metrics: Distances between the attacked and the original images; those of further attackers as `<dataset>/…`.
+        defenses: The defenses that further attackers know: a JSON object of all settings of each defense, such as
+            {"spatial_smoothing": {"window_size": 3}}; blank for none.
         batch_size: Images attacked at a time.
-        eps: Size of the attack in its norm, pixels counting from 0 to 1: in (0, 1] for inf, positive for 1 and 2.
-        eps_step: With minimal, by how much the size grows from try to try, positive, at most eps.
-        minimal: Whether to look for the smallest multiple of eps_step, up to eps, that changes the prediction.
+        eps: Size of the attack in its norm, for pixels in [0, 1]: in (0, 1] for inf, positive for 1 and 2.
+        eps_step: With minimal, the increment of the size between attempts, positive, at most eps.
+        minimal: Whether to search for the smallest multiple of eps_step, up to eps, that changes the prediction.
         norm: inf, 1 or 2.
-        eot_samples: With a defense that is random, the draws of it to average over, a positive integer.
-        seed: Of those draws, from 0 to 4294967295; -1 draws one and records it.
+        eot_samples: Number of draws to average over if a defense is random, a positive integer.
+        seed: Seed of these draws, from 0 to 4294967295; -1 draws a seed and records it.
     """
     from evasion.components.body import call
 

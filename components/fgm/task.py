@@ -1,4 +1,4 @@
-"""The Fast Gradient Method of ART, streamed over a packed dataset (Goodfellow et al. 2015, arXiv:1412.6572)."""
+"""Attack a packed dataset with ART's Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def check(
     seed: int,
     **_: object,
 ) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.positive_integer("batch_size", batch_size)
     validate.attack_size(norm, eps, eps_step)
     if minimal and eps_step > eps:
@@ -43,7 +43,7 @@ def fgm(
     eot_samples: int,
     seed: int,
 ) -> dict[str, float]:
-    """Attack a dataset; the parameters are those of the step of this name.
+    """Attack a dataset. The parameters are those of the step.
 
     Returns:
         Summaries of the distances between the saved images and their parents.
@@ -61,19 +61,18 @@ def fgm(
     from evasion.components.common.attacks import runner
 
     def make(target: Any, _: int) -> runner.Attack:
-        from evasion.components.common.models.classifier import Classifier
-
-        if type(target) is Classifier and not minimal:
-            from evasion.components.fgm.compiled import fast_gradient_step
-
-            return runner.Attack(compiled=fast_gradient_step(target, norm=norm, eps=eps))
-        method = fast_gradient_method(
+        attack = fast_gradient_method(
             target.art, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
         )
         return runner.Attack(
-            lambda x, y: method.generate(x, y=y),
-            columns=lambda: {"minimal_eps": method.smallest} if minimal else {},
+            lambda x, y: attack.generate(x, y=y),
+            columns=lambda: {"minimal_eps": attack.smallest} if minimal else {},
         )
+
+    def make_compiled(target: Any, _: int) -> runner.CompiledAttack:
+        from evasion.components.fgm.compiled import fast_gradient_step
+
+        return fast_gradient_step(target, norm=norm, eps=eps)
 
     return runner.run(
         stage="fgm",
@@ -84,19 +83,34 @@ def fgm(
         parameters=parameters,
         seed=seed,
         make=make,
+        make_compiled=None if minimal else make_compiled,
     )
 
 
 def fast_gradient_method(
     estimator: Any, *, norm: str, eps: float, eps_step: float, minimal: bool, batch_size: int
 ) -> Any:
-    """Return ART's `FastGradientMethod`, but for how `minimal` counts its steps.
+    """Return ART's `FastGradientMethod` with `minimal` counting its steps in integers.
 
     ART adds up `eps_step` in floating point until the sum exceeds `eps`: with eps 0.3 and eps_step 0.1 it stops at
     0.2, since 0.1 + 0.1 + 0.1 > 0.3. Here step k of floor(eps / eps_step) tries k * eps_step. Up to the step where
-    ART stops the two agree but for the rounding of that sum. Its `smallest` holds, after `generate` with `minimal`,
-    the size that changed each image's prediction, or `""`.
+    ART stops, the two agree except for the rounding of that sum. After `generate` with `minimal`, `smallest` holds for
+    each image the size that changed its prediction, or `""`.
     """
+    import numpy as np
+
+    return _counted_class()(
+        estimator,
+        norm=np.inf if norm == "inf" else int(norm),
+        eps=eps,
+        eps_step=eps_step,
+        minimal=minimal,
+        batch_size=batch_size,
+    )
+
+
+def _counted_class() -> Any:
+    """Return the subclass of ART's `FastGradientMethod` that `fast_gradient_method` describes."""
     import warnings
 
     import numpy as np
@@ -106,10 +120,10 @@ def fast_gradient_method(
         from art.attacks.evasion import FastGradientMethod
 
     class Counted(FastGradientMethod):  # type: ignore[misc]
-        def generate(self, x: Any, y: Any = None, **named: Any) -> Any:
-            if self.minimal and y is not None and not named:
+        def generate(self, x: Any, y: Any = None, **options: Any) -> Any:
+            if self.minimal and y is not None and not options:
                 return self._minimal_perturbation(x, y, None)  # ART's would predict all images twice more, for its log
-            return super().generate(x, y=y, **named)
+            return super().generate(x, y=y, **options)
 
         def _minimal_perturbation(self, x: Any, y: Any, mask: Any) -> Any:
             x_adv = x.copy()
@@ -123,23 +137,16 @@ def fast_gradient_method(
                     x_adv[unfooled] = self._apply_perturbation(x[unfooled], perturbation[unfooled - start], size)
                     predicted = self.estimator.predict(x_adv[unfooled], batch_size=self.batch_size)
                     same = predicted.argmax(axis=1) == y[unfooled].argmax(axis=1)
-                    for place in unfooled[~same]:
-                        self.smallest[place] = float(f"{size:.9g}")
+                    for index in unfooled[~same]:
+                        self.smallest[index] = float(f"{size:.9g}")
                     unfooled = unfooled[same]
                     if not unfooled.size:
                         break
             return x_adv
 
-    return Counted(
-        estimator,
-        norm=np.inf if norm == "inf" else int(norm),
-        eps=eps,
-        eps_step=eps_step,
-        minimal=minimal,
-        batch_size=batch_size,
-    )
+    return Counted
 
 
 def steps(eps: float, eps_step: float) -> int:
-    """Return how many whole steps of `eps_step` fit into `eps`, forgiving the rounding of decimal fractions."""
+    """Return how many whole steps of `eps_step` fit into `eps`, allowing for the rounding of decimal fractions."""
     return int(eps / eps_step + 1e-9)

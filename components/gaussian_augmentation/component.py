@@ -4,7 +4,7 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 
 from evasion.components.step import step
 
-# Its place among the defenses of an evaluation that names none.
+# Its place among the default defenses of an evaluation.
 PLACE_IN_DEFAULT_EVALUATION = 3
 
 
@@ -23,15 +23,15 @@ def gaussian_augmentation(
     """Add Gaussian noise to every image, or noisy copies to the dataset (Zantedeschi et al. 2017, arXiv:1707.06728).
 
     Args:
-        dataset: The images to defend: all datasets of the tar, but of several those aimed at another defense.
+        dataset: The images to defend: all datasets of the tar except those of attacks that know another defense.
         defended: The noisy images.
-        metrics: Distances between the noisy images and those before.
-        perform_data_augmentation: Whether to keep every image as it is and add noisy copies of some.
-        ratio: With perform_data_augmentation, the share of images, in [0, 1], of which a noisy copy is added.
+        metrics: Distances between the noisy and the original images.
+        perform_data_augmentation: Whether to keep every image unchanged and add noisy copies of some images.
+        ratio: With perform_data_augmentation, the share of images that get a noisy copy, in [0, 1].
         sigma: Standard deviation of the noise, a share of the pixel range, positive.
         apply_fit: Whether to add noise to training data.
         apply_predict: Whether to add noise to testing data.
-        seed: Seed of the noise from 0 to 4294967295; -1 draws one and records it.
+        seed: Seed of the noise from 0 to 4294967295; -1 draws a seed and records it.
     """
     from evasion.components.body import call
 

@@ -1,4 +1,4 @@
-"""Gaussian noise on every image, as ART's `GaussianAugmentation`, with a seed and without its surprises."""
+"""Add Gaussian noise to every image, as ART's `GaussianAugmentation` does, with a seed of its own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def check(*, sigma: float, seed: int, ratio: float = 1.0, **_: object) -> None:
-    """Hold the parameters to their rules; an attacker who knows the noise need name no ratio."""
+    """Validate the parameters; the settings of a defense-aware attack may leave out the ratio."""
     validate.in_range("ratio", ratio, 0, 1)
     validate.in_range("sigma", sigma, 0, include_low=False)
     validate.seed(seed)
 
 
 def transformation(*, sigma: float, **_: object) -> Transformation:
-    """Return the noise on one image."""
+    """Return the function that adds noise to one image."""
     import cv2
     import numpy as np
 
@@ -31,7 +31,7 @@ def transformation(*, sigma: float, **_: object) -> Transformation:
 
     def apply(pixels: Pixels, random: np.random.Generator) -> Pixels:
         noise = random.standard_normal(pixels.shape, dtype=np.float32)
-        # Added, rounded and clipped in one pass over the pixels: a quarter of the time of NumPy's one by one.
+        # OpenCV adds, rounds and clips in one pass over the pixels, in a quarter of the time that NumPy takes.
         noisy = cv2.addWeighted(pixels, 1, noise, 255 * sigma, 0, dtype=cv2.CV_8U)
         return noisy.reshape(pixels.shape)  # type: ignore[return-value]
 
@@ -50,7 +50,7 @@ def gaussian_augmentation(
     apply_predict: bool,
     seed: int,
 ) -> dict[str, float]:
-    """Add noise to a dataset; the parameters are those of the step of this name."""
+    """Add noise to a dataset. The parameters are those of the step."""
     check(ratio=ratio, sigma=sigma, seed=seed)
 
     import numpy as np
@@ -61,9 +61,9 @@ def gaussian_augmentation(
     seed = seeding.resolve(seed)
 
     def copied(images: int) -> Any:
-        """Choose each image at most once, where ART draws with replacement.
+        """Choose each image at most once; ART draws with replacement.
 
-        A ratio of 1 is then the whole dataset, as the original's documentation says it is.
+        A ratio of 1 therefore chooses the whole dataset, as the original's documentation says.
         """
         mask = np.zeros(images, dtype=bool)
         mask[np.random.default_rng(seed).permutation(images)[: int(images * ratio)]] = True

@@ -14,19 +14,19 @@ def init_model(
     weights_sha256: str = "",
     seed: int = -1,
 ) -> None:
-    """Load a whole pretrained ImageNet model and register it in MLflow.
+    """Load a complete pretrained ImageNet model and register it in MLflow.
 
-    It is registered as {experiment}_{model_tag}_{model_architecture}, without the tag where that is blank. Its
-    1,000 classes bear their WordNet ids (n01440764 …), as ImageNet's folders do.
+    It is registered as {experiment}_{model_tag}_{model_architecture}, without the tag if that is blank. Its 1,000
+    classes are named by their WordNet ids (n01440764 …), as ImageNet's folders are.
 
     Args:
-        model: The model: `model.keras`, which holds its own preprocessing, and its description.
+        model: The model: `model.keras`, which contains its own preprocessing, and its description.
         model_tag: Part of the registered name, or blank.
         model_architecture: resnet50 or vgg16.
-        weights: imagenet (downloaded by Keras), none (random, for trials), or a weights file of the whole model,
-            local or gs://.
-        weights_sha256: What the hash of that file must be, or blank.
-        seed: Seed of TensorFlow's randomness from 0 to 4294967295; -1 draws one and records it.
+        weights: imagenet (downloaded by Keras), none (random, for trials), or a weights file of the complete
+            model, local or gs://.
+        weights_sha256: The hash that this file must have, or blank.
+        seed: Seed of TensorFlow's randomness from 0 to 4294967295; -1 draws a seed and records it.
     """
     from evasion.components.body import call
 

@@ -1,4 +1,4 @@
-"""Bring a whole pretrained ImageNet model into the pipeline and into MLflow."""
+"""Build a complete pretrained ImageNet model and register it in MLflow."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from evasion.components.common.validate import ParameterError
 def check(
     *, model_tag: str, model_architecture: str, weights: str, weights_sha256: str, seed: int, **_: object
 ) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.model_tag(model_tag)
     if model_architecture not in PRETRAINED:
         raise ParameterError(
-            f"model_architecture must be one of {', '.join(PRETRAINED)}, the pretrained ones; others are trained. "
+            f"model_architecture must be one of {', '.join(PRETRAINED)}, which are pretrained; train the others. "
             f"Received: model_architecture={model_architecture!r}",
             "model_architecture",
         )
@@ -27,7 +27,7 @@ def check(
 def init_model(
     *, model: Path, model_tag: str, model_architecture: str, weights: str, weights_sha256: str, seed: int
 ) -> dict[str, Any]:
-    """Build, save and register the model; the parameters are those of the step of this name.
+    """Build, save and register the model. The parameters are those of the step.
 
     Returns:
         The model's description.
@@ -54,8 +54,8 @@ def init_model(
         "weights_sha256": weights_sha256,
         "seed": seed,
     }
-    with tracking.stage("init_model", used) as run:
-        name = tracking.registered_name(run.experiment, model_tag, model_architecture)
+    with tracking.stage("init_model", used) as stage_run:
+        name = tracking.registered_name(stage_run.experiment, model_tag, model_architecture)
         network = architectures.build_imagenet(model_architecture, weights, weights_sha256, seed)
         card = model_artifact.save(
             network,
@@ -66,7 +66,7 @@ def init_model(
             weights=weights,
             name=name,
         )
-        version = run.log_model(model, register_as=card.name)
+        version = stage_run.log_model(model, register_as=card.name)
         card = dataclasses.replace(card, name=card.name if version else "", version=version)
         card.write(model)
     return dataclasses.asdict(card)

@@ -1,4 +1,4 @@
-"""JPEG compression of every image, as ART's `JpegCompression`."""
+"""Compress every image as JPEG, as ART's `JpegCompression` does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def check(*, quality: int, seed: int, **_: object) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.integer_in("quality", quality, 1, 100)
     validate.seed(seed)
 
 
 def transformation(*, quality: int, channels_first: bool, **_: object) -> Transformation:
-    """Return the way through JPEG and back."""
+    """Return the function that compresses and decompresses one image."""
     import cv2
 
     from evasion.components.common.data.images import swapped
@@ -34,18 +34,18 @@ def transformation(*, quality: int, channels_first: bool, **_: object) -> Transf
     )
 
     def compress(pixels: Pixels) -> Pixels:
-        """Compress one image of 3 channels as colour, of any other number channel by channel as gray."""
+        """Compress an image of 3 channels as colour, any other as gray, channel by channel."""
         if channels_first:
             pixels = pixels.transpose(1, 2, 0)
-        # ART truncates its floats to 8 bits before it compresses by Pillow; these pixels have 8 bits already. Of
-        # OpenCV, with the colours at half the resolution as Pillow has them, the same pixels come in less time.
+        # ART truncates its floats to 8 bits and compresses with Pillow; these pixels have 8 bits already. OpenCV, with
+        # the colours at half the resolution as in Pillow, gives the same pixels in less time.
         _, data = cv2.imencode(".jpg", swapped(pixels), options)
-        kind = cv2.IMREAD_COLOR if pixels.shape[-1] == 3 else cv2.IMREAD_GRAYSCALE
-        result = swapped(cv2.imdecode(data, kind).reshape(pixels.shape))  # type: ignore[arg-type, union-attr]
+        flag = cv2.IMREAD_COLOR if pixels.shape[-1] == 3 else cv2.IMREAD_GRAYSCALE
+        result = swapped(cv2.imdecode(data, flag).reshape(pixels.shape))  # type: ignore[arg-type, union-attr]
         return result.transpose(2, 0, 1) if channels_first else result
 
     def apply(pixels: Pixels, _: object) -> Pixels:
-        """Hand the image over in the order of axes asked for; artifacts are always channels last."""
+        """Pass the image on in the order of axes that `channels_first` asks for; artifacts are always channels last."""
         return compress(pixels.transpose(2, 0, 1)).transpose(1, 2, 0) if channels_first else compress(pixels)
 
     return Transformation(apply)
@@ -62,7 +62,7 @@ def jpeg_compression(
     apply_predict: bool,
     seed: int,
 ) -> dict[str, float]:
-    """Compress a dataset and unpack it again; the parameters are those of the step of this name."""
+    """Compress and decompress a dataset. The parameters are those of the step."""
     check(quality=quality, seed=seed)
 
     from evasion.components.common.defenses.runner import defend

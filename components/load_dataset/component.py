@@ -21,26 +21,27 @@ def load_dataset(
 ) -> list[str]:
     """Pack a folder of images, or take a packed dataset from an MLflow run.
 
-    JPEG, PNG, BMP, GIF and WebP images of any mode become 8-bit RGB or gray images of the size that the
-    architecture takes (bilinear, not cropped). No image is left out unless skip_unreadable says so.
+    JPEG, PNG, BMP, GIF and WebP images of any mode become 8-bit RGB or gray images of the size that the architecture
+    takes (bilinear, not cropped). Images that cannot be read are left out only with skip_unreadable.
 
     Args:
-        dataset: The packed dataset: one tar of PNGs with their labels and where they come from. With several shards, a
-            folder of such tars, for a loop that imports each by its address.
-        model_architecture: Decides size and channels of the images: shallow_net, le_net, alex_net, resnet50 or vgg16.
-        data_dir: Folder of one folder a class, local or gs://bucket/prefix. Not used with load_dataset_from_mlruns.
-        split: training or testing. Defenses apply to the first by apply_fit, to the second by apply_predict.
-        skip_unreadable: Leave out images that cannot be read, and record them, instead of failing.
-        load_dataset_from_mlruns: Take the dataset from an MLflow run instead of data_dir.
-        dataset_run_id: The MLflow run of the stage that made the dataset, or of its pipeline.
+        dataset: The packed dataset: a tar of PNGs with their labels and origin. With several shards, a folder of such
+            tars, for a loop that imports each by its address.
+        model_architecture: Sets size and channels of the images: shallow_net, le_net, alex_net, resnet50 or vgg16.
+        data_dir: Folder with a subfolder for each class, local or gs://bucket/prefix. Not used with
+            load_dataset_from_mlruns.
+        split: training or testing. apply_fit applies defenses to the first, apply_predict to the second.
+        skip_unreadable: Whether to leave out and record images that cannot be read, instead of failing.
+        load_dataset_from_mlruns: Whether to take the dataset from an MLflow run instead of data_dir.
+        dataset_run_id: Id of the MLflow run of the stage that made the dataset, or of its pipeline.
         dataset_tar_name: Name of that run's artifact, such as fgm.tar.
         dataset_name: Name of the folder in that tar, such as fgm.
-        shards: Over how many tars the images are dealt out, in their order, at most as many as there are batches.
-        batch_size: Images that a model is later given at a time: each shard but the last holds whole batches, so that
-            results do not depend on the number of shards.
+        shards: Number of tars, over which the images are distributed in order; at most the number of batches.
+        batch_size: Batch size of later steps. Each shard but the last contains whole batches, so that results do not
+            depend on the number of shards.
 
     Returns:
-        The addresses of the shards; of a single one, that of the dataset.
+        The addresses of the shards, or of the dataset if there is only one.
     """
     from evasion.components.body import call
 

@@ -1,13 +1,13 @@
 """Pack a folder of images, or take a packed dataset from MLflow."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evasion.components.common import validate
+from evasion.components.common.data.header import SPLITS, TESTING
 from evasion.components.common.models.architectures import ARCHITECTURES
 from evasion.components.common.validate import ParameterError
-
-SPLITS = ("training", "testing")
 
 
 def check(
@@ -23,7 +23,7 @@ def check(
     batch_size: int,
     **_: object,
 ) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
     validate.one_of("split", split, SPLITS)
     validate.positive_integer("shards", shards)
@@ -55,11 +55,11 @@ def load_dataset(
     shards: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Write the dataset artifact; the parameters are those of the step of this name.
+    """Write the dataset artifact. The parameters are those of the step.
 
     Returns:
-        `metadata`: images, classes, skipped and sha256, flat; of several shards the hash is that of the lines of
-        theirs. `shards`: the files of several shards.
+        `metadata`: images, classes, skipped and sha256, flat; the sha256 of several shards is that of their hashes, one
+        on each line. `shards`: the file names of several shards.
     """
     parameters = {
         "data_dir": data_dir,
@@ -76,48 +76,54 @@ def load_dataset(
     check(**parameters)  # type: ignore[arg-type]
 
     from evasion.components.common import tracking
-    from evasion.components.common.data.dataset import Dataset
-    from evasion.components.common.files import joined
 
     shape = ARCHITECTURES[model_architecture].input_shape
-    with tracking.stage("load_dataset", parameters) as run:
+    with tracking.stage("load_dataset", parameters) as stage_run:
         if load_dataset_from_mlruns:
             skipped = 0
-            _take(dataset, dataset_run_id, dataset_tar_name, dataset_name, shape)
+            _download(dataset, dataset_run_id, dataset_tar_name, dataset_name, shape)
         else:
             from evasion.components.load_dataset.pack import pack
 
             skipped = pack(dataset, data_dir, shape, split, skip_unreadable, shards, batch_size)
             if shards == 1:
-                run.log_file(dataset, "load_dataset.tar")
+                stage_run.log_file(dataset, "load_dataset.tar")
             for name in shard_names(shards):
-                run.log_file(dataset / name, f"load_dataset-{name}")
-        images, hashes = 0, []
-        for tar in [dataset / name for name in shard_names(shards)] or [dataset]:
-            with Dataset(tar) as packed:
-                images += len(packed)
-                classes = len(packed.header.class_names)
-                hashes.append(packed.sha256)
-        counts = {"images": images, "classes": classes, "skipped": skipped}
-        sha256 = joined(hashes)
-        run.log_parameters({"dataset_sha256": sha256})
-        for holder in (run, run.whole):
-            if holder and (holder is run or split == "testing"):
-                holder.tag({"dataset_sha256": sha256})
-        run.log_metrics(counts)
+                stage_run.log_file(dataset / name, f"load_dataset-{name}")
+        counts, sha256 = _describe([dataset / name for name in shard_names(shards)] or [dataset])
+        counts["skipped"] = skipped
+        stage_run.log_parameters({"dataset_sha256": sha256})
+        stage_run.tag({"dataset_sha256": sha256})
+        if stage_run.whole and split == TESTING:
+            stage_run.whole.tag({"dataset_sha256": sha256})
+        stage_run.log_metrics(counts)
     return {"metadata": {**counts, "sha256": sha256}, "shards": shard_names(shards)}
 
 
+def _describe(tars: Sequence[Path]) -> tuple[dict[str, int], str]:
+    """Return the numbers of images and classes of a dataset in one tar or several, and its hash."""
+    from evasion.components.common.data.dataset import Dataset
+    from evasion.components.common.files import joined
+
+    images, hashes = 0, []
+    for tar in tars:
+        with Dataset(tar) as packed:
+            images += len(packed)
+            classes = len(packed.header.class_names)
+            hashes.append(packed.sha256)
+    return {"images": images, "classes": classes}, joined(hashes)
+
+
 def shard_names(shards: int) -> list[str]:
-    """Return the files of several shards in their folder; a single one has no folder.
+    """Return the file names of several shards in their folder; a single shard has no folder.
 
-    None begins with another's name, since a bucket finds a file by how its name begins.
+    No name is a prefix of another, since a bucket finds files by the beginning of their names.
     """
-    return [f"{place:05d}-of-{shards:05d}.tar" for place in range(1, shards + 1)] if shards > 1 else []
+    return [f"{number:05d}-of-{shards:05d}.tar" for number in range(1, shards + 1)] if shards > 1 else []
 
 
-def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:
-    """Fetch a dataset from MLflow and keep it only if it is whole and suits the model."""
+def _download(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:
+    """Download a dataset from MLflow; keep it only if it is complete and suits the model."""
     import tempfile
 
     from evasion.components.common import tracking
@@ -125,10 +131,10 @@ def _take(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: t
 
     with tempfile.TemporaryDirectory() as temporary:
         tar = tracking.download_dataset(run_id, tar_name, Path(temporary))
-        with Dataset(tar, dataset_name) as fetched:
-            if fetched.header.image_shape != shape:
+        with Dataset(tar, dataset_name) as downloaded:
+            if downloaded.header.image_shape != shape:
                 raise ValueError(
-                    f"The dataset's images are {fetched.header.image_shape}, the model takes {shape}: "
-                    f"give the model_architecture that the dataset was loaded for."
+                    f"The dataset's images are {downloaded.header.image_shape}, but the model takes {shape}: "
+                    f"set model_architecture to the one that the dataset was loaded for."
                 )
-            fetched.copy_to(dataset)
+            downloaded.copy_to(dataset)

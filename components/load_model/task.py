@@ -1,4 +1,4 @@
-"""Take a registered model from MLflow into the pipeline."""
+"""Download a registered model from MLflow."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ from evasion.components.common.models.architectures import ARCHITECTURES
 
 
 def check(*, name: str, model_architecture: str, **_: object) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.required("model", name, "as name, name/version, name@alias or models:/…")
     validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
 
 
 def load_model(*, model: Path, name: str, model_architecture: str) -> dict[str, Any]:
-    """Fetch the model; the parameters are those of the step of this name.
+    """Download the model. The parameters are those of the step.
 
     Returns:
         The model's description.
@@ -29,7 +29,7 @@ def load_model(*, model: Path, name: str, model_architecture: str) -> dict[str, 
     from evasion.components.common.files import replacing
     from evasion.components.common.models.artifact import FILE, Card
 
-    with tracking.stage("load_model", {"model": name, "model_architecture": model_architecture}) as run:
+    with tracking.stage("load_model", {"model": name, "model_architecture": model_architecture}) as stage_run:
         with tempfile.TemporaryDirectory() as temporary:
             folder, registered, version = tracking.download_model(name, Path(temporary))
             card = dataclasses.replace(Card.read(folder), name=registered, version=version)
@@ -38,5 +38,5 @@ def load_model(*, model: Path, name: str, model_architecture: str) -> dict[str, 
                 target.mkdir(parents=True)
                 shutil.copyfile(folder / FILE, target / FILE)
                 card.write(target)
-        run.log_parameters({"model_name": registered, "model_version": version, "model_sha256": card.sha256})
+        stage_run.log_parameters({"model_name": registered, "model_version": version, "model_sha256": card.sha256})
     return dataclasses.asdict(card)

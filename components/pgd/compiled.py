@@ -1,7 +1,7 @@
-"""PGD in norm inf, compiled: images as they are saved in, the model's outputs and images to save out.
+"""PGD in norm inf, compiled: from 8-bit images to the model's outputs and attacked 8-bit images.
 
-ART goes from NumPy to the model and back at every step. Here all steps are one TensorFlow function; `tests` hold it to
-ART's class.
+ART passes images between NumPy and the model at every step. Here all steps are one TensorFlow function. The tests
+compare it with ART's class.
 """
 
 from collections.abc import Callable
@@ -24,38 +24,39 @@ def projected_gradient_descent(
     num_random_init: int,
     starting_points: Callable[[Floats], np.random.RandomState],
 ) -> Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]:
-    """Return what attacks one batch.
+    """Return the function that attacks one batch.
 
     Args:
-        target: The model that is attacked.
+        target: The model to attack.
         eps: Largest change of a pixel, on pixels in [0, 1].
         eps_step: Change of a step.
-        max_iter: Steps.
-        num_random_init: Random starts, of which an image takes the last one that fools the model; 0 starts at it.
-        starting_points: What draws a batch's starts, given the batch in [0, 1].
+        max_iter: Number of steps.
+        num_random_init: Number of random starts; an image keeps the result of the last start that fools the model.
+            With 0, the attack starts at the image itself.
+        starting_points: Takes a batch in [0, 1]; returns the generator that draws its starts.
 
     Returns:
-        A function of a batch, uint8, (images, height, width, channels). It returns the outputs for it, the attacked
-        batch, uint8, and for each image whether its gradient is zero everywhere.
+        A function that takes a batch, uint8, (images, height, width, channels), and returns the model's outputs, the
+        attacked batch, uint8, and for each image whether its gradient is zero everywhere.
     """
     shape = (None, *target.model.input_shape[1:])
     images, labels = tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None, target.model.output_shape[-1]), tf.float32)
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8), tf.TensorSpec((), tf.float32)])
-    def look(pixels: Any, largest: Any) -> tuple[Any, Any, Any, Any]:
+    def predict(pixels: Any, largest: Any) -> tuple[Any, Any, Any, Any]:
         x = tf.cast(pixels, tf.float32) / largest
         outputs, gradient = target.both(x)
         predicted = tf.one_hot(tf.argmax(outputs, axis=1), outputs.shape[1])
-        unmoved = tf.logical_not(tf.reduce_any(tf.logical_and(gradient != 0, gradient == gradient), axis=(1, 2, 3)))
-        return x, outputs, predicted, unmoved
+        moving = tf.logical_and(gradient != 0, gradient == gradient)  # NaN differs from itself
+        return x, outputs, predicted, tf.logical_not(tf.reduce_any(moving, axis=(1, 2, 3)))
 
     @tf.function(input_signature=[images, labels, images])
     def attack_from(x: Any, y: Any, start: Any) -> tuple[Any, Any]:
-        x_adv = steps(lambda at: target.gradient(at, y), x, start, eps=eps, eps_step=eps_step, max_iter=max_iter)
+        x_adv = steps(lambda batch: target.gradient(batch, y), x, start, eps=eps, eps_step=eps_step, max_iter=max_iter)
         return x_adv, tf.argmax(target.forward(x_adv), axis=1) != tf.argmax(y, axis=1)
 
     def attack(pixels: Pixels) -> tuple[Floats, Pixels, npt.NDArray[np.bool_]]:
-        x, outputs, predicted, unmoved = look(pixels, np.float32(255))
+        x, outputs, predicted, without_gradient = predict(pixels, np.float32(255))
         if not num_random_init:
             x_adv, _ = attack_from(x, predicted, x)
         else:
@@ -63,9 +64,9 @@ def projected_gradient_descent(
             for number in range(num_random_init):
                 noise = random.uniform(-eps, eps, (len(pixels), pixels[0].size)).reshape(pixels.shape)
                 start = tf.clip_by_value(x + noise.astype(np.float32), 0, 1)
-                found, fooled = attack_from(x, predicted, start)
-                x_adv = tf.where(fooled[:, None, None, None], found, x_adv) if number else found
-        return outputs.numpy(), tf.cast(tf.round(x_adv * np.float32(255)), tf.uint8).numpy(), unmoved.numpy()
+                result, fooled = attack_from(x, predicted, start)
+                x_adv = tf.where(fooled[:, None, None, None], result, x_adv) if number else result
+        return outputs.numpy(), tf.cast(tf.round(x_adv * np.float32(255)), tf.uint8).numpy(), without_gradient.numpy()
 
     return attack
 
@@ -74,20 +75,20 @@ def steps(gradient: Callable[[Any], Any], x: Any, start: Any, *, eps: float, eps
     """Return the images after steps of `eps_step` along the gradient's sign, within `eps` of `x` and in [0, 1].
 
     Args:
-        gradient: Of the loss by the images.
+        gradient: Takes images; returns the gradient of the loss with respect to them.
         x: float32 images, (images, height, width, channels), in [0, 1].
-        start: Where to begin, of the shape of `x`, within `eps` of it.
+        start: The first images, of the shape of `x`, within `eps` of it.
         eps: Largest change of a pixel, a share of the pixel range.
         eps_step: Change of a step.
-        max_iter: Steps.
+        max_iter: Number of steps.
     """
 
-    def moved(x_adv: Any) -> tuple[Any]:
-        found = gradient(x_adv)
-        found = tf.where(tf.math.is_nan(found), tf.zeros_like(found), found)
-        further = tf.clip_by_value(x_adv + eps_step * tf.sign(found), 0.0, 1.0)
-        return (x + tf.clip_by_value(further - x, -eps, eps),)
+    def step(x_adv: Any) -> tuple[Any]:
+        value = gradient(x_adv)
+        value = tf.where(tf.math.is_nan(value), tf.zeros_like(value), value)
+        moved = tf.clip_by_value(x_adv + eps_step * tf.sign(value), 0.0, 1.0)
+        return (x + tf.clip_by_value(moved - x, -eps, eps),)
 
     # Not a Python loop: Keras traces its training step without AutoGraph, and 40 steps unrolled take long to compile.
-    (x_adv,) = tf.while_loop(lambda _: tf.constant(True), moved, (start,), maximum_iterations=max_iter)
+    (x_adv,) = tf.while_loop(lambda _: tf.constant(True), step, (start,), maximum_iterations=max_iter)
     return x_adv

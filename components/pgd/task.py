@@ -1,10 +1,14 @@
-"""Projected Gradient Descent of ART, streamed over a packed dataset (Madry et al. 2018, arXiv:1706.06083)."""
+"""Attack a packed dataset with ART's Projected Gradient Descent (Madry et al. 2018, arXiv:1706.06083)."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evasion.components.common import validate
 from evasion.components.common.validate import ParameterError
+
+if TYPE_CHECKING:
+    from evasion.components.common.attacks import runner
 
 
 def check(
@@ -19,7 +23,7 @@ def check(
     seed: int,
     **_: object,
 ) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.positive_integer("batch_size", batch_size)
     validate.attack_size(norm, eps, eps_step)
     if eps_step > eps:
@@ -47,57 +51,21 @@ def pgd(
     eot_samples: int,
     seed: int,
 ) -> dict[str, float]:
-    """Attack a dataset; the parameters are those of the step of this name.
+    """Attack a dataset. The parameters are those of the step.
 
     Returns:
         Summaries of the distances between the saved images and their parents.
     """
-    parameters = {
-        "batch_size": batch_size,
+    settings: dict[str, Any] = {
         "eps": eps,
         "eps_step": eps_step,
         "max_iter": max_iter,
         "num_random_init": num_random_init,
-        "norm": norm,
-        "eot_samples": eot_samples,
     }
-    check(**parameters, seed=seed)  # type: ignore[arg-type]
-
-    import numpy as np
+    parameters = {"batch_size": batch_size, **settings, "norm": norm, "eot_samples": eot_samples}
+    check(**parameters, seed=seed)
 
     from evasion.components.common.attacks import runner
-
-    def make(target: Any, drawn: int) -> runner.Attack:
-        from evasion.components.common.models.classifier import Classifier
-
-        if type(target) is Classifier and norm == "inf":
-            from evasion.components.pgd import compiled
-
-            return runner.Attack(
-                compiled=compiled.projected_gradient_descent(
-                    target,
-                    eps=eps,
-                    eps_step=eps_step,
-                    max_iter=max_iter,
-                    num_random_init=num_random_init,
-                    starting_points=lambda x: starting_points(drawn, x),
-                )
-            )
-        method = projected_gradient_descent(
-            target.art,
-            norm=norm,
-            eps=eps,
-            eps_step=eps_step,
-            max_iter=max_iter,
-            num_random_init=num_random_init,
-            batch_size=batch_size,
-        )
-
-        def generate(x: Any, y: Any) -> Any:
-            np.random.set_state(starting_points(drawn, x).get_state())  # noqa: NPY002  (where ART draws from)
-            return method.generate(x, y=y)
-
-        return runner.Attack(generate, stays_without_gradient=not num_random_init)
 
     return runner.run(
         stage="pgd",
@@ -107,26 +75,49 @@ def pgd(
         defenses=defenses,
         parameters=parameters,
         seed=seed,
-        make=make,
+        make=partial(_make, norm=norm, batch_size=batch_size, **settings),
+        make_compiled=partial(_make_compiled, **settings) if norm == "inf" else None,
     )
 
 
+def _make(target: Any, seed: int, **settings: Any) -> "runner.Attack":
+    """Return ART's attack on a target."""
+    import numpy as np
+
+    from evasion.components.common.attacks import runner
+
+    attack = projected_gradient_descent(target.art, **settings)
+
+    def generate(x: Any, y: Any) -> Any:
+        np.random.set_state(starting_points(seed, x).get_state())  # noqa: NPY002  (where ART draws from)
+        return attack.generate(x, y=y)
+
+    return runner.Attack(generate, stays_without_gradient=not settings["num_random_init"])
+
+
+def _make_compiled(target: Any, seed: int, **settings: Any) -> "runner.CompiledAttack":
+    """Return the compiled attack on the model."""
+    from evasion.components.pgd import compiled
+
+    return compiled.projected_gradient_descent(target, starting_points=lambda x: starting_points(seed, x), **settings)
+
+
 def starting_points(seed: int, x: Any) -> Any:
-    """Return the `np.random.RandomState` for a batch: the same whatever was attacked before it."""
+    """Return the `np.random.RandomState` of a batch. It depends on the seed and the batch alone."""
     import hashlib
 
     import numpy as np
 
-    drawn = hashlib.sha256(f"{seed} ".encode() + x.tobytes()).digest()
-    return np.random.RandomState(np.frombuffer(drawn, dtype=np.uint32))
+    digest = hashlib.sha256(f"{seed} ".encode() + x.tobytes()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype=np.uint32))
 
 
 def projected_gradient_descent(
     estimator: Any, *, norm: str, eps: float, eps_step: float, max_iter: int, num_random_init: int, batch_size: int
 ) -> Any:
-    """Return ART's `ProjectedGradientDescentNumpy`, which asks the estimator alone for gradients.
+    """Return ART's `ProjectedGradientDescentNumpy`, which takes its gradients from the estimator.
 
-    (The class `ProjectedGradientDescent` would take TensorFlow's, which goes around a defense and compiles anew.)
+    (ART's `ProjectedGradientDescent` takes them from TensorFlow, which bypasses a defense and compiles again.)
     """
     import warnings
 

@@ -4,7 +4,7 @@ from kfp.dsl import Dataset, Input, Metrics, Output
 
 from evasion.components.step import step
 
-# Its place among the defenses of an evaluation that names none.
+# Its place among the default defenses of an evaluation.
 PLACE_IN_DEFAULT_EVALUATION = 1
 
 
@@ -21,14 +21,14 @@ def spatial_smoothing(
     """Smooth every image with a median filter (Xu et al. 2018, arXiv:1704.01155).
 
     Args:
-        dataset: The images to defend: all datasets of the tar, but of several those aimed at another defense.
+        dataset: The images to defend: all datasets of the tar except those of attacks that know another defense.
         defended: The smoothed images.
-        metrics: Distances between the smoothed images and those before.
-        window_size: Side of the square whose median each pixel becomes, per channel; at the edge the image is
-            mirrored. An even window reaches one pixel further to the top and left, and takes the upper median.
+        metrics: Distances between the smoothed and the original images.
+        window_size: Side of the square window of the median, applied to each channel; at its edges the image is
+            mirrored. An even window reaches one pixel further to the top and left, and uses the upper median.
         apply_fit: Whether to smooth training data.
         apply_predict: Whether to smooth testing data.
-        seed: Recorded; nothing here is random.
+        seed: Recorded only; this defense is not random.
     """
     from evasion.components.body import call
 

@@ -1,4 +1,4 @@
-"""Median smoothing of every image, as ART's `SpatialSmoothing`."""
+"""Smooth every image with a median filter, as ART's `SpatialSmoothing` does."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def check(*, window_size: int, seed: int, **_: object) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.positive_integer("window_size", window_size)
     validate.seed(seed)
 
 
 def transformation(*, window_size: int, **_: object) -> Transformation:
-    """Return the median over a square window, channel by channel, the image mirrored at its borders."""
+    """Return the median filter over a square window, channel by channel, with the image mirrored at its borders."""
     import cv2
 
     from evasion.components.common.defenses.transformations import Transformation
 
-    # A median of 8-bit values is one of them, so nothing is lost by not going through floats as ART does.
+    # The median of 8-bit values is one of them, so the filter does not need floats, which ART uses.
     size, reach = (window_size, window_size, 1), window_size // 2
 
     def smooth(pixels: Pixels, _: object) -> Pixels:
-        # Hundreds of times as fast as SciPy, OpenCV knows odd windows up to 255 alone, and mirrors an image only once.
+        # OpenCV is hundreds of times as fast as SciPy, but takes only odd windows up to 255 and mirrors an image once.
         if window_size % 2 and 1 <= reach <= min(127, *pixels.shape[:2]):
-            # By itself it would repeat the pixels at the border.
+            # Without this border, OpenCV would repeat the pixels at the edge.
             mirrored = cv2.copyMakeBorder(pixels, reach, reach, reach, reach, cv2.BORDER_REFLECT)
             return cv2.medianBlur(mirrored, window_size)[reach:-reach, reach:-reach].reshape(pixels.shape)  # type: ignore[return-value]
 
@@ -52,7 +52,7 @@ def spatial_smoothing(
     apply_predict: bool,
     seed: int,
 ) -> dict[str, float]:
-    """Smooth a dataset; the parameters are those of the step of this name."""
+    """Smooth a dataset. The parameters are those of the step."""
     check(window_size=window_size, seed=seed)
 
     from evasion.components.common.defenses.runner import defend

@@ -14,17 +14,17 @@ def track_run(
     git_commit: str = "",
     kubeflow_link: str = "",
 ) -> None:
-    """Open or end the MLflow run of the whole pipeline; `evasion compile` puts this step around the others.
+    """Open or end the MLflow run of a pipeline. `evasion compile` adds this step before and after the others.
 
-    Without a run that Kubeflow's backend keeps itself, the steps find theirs by the id of Kubeflow's run.
+    If Kubeflow's backend does not manage the run itself, the steps look it up by the id of Kubeflow's run.
 
     Args:
-        link: The way from Kubeflow's dashboard to the run in MLflow.
+        link: Link from Kubeflow's dashboard to the run in MLflow.
         pipeline: The pipeline's name.
         status: RUNNING opens the run, FINISHED ends it. A stage that fails ends it as FAILED.
-        run_name: What the dashboard calls the run; the run in MLflow takes that name. Blank for the pipeline's.
-        git_commit: The commit that asks for the run, recorded in MLflow; blank for none.
-        kubeflow_link: The dashboard's address as people reach it, for the link in MLflow; blank for none.
+        run_name: Name of the run in the dashboard and in MLflow; blank for the pipeline's name.
+        git_commit: Commit for which the run is started, recorded in MLflow; blank for none.
+        kubeflow_link: Address of the dashboard in a browser, for the link in MLflow; blank for none.
     """
     from evasion.components.body import call
 

@@ -28,8 +28,8 @@ def train(
 ) -> None:
     """Train a model on a packed dataset: categorical cross-entropy, early stopping on the validation loss.
 
-    Training ends early when the validation loss (without a validation set, the training loss) has not fallen by
-    0.01 for 5 epochs, and the best weights are taken. resnet50 and vgg16 train a new head on a frozen base.
+    Training stops early if the validation loss (without a validation set, the training loss) has not decreased by 0.01
+    for 5 epochs; the best weights are kept. resnet50 and vgg16 train a new head on a frozen base.
 
     Args:
         dataset: The training data.
@@ -38,19 +38,19 @@ def train(
         model_tag: Part of the registered name {experiment}_{model_tag}_{model_architecture}, or blank.
         model_architecture: shallow_net, le_net, alex_net, resnet50 or vgg16.
         epochs: Passes over the data, a positive float: 2.5 are two and half of a third.
-        batch_size: Images a training step.
+        batch_size: Images per training step.
         register_model: Whether to register the model in MLflow.
-        learning_rate: Of the optimizer, positive.
+        learning_rate: Learning rate of the optimizer, positive.
         optimizer: rmsprop, adam, adagrad or sgd.
         validation_split: Share of the images held out for validation, in [0, 1).
         apply_defense: Whether to train against PGD (Madry et al. 2018).
         eps: With apply_defense, the largest change of a pixel, a share of the pixel range, in (0, 1].
         eps_step: With apply_defense, the change of one PGD step, in (0, 1].
         max_iter: With apply_defense, the number of PGD steps.
-        weights: Of the base of resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for trials), or
-            a weights file of the model without its top, local or gs://. The other architectures take none.
-        weights_sha256: What the hash of that file must be, or blank.
-        seed: Seed of weights, order, dropout and validation set from 0 to 4294967295; -1 draws one and records it.
+        weights: Weights of the base of resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for trials),
+            or a weights file of the model without its top, local or gs://. The other architectures take no weights.
+        weights_sha256: The hash that this file must have, or blank.
+        seed: Seed of weights, order, dropout and validation set from 0 to 4294967295; -1 draws a seed and records it.
     """
     from evasion.components.body import call
 

@@ -1,4 +1,4 @@
-"""Batches for Keras, read from the dataset's tar in random order; nothing is held but the batch."""
+"""Batches for Keras, read from the dataset's tar in random order. Only one batch is in memory."""
 
 import math
 from typing import Any
@@ -17,23 +17,24 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
 
     Args:
         data: The dataset, open.
-        places: Which images, shape (images,).
-        batch_size: Images a batch; the last one may be smaller.
-        shuffle_seed: Draws a new order for each epoch; None keeps the order of `places`.
-        replicas: Into how many parts Keras divides a batch: fewer images than that, at the end, go into the last batch.
+        indices: The indices of the images, shape (images,).
+        batch_size: Images in a batch; the last batch may be smaller.
+        shuffle_seed: Seed of a new order for each epoch; None keeps the order of `indices`.
+        replicas: The number of parts into which Keras divides a batch. If fewer images than that remain at the end, the
+            last batch includes them.
     """
 
     def __init__(
         self,
         data: Dataset,
-        places: npt.NDArray[np.int64],
+        indices: npt.NDArray[np.int64],
         batch_size: int,
         shuffle_seed: int | None = None,
         replicas: int = 1,
     ) -> None:
         super().__init__()
-        self._batches = math.ceil(len(places) / batch_size) - int(0 < len(places) % batch_size < replicas)
-        self._data, self._places, self._batch_size = data, places, batch_size
+        self._batches = math.ceil(len(indices) / batch_size) - int(0 < len(indices) % batch_size < replicas)
+        self._data, self._indices, self._batch_size = data, indices, batch_size
         self._random = None if shuffle_seed is None else np.random.default_rng([shuffle_seed, 1])
         self._classes = np.eye(len(data.header.class_names), dtype=np.float32)
         self._shuffle()
@@ -43,9 +44,9 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> tuple[Floats, npt.NDArray[np.float32]]:
         end = None if index == len(self) - 1 else (index + 1) * self._batch_size
-        places = self._places[index * self._batch_size : end]
-        x = to_float(np.stack([self._data.pixels(place) for place in places]))
-        return x, self._classes[self._data.labels[places]]
+        indices = self._indices[index * self._batch_size : end]
+        x = to_float(np.stack([self._data.pixels(index) for index in indices]))
+        return x, self._classes[self._data.labels[indices]]
 
     def on_epoch_end(self) -> None:
         """Draw the next epoch's order."""
@@ -53,14 +54,14 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _shuffle(self) -> None:
         if self._random is not None:
-            self._places = self._random.permutation(self._places)
+            self._indices = self._random.permutation(self._indices)
 
 
 class Fraction(keras.callbacks.Callback):  # type: ignore[misc]
-    """Stop after `total` batches, which may end amid an epoch, and report progress on the way.
+    """Stop training after `total` batches, possibly within an epoch, and report progress.
 
     Args:
-        total: Batches to train in all: 2.5 epochs are two epochs and half of a third.
+        total: The total number of batches: 2.5 epochs are two epochs and half of a third.
     """
 
     def __init__(self, total: int) -> None:

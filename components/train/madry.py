@@ -1,9 +1,9 @@
 """Adversarial training after Madry et al. 2018 (arXiv:1706.06083), compiled.
 
-The attack is that of ART's `AdversarialTrainerMadryPGD` (`ProjectedGradientDescent`, norm inf, one random start,
-true labels, every image of every batch attacked); `tests` hold it to ART's. It runs inside Keras's training step,
-so that epochs, batches, validation, early stopping and seed are those of any other training, where ART's trainer
-has its own loop without them.
+The attack is that of ART's `AdversarialTrainerMadryPGD` (`ProjectedGradientDescent`, norm inf, one random start, true
+labels, every image of every batch attacked); the tests compare the two. It runs inside Keras's training step, so that
+epochs, batches, validation, early stopping and seed work as in any other training. ART's trainer has a loop of its own
+without them.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from evasion.components.pgd.compiled import steps
 
 
 def adversarially_trained(model: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:
-    """Return the model, its weights shared, whose `fit` attacks each batch before it learns from it."""
+    """Return a model with the same weights whose `fit` attacks each batch before it trains on it."""
     return _Madry(model, eps, eps_step, max_iter)
 
 
@@ -28,10 +28,10 @@ def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: fl
         logits: A model from images to logits.
         x: float32 images, (images, height, width, channels), in [0, 1].
         y: One-hot labels to move away from.
-        start: Where to begin, of the shape of `x`, within `eps` of it.
+        start: The first images, of the shape of `x`, within `eps` of it.
         eps: Largest change of a pixel, a share of the pixel range.
         eps_step: Change of a step.
-        max_iter: Steps.
+        max_iter: Number of steps.
     """
 
     def gradient(x_adv: Any) -> Any:

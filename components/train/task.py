@@ -1,6 +1,7 @@
-"""Train one of the five architectures on a packed dataset, plainly or against PGD."""
+"""Train one of the five architectures on a packed dataset, optionally against PGD."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def check(
     seed: int,
     **_: object,
 ) -> None:
-    """Hold the parameters to their rules."""
+    """Validate the parameters."""
     validate.model_tag(model_tag)
     validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
     validate.in_range("epochs", epochs, 0, include_low=False)
@@ -44,9 +45,11 @@ def check(
     if model_architecture in PRETRAINED:
         validate.weights("weights", weights)
         validate.sha256("weights_sha256", weights_sha256)
-    elif weights not in ("imagenet", "none"):  # these two are defaults of pipelines for every architecture
+    elif weights not in ("imagenet", "none"):  # pipelines pass these two as defaults to every architecture
         raise ParameterError(
-            f"weights are taken by {' and '.join(PRETRAINED)} alone. Received: weights={weights!r}", "weights"
+            f"weights must be imagenet or none: only {' and '.join(PRETRAINED)} take a weights file. "
+            f"Received: weights={weights!r}",
+            "weights",
         )
     validate.seed(seed)
 
@@ -71,10 +74,10 @@ def train(
     weights_sha256: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Train a model; the parameters are those of the step of this name.
+    """Train a model. The parameters are those of the step.
 
     Returns:
-        `metrics`: losses and accuracies of the last epoch, flat; `card`: the model's description.
+        `metrics`: the losses and accuracies of the last epoch, flat. `card`: the model's description.
     """
     parameters = {
         "model_tag": model_tag,
@@ -94,85 +97,124 @@ def train(
     }
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
-    import contextlib
+    from evasion.components.common import seeding
+
+    return _train(dataset, model, {**parameters, "seed": seeding.resolve(seed)})
+
+
+def _train(dataset: Path, model: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a model with valid parameters and the seed to use."""
     import dataclasses
 
-    from evasion.components.common import seeding, tracking
+    from evasion.components.common import tracking
     from evasion.components.common.data.dataset import Dataset
-    from evasion.components.common.models import architectures
     from evasion.components.common.models import artifact as model_artifact
 
-    seed = seeding.resolve(seed)
-    with tracking.stage("train", {**parameters, "seed": seed}) as run, Dataset(dataset) as data:
-        _require(data.header, model_architecture, validation_split)
-        run.tag({"dataset_sha256": data.sha256})
-        name = tracking.registered_name(run.experiment, model_tag, model_architecture) if register_model else ""
-
-        import keras
-        import tensorflow as tf
-
-        from evasion.components.train import mirrored
-
-        tf.config.experimental.enable_op_determinism()  # same seed, same model, whatever the threads do
-        held_out = round(len(data) * validation_split)
-        several = mirrored.strategy([min(batch_size, n) for n in (len(data) - held_out, held_out) if n])
-        with several.scope() if several else contextlib.nullcontext():
-            classes = len(data.header.class_names)
-            network = architectures.build(model_architecture, classes, weights, weights_sha256, seed)
-            mirrored.synchronize(network, several is not None)
-            if apply_defense:
-                from evasion.components.train.madry import adversarially_trained
-
-                network = adversarially_trained(network, eps=eps, eps_step=eps_step, max_iter=max_iter)
-            network.compile(
-                optimizer=getattr(keras.optimizers, _CLASSES[optimizer])(learning_rate),
-                loss=mirrored.MeanOverReplicas() if several else keras.losses.CategoricalCrossentropy(),
-                metrics=["accuracy"],
-                # On a CPU, XLA compiles for each batch shape and gains nothing.
-                jit_compile="auto" if tf.config.list_physical_devices("GPU") and not several else False,
-            )
-        replicas = several.num_replicas_in_sync if several else 1
-        metrics = _fit(network, data, epochs, batch_size, validation_split, seed, replicas)
-        if not all(map(math.isfinite, metrics.values())):
-            raise ParameterError(
-                f"Training diverged, its loss is no number any more: lower learning_rate. "
-                f"Received: learning_rate={learning_rate}",
-                "learning_rate",
-            )
-        mirrored.synchronize(network, False)  # on one device it would round otherwise
-        plain = keras.Model(network.input, network.output, name=model_architecture)
+    architecture = parameters["model_architecture"]
+    with tracking.stage("train", parameters) as stage_run, Dataset(dataset) as data:
+        _require(data.header, architecture, parameters["validation_split"])
+        stage_run.tag({"dataset_sha256": data.sha256})
+        name = ""
+        if parameters["register_model"]:
+            name = tracking.registered_name(stage_run.experiment, parameters["model_tag"], architecture)
+        network, metrics = _fitted_network(data, parameters)
         card = model_artifact.save(
-            plain,
+            network,
             model,
-            architecture=model_architecture,
+            architecture=architecture,
             input_shape=data.header.image_shape,
             class_names=data.header.class_names,
             weights="trained",
         )
-        run.log_metrics(metrics)
-        if name:
-            card = dataclasses.replace(card, name=name)
-            card.write(model)
-        version = run.log_model(model, register_as=name)
-        card = dataclasses.replace(card, name=name if version else "", version=version)
-        card.write(model)
+        stage_run.log_metrics(metrics)
+        card = _log_model(stage_run, model, card, name)
     return {"metrics": metrics, "card": dataclasses.asdict(card)}
+
+
+def _log_model(stage_run: Any, model: Path, card: Any, registered_name: str) -> Any:
+    """Log the model artifact, register it unless the name is empty, and return its card with name and version."""
+    import dataclasses
+
+    if registered_name:
+        card = dataclasses.replace(card, name=registered_name)
+        card.write(model)
+    version = stage_run.log_model(model, register_as=registered_name)
+    card = dataclasses.replace(card, name=registered_name if version else "", version=version)
+    card.write(model)
+    return card
+
+
+def _fitted_network(data: Any, parameters: Mapping[str, Any]) -> tuple[Any, dict[str, float]]:
+    """Build and train the model; return it with its metrics."""
+    import contextlib
+
+    import keras
+    import tensorflow as tf
+
+    from evasion.components.train import mirrored
+
+    tf.config.experimental.enable_op_determinism()  # the same seed gives the same model, with any number of threads
+    batch_size = parameters["batch_size"]
+    held_out = round(len(data) * parameters["validation_split"])
+    strategy = mirrored.strategy([min(batch_size, size) for size in (len(data) - held_out, held_out) if size])
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        network = _compiled(len(data.header.class_names), parameters, mirrored=strategy is not None)
+    metrics = _fit(network, data, parameters, replicas=strategy.num_replicas_in_sync if strategy else 1)
+    if not all(map(math.isfinite, metrics.values())):
+        raise ParameterError(
+            f"Training diverged: its loss is not a finite number. Lower learning_rate. "
+            f"Received: learning_rate={parameters['learning_rate']}",
+            "learning_rate",
+        )
+    mirrored.synchronize(network, False)  # with it, rounding would differ on one device
+    return keras.Model(network.input, network.output, name=parameters["model_architecture"]), metrics
+
+
+def _compiled(classes: int, parameters: Mapping[str, Any], *, mirrored: bool) -> Any:
+    """Return the untrained model, ready for `fit`; `mirrored` says whether several devices train it."""
+    import keras
+    import tensorflow as tf
+
+    from evasion.components.common.models import architectures
+    from evasion.components.train.mirrored import MeanOverReplicas, synchronize
+
+    network = architectures.build(
+        parameters["model_architecture"],
+        classes,
+        parameters["weights"],
+        parameters["weights_sha256"],
+        parameters["seed"],
+    )
+    synchronize(network, mirrored)
+    if parameters["apply_defense"]:
+        from evasion.components.train.madry import adversarially_trained
+
+        attack = {name: parameters[name] for name in ("eps", "eps_step", "max_iter")}
+        network = adversarially_trained(network, **attack)
+    network.compile(
+        optimizer=getattr(keras.optimizers, _CLASSES[parameters["optimizer"]])(parameters["learning_rate"]),
+        loss=MeanOverReplicas() if mirrored else keras.losses.CategoricalCrossentropy(),
+        metrics=["accuracy"],
+        # On a CPU, XLA compiles for each batch shape and gains nothing.
+        jit_compile="auto" if tf.config.list_physical_devices("GPU") and not mirrored else False,
+    )
+    return network
 
 
 _CLASSES = {"rmsprop": "RMSprop", "adam": "Adam", "adagrad": "Adagrad", "sgd": "SGD"}
 
 
 def _require(header: Any, model_architecture: str, validation_split: float) -> None:
-    """Refuse data that cannot train this model."""
+    """Raise an error if the data cannot train this model."""
     shape = ARCHITECTURES[model_architecture].input_shape
     if header.image_shape != shape:
         raise ValueError(
-            f"{model_architecture} takes images of {shape}, the dataset has {header.image_shape}: "
+            f"{model_architecture} takes images of {shape}, but the dataset has {header.image_shape}: "
             f"load it with model_architecture={model_architecture}."
         )
     present = [name for name, count in zip(header.class_names, header.counts, strict=True) if count]
     if len(present) < 2:
-        raise ValueError(f"Training needs images of two classes at least. Received: {', '.join(present) or 'none'}")
+        raise ValueError(f"Training needs images of at least two classes. Received: {', '.join(present) or 'none'}")
     if validation_split and not 0 < round(header.images * validation_split) < header.images:
         raise ParameterError(
             f"validation_split must leave images on both sides of {header.images}. "
@@ -181,24 +223,23 @@ def _require(header: Any, model_architecture: str, validation_split: float) -> N
         )
 
 
-def _fit(
-    network: Any, data: Any, epochs: float, batch_size: int, validation_split: float, seed: int, replicas: int = 1
-) -> dict[str, float]:
-    """Fit for a float number of epochs and return the metrics of the last."""
+def _fit(network: Any, data: Any, parameters: Mapping[str, Any], *, replicas: int) -> dict[str, float]:
+    """Train for the requested number of epochs, which may be fractional; return the metrics of the last epoch."""
     import keras
     import numpy as np
 
     from evasion.components.train.feed import Feed, Fraction
 
+    epochs, batch_size, seed = (parameters[name] for name in ("epochs", "batch_size", "seed"))
     order = np.random.default_rng(seed).permutation(len(data))
-    held_out = round(len(data) * validation_split)
+    held_out = round(len(data) * parameters["validation_split"])
     feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed, replicas=replicas)
     validation = Feed(data, np.sort(order[:held_out]), batch_size, replicas=replicas) if held_out else None
     history = network.fit(
         feed,
         epochs=math.ceil(epochs),
         validation_data=validation,
-        shuffle=False,  # the feed does it, from its seed
+        shuffle=False,  # the feed shuffles with its own seed
         verbose=0,
         callbacks=[
             keras.callbacks.EarlyStopping(

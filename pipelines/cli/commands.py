@@ -1,8 +1,8 @@
-"""What the commands `evasion run` and `evasion submit` of a pipeline take, and which pipeline they then ask for."""
+"""The options of the commands `evasion run` and `evasion submit` for a pipeline, and the pipeline that they select."""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,14 @@ from click.core import ParameterSource
 from evasion.pipelines import derived
 from evasion.pipelines.derived import REQUIRED, Parameter
 
-# kfp is imported by the functions that need it, so that help comes at once.
+# Functions import kfp when they need it, so that --help stays fast.
 
-Chosen = tuple[Any, dict[str, Any]]
+# A pipeline and the values of its parameters.
+Selection = tuple[Any, dict[str, Any]]
 
 
 class UselessOptionError(ValueError):
-    """An option was given that does nothing in the pipeline that the others ask for."""
+    """An option has no effect on the selected pipeline."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ class PipelineCommand:
     """The command of a pipeline.
 
     Attributes:
-        name: What it is called.
-        text: What it does; the first paragraph is its summary.
-        parameters: What it takes. One whose default is None is left to the pipeline.
-        choices: Names of steps that it takes beside them, by the name of the option.
-        choose: Given the values of parameters and choices by name, returns the pipeline and the values of its own
-            parameters; a ValueError says what does not go together.
+        name: Its name.
+        text: Its description; the first paragraph is the summary.
+        parameters: Its parameters. For a default of None, the pipeline's own default is used.
+        choices: Help texts of options that take names of steps, by the name of the option.
+        select: Returns the pipeline and the values of its parameters for the values of all options; raises ValueError
+            if the options contradict each other.
     """
 
     name: str
     text: str
     parameters: tuple[Parameter, ...]
     choices: Mapping[str, str]
-    choose: Callable[[Mapping[str, Any]], Chosen]
+    select: Callable[[Mapping[str, Any]], Selection]
 
     @property
     def summary(self) -> str:
@@ -47,7 +48,7 @@ class PipelineCommand:
 
 
 def names() -> list[str]:
-    """Return the names of all commands; the evaluation is one, whatever its options choose."""
+    """Return the names of all commands; the evaluations share a single command."""
     from evasion.pipelines import catalog
 
     evaluations = catalog.evaluations()
@@ -56,82 +57,89 @@ def names() -> list[str]:
 
 @functools.cache
 def command(name: str) -> PipelineCommand | None:
-    """Return the command of this name, or of the pipeline of this name; None if there is none."""
+    """Return the command of this name, or of the pipeline of this name; None if neither exists."""
     from evasion.pipelines import catalog
 
     if name == catalog.EVALUATION:
         return _evaluation()
     pipeline = catalog.pipelines().get(name)
-    return of_pipeline(name, pipeline) if pipeline else None
+    return pipeline_command(name, pipeline) if pipeline else None
 
 
-def of_pipeline(name: str, pipeline: Any, left_out: tuple[str, ...] = ()) -> PipelineCommand:
-    """Return the command of one pipeline, with all its parameters but those left out."""
-    inputs = [known for known in pipeline.component_spec.inputs or {} if known not in left_out]
-    parameters = tuple(derived.of(pipeline, known) for known in inputs)
-    documented = getattr(pipeline, "pipeline_func", None)
-    text = inspect.cleandoc(documented.__doc__ or "").partition("\n\nArgs:")[0] if documented else ""
-    return PipelineCommand(name, text, parameters, {}, lambda values: (pipeline, {one: values[one] for one in inputs}))
+def pipeline_command(name: str, pipeline: Any, left_out: tuple[str, ...] = ()) -> PipelineCommand:
+    """Return the command of one pipeline with all its parameters, except those left out."""
+    inputs = [parameter for parameter in pipeline.component_spec.inputs or {} if parameter not in left_out]
+    parameters = tuple(derived.parameter_of(pipeline, parameter) for parameter in inputs)
+    function = getattr(pipeline, "pipeline_func", None)
+    text = inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0] if function else ""
+
+    def select(values: Mapping[str, Any]) -> Selection:
+        return pipeline, {parameter: values[parameter] for parameter in inputs}
+
+    return PipelineCommand(name, text, parameters, {}, select)
 
 
 def _evaluation() -> PipelineCommand:
-    """Return the command that runs the evaluation whose parameters it is given."""
+    """Return the command that selects one of the evaluations by its options."""
     from evasion.pipelines import catalog, stages
     from evasion.pipelines.evaluation import SHARDS, SOURCES, TEXT, parameters
 
-    everything = {"attacks": list(stages.attacks()), "defenses": list(stages.defenses())}
-    of_source = {source: {one.name: one for one in parameters(source, *everything.values())} for source in SOURCES}
-    merged: dict[str, Parameter] = {}
-    for name in {name: None for known in of_source.values() for name in known}:
-        same = [known.get(name) for known in of_source.values()]
-        there = [one for one in same if one is not None]
-        alike = len({one.default for one in there}) == 1
-        needed = alike and there[0].default is REQUIRED and None not in same
-        merged[name] = there[0] if needed or (alike and there[0].default is not REQUIRED) else _left(there[0])
+    all_steps = {"attacks": list(stages.attacks()), "defenses": list(stages.defenses())}
+    merged = _merged(
+        [{parameter.name: parameter for parameter in parameters(source, *all_steps.values())} for source in SOURCES]
+    )
     merged["shards"] = Parameter("shards", int, 1, SHARDS)
 
-    def choose(values: Mapping[str, Any]) -> Chosen:
-        chosen = {one: values[one] for one in everything}
-        given = {name: value for name, value in values.items() if name in merged and value is not None}
-        source = next((one for one, name in _DECIDED_BY.items() if given.get(name)), "pretrained")
-        sharded = given["shards"] != 1
-        pipeline = catalog.evaluation(source, chosen["attacks"], chosen["defenses"], sharded=sharded)
-        known = pipeline.component_spec.inputs
+    def select(values: Mapping[str, Any]) -> Selection:
+        options = {name: value for name, value in values.items() if name in merged and value is not None}
+        source = next((source for source, name in _DECISIVE.items() if options.get(name)), "pretrained")
+        sharded = options["shards"] != 1
+        pipeline = catalog.evaluation(source, values["attacks"], values["defenses"], sharded=sharded)
+        inputs = pipeline.component_spec.inputs
         context = click.get_current_context(silent=True)
         useless = [
             name
-            for name in given
-            if name not in known and name != "shards" and context and given[name] != ""
+            for name in options
+            if name not in inputs and name != "shards" and context and options[name] != ""
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         ]
         if useless:
             raise UselessOptionError(
-                f"{', '.join(useless)} must be left out: of no use to {SOURCES[source][0]} with these attacks and "
-                f"defenses. Received: {', '.join(f'{name}={given[name]!r}' for name in useless)}"
+                f"{', '.join(useless)} must be omitted: not used for {SOURCES[source][0]} with these attacks and "
+                f"defenses. Received: {', '.join(f'{name}={options[name]!r}' for name in useless)}"
             )
-        return pipeline, {name: value for name, value in given.items() if name in known}
+        return pipeline, {name: value for name, value in options.items() if name in inputs}
 
-    text = TEXT.format(model="a model") + _EXPLAINED
+    text = TEXT.format(model="a model") + _EXPLANATION
     choices = {
-        what: f"{', '.join(known)}: which {what} to {verb}.  [default: {', '.join(stages.usual(known))}]"
-        for what, known, verb in (
-            ("attacks", everything["attacks"], "make"),
-            ("defenses", everything["defenses"], "judge"),
-        )
+        option: f"The {option} to {verb}, among {', '.join(all_steps[option])}.  "
+        f"[default: {', '.join(stages.default_steps(all_steps[option]))}]"
+        for option, verb in (("attacks", "run"), ("defenses", "evaluate"))
     }
-    return PipelineCommand(catalog.EVALUATION, text, tuple(merged.values()), choices, choose)
+    return PipelineCommand(catalog.EVALUATION, text, tuple(merged.values()), choices, select)
 
 
-def _left(parameter: Parameter) -> Parameter:
-    return replace(parameter, default=None)
+def _merged(pipelines: Sequence[Mapping[str, Parameter]]) -> dict[str, Parameter]:
+    """Return the parameters of all these pipelines by name.
+
+    A default that differs between the pipelines becomes None, as does `REQUIRED` unless every pipeline requires it.
+    """
+    merged: dict[str, Parameter] = {}
+    for name in {name: None for parameters in pipelines for name in parameters}:
+        declared = [parameters[name] for parameters in pipelines if name in parameters]
+        default = declared[0].default
+        same = len({parameter.default for parameter in declared}) == 1
+        keep = same and (default is not REQUIRED or len(declared) == len(pipelines))
+        merged[name] = declared[0] if keep else replace(declared[0], default=None)
+    return merged
 
 
-# The source of the model, by the parameter that is given for it; without one it is pretrained.
-_DECIDED_BY = {"registered": "model", "trained": "data_dir_train"}
+# The parameter that selects each source of the model; without any, the model is pretrained.
+_DECISIVE = {"registered": "model", "trained": "data_dir_train"}
 
-_EXPLAINED = """
+_EXPLANATION = """
 
-The model is the registered one if `model` is given; else it is trained if `data_dir_train` is given; else it is the
+With `model`, the model is a registered one; otherwise, with `data_dir_train`, it is trained; otherwise it is the
 pretrained ImageNet model of `model_architecture`.
 
     evasion run evaluation --data-dir-train data/train --data-dir-test data/test --model-architecture le_net

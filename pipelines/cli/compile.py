@@ -8,9 +8,9 @@ import click
 from evasion.components.common.validate import ParameterError
 from evasion.pipelines import placement
 from evasion.pipelines.cli.exit_codes import BAD_INPUT, FAILED
-from evasion.pipelines.cli.options import fail, names_in, placement_of, placement_options, told, unknown
+from evasion.pipelines.cli.options import fail, names_in, placement_of, placement_options, unknown, with_option_hint
 
-# kfp is imported by the functions that need it, so that help comes at once.
+# Functions import kfp when they need it, so that --help stays fast.
 
 
 @click.command(
@@ -27,16 +27,18 @@ from evasion.pipelines.cli.options import fail, names_in, placement_of, placemen
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("compiled"),
     show_default=True,
-    help="The folder for the YAMLs, one a pipeline.",
+    help="The folder for the YAML files, one per pipeline.",
 )
 @click.option(
     "--steps",
     is_flag=True,
-    help="Compile steps instead, for pipelines of your own: OUTPUT/STEP/component.yaml. The rest does not count.",
+    help="Compile steps instead, for your own pipelines, to OUTPUT/STEP/component.yaml. Ignores all other options.",
 )
-@click.option("--attacks", callback=names_in, metavar="NAME,…", help="Of evaluations, as `evasion run` takes them.")
-@click.option("--defenses", callback=names_in, metavar="NAME,…", help="Of evaluations, as `evasion run` takes them.")
-@click.option("--sharded", is_flag=True, help="Let evaluations have a parameter `shards`, and a loop over so many.")
+@click.option("--attacks", callback=names_in, metavar="NAME,…", help="The attacks of evaluations, as in `evasion run`.")
+@click.option(
+    "--defenses", callback=names_in, metavar="NAME,…", help="The defenses of evaluations, as in `evasion run`."
+)
+@click.option("--sharded", is_flag=True, help="Compile evaluations with a parameter `shards` and a loop over shards.")
 @placement_options
 def compile_pipelines(
     names: tuple[str, ...],
@@ -45,41 +47,42 @@ def compile_pipelines(
     attacks: list[str] | None,
     defenses: list[str] | None,
     sharded: bool,
-    **placed: Any,
+    **placement_values: Any,
 ) -> None:
-    """Compile pipelines to YAML for Kubeflow: those named, or all.
+    """Compile the named pipelines, or all, to YAML for Kubeflow.
 
-    `evaluation` names three of them, for a model that is registered, trained or pretrained.
+    `evaluation` compiles three pipelines: for a registered, a trained and a pretrained model.
 
-    The options say what the cluster gives to the steps. The YAMLs of the defaults are in pipelines/compiled.
+    The options set the steps' resources in the cluster. pipelines/compiled holds the YAML files for the defaults.
     """
     from evasion.pipelines import catalog, stages
     from evasion.pipelines.compiled_yaml import compile_to
 
-    given = placement_of(placed, {})
+    step_placement = placement_of(placement_values, {})
     evaluations: dict[str, Any] = {}
     if not steps:
         try:
             evaluations = catalog.evaluations(attacks, defenses, sharded=sharded)
         except ParameterError as error:
-            fail(BAD_INPUT, told(str(error), error.parameters))
-    known = dict(stages.steps() if steps else {**catalog.pipelines(), **evaluations})
-    wanted: list[str] = []
-    for name in names or ("all",):
-        one = name.replace("-", "_")
-        if one == catalog.EVALUATION and not steps:
-            wanted += evaluations
-        elif one == "all":
-            wanted += known
-        elif one in known:
-            wanted.append(one)
+            fail(BAD_INPUT, with_option_hint(str(error), error.parameters))
+    available = dict(stages.steps() if steps else {**catalog.pipelines(), **evaluations})
+    selected: list[str] = []
+    for argument in names or ("all",):
+        name = argument.replace("-", "_")
+        if name == catalog.EVALUATION and not steps:
+            selected += evaluations
+        elif name == "all":
+            selected += available
+        elif name in available:
+            selected.append(name)
         else:
-            unknown(one, known, "step" if steps else "pipeline")
+            unknown(name, available, "step" if steps else "pipeline")
     try:
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys(selected):
             if steps:
-                click.echo(compile_to(known[name], output / name / "component.yaml"))
+                click.echo(compile_to(available[name], output / name / "component.yaml"))
             else:
-                click.echo(compile_to(placement.place(known[name], given), output / f"{name}.yaml"))
+                placed = placement.place(available[name], step_placement)
+                click.echo(compile_to(placed, output / f"{name}.yaml"))
     except OSError as error:
         fail(FAILED, str(error))

@@ -1,8 +1,8 @@
-"""Durations as people read and write them."""
+"""Formats durations."""
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people: `4.2 s`, `3 min 20 s`."""
+    """Format a duration: `4.2 s`, `3 min 20 s`, `1 h 05 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -14,23 +14,23 @@ from evasion.pipelines.cli.submit.command import submit
 @click.group(
     context_settings=SETTINGS,
     epilog="""\b
-    Begin with:
-      evasion list                   which pipelines there are
-      evasion run evaluation --help  what one does and takes
-      evasion compile all            the YAMLs to upload to Kubeflow
-      evasion submit evaluation ...  run it in a cluster, and wait for it
-      evasion compare RUN RUN        models side by side
-      evasion gate RUN --threshold TEXT  a report held to thresholds
+    Examples:
+      evasion list                       list the pipelines
+      evasion run evaluation --help      show a pipeline's description and options
+      evasion compile all                compile all pipelines to YAML for Kubeflow
+      evasion submit evaluation ...      run a pipeline in a cluster and wait for it
+      evasion compare RUN RUN            compare models
+      evasion gate RUN --threshold TEXT  check a report against thresholds
     """,
 )
 @click.version_option(package_name="evasion-pipelines", prog_name="evasion")
 def main() -> None:
-    """Measure how far evasion attacks fool an image classifier, and what defenses give back."""
+    """Measure how far evasion attacks fool an image classifier, and how much defenses help."""
 
 
 @main.command("list")
 def list_pipelines() -> None:
-    """Show which pipelines there are."""
+    """List the pipelines."""
     from evasion.pipelines.cli import commands
 
     width = max(map(len, commands.names()))

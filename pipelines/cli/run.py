@@ -14,15 +14,15 @@ from evasion.pipelines.cli.options import (
     SETTINGS,
     WIDTH,
     PipelineCommands,
-    chosen,
     ended_by_signals,
     fail,
     help_of,
     options_of,
-    told,
+    selected_pipeline,
+    with_option_hint,
 )
 
-# kfp, MLflow and Rich are imported by the functions that need them, so that help comes at once.
+# Functions import kfp, MLflow and Rich when they need them, so that --help stays fast.
 
 
 @click.command(
@@ -36,19 +36,19 @@ from evasion.pipelines.cli.options import (
 def run() -> None:
     """Run a pipeline on this machine, in processes or with --docker in containers.
 
-    Every parameter of a pipeline is an option; `evasion run PIPELINE --help` explains them.
+    Every parameter of a pipeline is an option; see `evasion run PIPELINE --help`.
     """
 
 
 def _common_options() -> list[click.Option]:
-    """Return the options that every pipeline has beside its own."""
+    """Return the options that all pipelines have in addition to their own."""
     return [
         click.Option(
             ["--output"],
             type=click.Path(file_okay=False, path_type=Path),
             default=Path("runs"),
             show_default=True,
-            help="The folder that collects runs.",
+            help="The parent folder of runs.",
         ),
         click.Option(
             ["--experiment"],
@@ -56,26 +56,26 @@ def _common_options() -> list[click.Option]:
             show_default=True,
             envvar="MLFLOW_EXPERIMENT_NAME",
             show_envvar=True,
-            help="The MLflow experiment; models are registered under names that begin with it.",
+            help="The MLflow experiment; also the prefix of the names of registered models.",
         ),
         click.Option(
             ["--tracking-uri"],
             envvar="MLFLOW_TRACKING_URI",
             show_envvar=True,
-            help="Where MLflow keeps runs and models.  [default: mlflow.db in the output folder]",
+            help="MLflow's tracking URI.  [default: mlflow.db in the output folder]",
         ),
         click.Option(
             ["--docker"],
             is_flag=True,
-            help="Run every step in a container, as on a cluster, and MLflow too unless --tracking-uri names one.",
+            help="Run every step in a container, as on a cluster, and MLflow too unless --tracking-uri is given.",
         ),
-        click.Option(["--verbose"], is_flag=True, help="Show what the steps print."),
-        click.Option(["--quiet"], is_flag=True, help="Show the result alone."),
+        click.Option(["--verbose"], is_flag=True, help="Show the output of the steps."),
+        click.Option(["--quiet"], is_flag=True, help="Show only the result."),
     ]
 
 
 def _command(command: PipelineCommand) -> click.Command:
-    """Make the command that runs a pipeline."""
+    """Return the click command that runs a pipeline."""
 
     def callback(
         output: Path,
@@ -86,7 +86,7 @@ def _command(command: PipelineCommand) -> click.Command:
         quiet: bool,
         **values: Any,
     ) -> None:
-        pipeline, arguments = chosen(command, values)
+        pipeline, arguments = selected_pipeline(command, values)
         run_pipeline(pipeline, arguments, output, experiment, tracking_uri, docker=docker, verbose=verbose, quiet=quiet)
 
     return click.Command(
@@ -110,7 +110,7 @@ def run_pipeline(
     verbose: bool,
     quiet: bool,
 ) -> None:
-    """Run a pipeline, show how it goes and what it found."""
+    """Run a pipeline, and show its progress and its result."""
     from rich.console import Console
 
     from evasion.components.common.tracking import TrackingError
@@ -120,9 +120,9 @@ def run_pipeline(
     from evasion.pipelines.plan import BadArgumentsError
 
     progress = Console(stderr=True, quiet=quiet)
-    shown = run_progress.RunBars if progress.is_terminal else run_progress.RunLines
+    listener_class = run_progress.RunBars if progress.is_terminal else run_progress.RunLines
     try:
-        with ended_by_signals(), shown(progress, verbose=verbose) as listener:
+        with ended_by_signals(), listener_class(progress, verbose=verbose) as listener:
             result = runner.run(
                 pipeline,
                 arguments,
@@ -133,12 +133,12 @@ def run_pipeline(
                 listener=listener,
             )
     except BadArgumentsError as error:
-        fail(BAD_INPUT, *(told(problem.message, problem.parameters) for problem in error.problems))
+        fail(BAD_INPUT, *(with_option_hint(problem.message, problem.parameters) for problem in error.problems))
     except runner.StepFailedError as error:
         fail(FAILED, str(error), note=f"All output: {error.log}")
     except (TrackingError, EngineError, runner.KfpVersionError, OSError) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted")
-    # Outside a terminal nothing bounds the width, and Rich would take 80.
+    # Outside a terminal nothing limits the width, and Rich would assume 80.
     tables.show_result(Console(width=None if sys.stdout.isatty() else WIDTH), result)

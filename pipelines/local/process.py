@@ -1,4 +1,4 @@
-"""Runs steps as processes, line by line, and tells how they failed."""
+"""Runs steps as processes, passes on their output line by line, and extracts their errors."""
 
 import functools
 import json
@@ -16,30 +16,30 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-GRACE = 10.0  # seconds that an interrupted step gets to end by itself
-KEPT_LINES = 400  # of the end of the output, in which the error is looked for
-SHOWN_LINES = 20  # of an error that is longer
+GRACE = 10.0  # seconds for an interrupted step to end by itself
+KEPT_LINES = 400  # last lines of the output that are searched for the error
+SHOWN_LINES = 20  # longest error message, in lines
 
-# Errors whose text says it all: broken rules, and this package's own.
-_TELLING = re.compile(r"\A(ValueError|evasion\.[\w.]+): ")
+# Classes of errors whose message is enough: invalid arguments, and this package's own errors.
+_SELF_EXPLANATORY = re.compile(r"\A(ValueError|evasion\.[\w.]+): ")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def plain(text: str) -> str:
-    """Return a text without the codes that colour it."""
+    """Return a text without colour codes."""
     return _ANSI.sub("", text)
 
 
 class ProcessLauncher:
-    """Starts steps as forks of one process that has their imports done (see `zygote`); a context manager.
+    """Runs steps as forks of one process that has imported their modules (see `zygote`); a context manager.
 
     Args:
-        environment: The variables under which the imports are made.
+        environment: The environment variables of that process.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._socket, theirs = socket.socketpair()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         with theirs:
             self._zygote = subprocess.Popen(  # noqa: S603 - the command is ours
                 [sys.executable, "-m", "evasion.pipelines.local.zygote", str(theirs.fileno())],
@@ -48,7 +48,7 @@ class ProcessLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # A Ctrl-C in the terminal reaches this process alone, which then ends the steps in order.
+                # Ctrl-C in the terminal reaches only this process, which then ends the steps in order.
                 start_new_session=True,
             )
 
@@ -64,47 +64,47 @@ class ProcessLauncher:
         self._zygote.wait()
 
     def run(
-        self, command: Sequence[str], environment: Mapping[str, str], hear: Callable[[str], None]
+        self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
     ) -> tuple[int, list[str]]:
         """Run a command to its end; if this process is interrupted, end the command first.
 
         Args:
             command: The command and its arguments.
-            environment: All its variables; its folder for temporary files is added, and removed afterwards.
-            hear: Is given every line that it prints, without colours.
+            environment: All its variables. A folder for temporary files is added, and removed afterwards.
+            on_line: Called with every line of output, without colours.
 
         Returns:
-            The exit status, and the last lines that it printed.
+            The exit status, and the last lines of output.
         """
         last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
-        def take(line: str) -> None:
+        def process_line(line: str) -> None:
             last_lines.append(plain(line).rstrip())
-            hear(last_lines[-1])
+            on_line(last_lines[-1])
 
-        # The command that kfp compiles leaves a folder behind, as does any step that is killed.
+        # The command that kfp compiles leaves a temporary folder behind, as does any step that is killed.
         with tempfile.TemporaryDirectory(prefix="evasion-") as temporary, ExitStack() as stack:
             request = Path(temporary, "request.json")
-            asked = {"command": list(command), "environment": {**environment, "TMPDIR": temporary}}
-            request.write_text(json.dumps(asked), encoding="utf-8")
+            content = {"command": list(command), "environment": {**environment, "TMPDIR": temporary}}
+            request.write_text(json.dumps(content), encoding="utf-8")
             output, status = stack.enter_context(_pipe()), stack.enter_context(_pipe())
             group = 0
             try:
-                with self._turn:
+                with self._lock:
                     with output.write_end, status.write_end, suppress(BrokenPipeError):
                         descriptors = [output.write_end.fileno(), status.write_end.fileno()]
                         socket.send_fds(self._socket, [str(request).encode()], descriptors)
                     group = int(status.read_end.readline() or 0)
                 for line in output.read_end:
-                    take(line)
+                    process_line(line)
             except BaseException:
-                if not group:  # asked for, perhaps started
+                if not group:  # requested, and possibly started
                     self._end()
                     group = int(status.read_end.readline() or 0)
                 if group:
-                    _stop(group, output.read_end, status.read_end, take)
+                    _stop(group, output.read_end, status.read_end, process_line)
                 raise
-            # Without a status, the process that would have told it was killed as well.
+            # Without a status, the process that reports it was killed as well.
             return int(status.read_end.readline() or -signal.SIGKILL), list(last_lines)
 
 
@@ -124,44 +124,44 @@ def _pipe() -> Iterator[_Pipe]:
         yield _Pipe(reader, writer)
 
 
-def _stop(group: int, output: Iterable[str], status: IO[str], take: Callable[[str], None]) -> None:
-    """Interrupt a step, so that it can close its MLflow run, and end it if that takes too long."""
+def _stop(group: int, output: Iterable[str], status: IO[str], process_line: Callable[[str], None]) -> None:
+    """Interrupt a step, so that it can close its MLflow run, and kill it if that takes too long."""
     kill = functools.partial(_signal_group, group, signal.SIGKILL)
     timer = threading.Timer(GRACE, kill)
     timer.start()
     try:
         _signal_group(group, signal.SIGINT)
         for line in output:
-            take(line)
-        # The process that leads the group takes no interrupt: it tells once the step is gone, and nothing if killed.
+            process_line(line)
+        # The leader of the group ignores the interrupt: it reports the end of the step, or nothing if it is killed.
         status.readline()
     finally:
         timer.cancel()
-        kill()  # what the step left running
+        kill()  # processes that the step left running
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a step that are left."""
+    """Send a signal to all remaining processes of a step."""
     with suppress(ProcessLookupError):
         os.killpg(group, number)
 
 
 def error(lines: Sequence[str], code: int) -> str:
-    """Return a failed step's own error: the message of the last exception, or how the process ended.
+    """Return the error of a failed step: the message of its last exception, or how its process ended.
 
     Args:
-        lines: The last lines that it printed.
+        lines: The last lines of its output.
         code: Its exit status.
     """
     starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-    raised = list(lines[starts[-1] + 1 :]) if starts else []
-    # The frames are indented, the exception is not; what follows it is the rest of a message of several lines.
-    while raised and (not raised[0] or raised[0][0].isspace()):
-        raised = raised[1:]
-    if raised:
-        message = "\n".join(raised[:SHOWN_LINES]).strip()
-        return _TELLING.sub("", message)
+    message_lines = list(lines[starts[-1] + 1 :]) if starts else []
+    # Frames are indented, the exception is not; the lines after it continue its message.
+    while message_lines and (not message_lines[0] or message_lines[0][0].isspace()):
+        message_lines = message_lines[1:]
+    if message_lines:
+        message = "\n".join(message_lines[:SHOWN_LINES]).strip()
+        return _SELF_EXPLANATORY.sub("", message)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return "killed by the system, most likely because memory ran out"
-    said = next((line for line in reversed(lines) if line), "")
-    return f"ended with status {code}{f' after printing: {said}' if said else ''}"
+        return "killed by the system, most likely because it ran out of memory"
+    last_line = next((line for line in reversed(lines) if line), "")
+    return f"exited with status {code}{f' after printing: {last_line}' if last_line else ''}"

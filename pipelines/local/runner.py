@@ -26,10 +26,10 @@ from evasion.pipelines.local import containers, process, server
 from evasion.pipelines.plan import PlannedStep
 from evasion.pipelines.revision import commit_of
 
-# Runs a step: takes its image, its command, its variables and who hears its lines; returns status and last lines.
+# Runs a step, given its image, its command, its variables and a callback for its lines; returns status and last lines.
 Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
 
-# Private parts of kfp stand in for its handlers, loops and order below; those of another version may differ.
+# This module replaces private parts of kfp, which may differ in another version.
 KFP = "2.17"
 
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
@@ -40,8 +40,8 @@ class StepFailedError(RuntimeError):
 
     Attributes:
         step: The step's name.
-        message: The step's own error.
-        log: Everything that the run printed.
+        message: The step's own error message.
+        log: The file with the output of the run.
     """
 
     def __init__(self, step: str, message: str, log: Path) -> None:
@@ -50,18 +50,18 @@ class StepFailedError(RuntimeError):
 
 
 class KfpVersionError(RuntimeError):
-    """kfp is of a version whose private parts are not known here."""
+    """The version of kfp is not supported."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step that has run.
+    """The result of a step.
 
     Attributes:
         step: The step.
-        seconds: How long it took.
-        outputs: The path of each artifact that it wrote, by the name of the output.
-        metrics: The numbers of its metrics.
+        seconds: Its duration.
+        outputs: The paths of its artifacts by the name of the output.
+        metrics: Its numeric metrics.
     """
 
     step: PlannedStep
@@ -72,15 +72,15 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Result:
-    """A pipeline that has run.
+    """The result of a pipeline.
 
     Attributes:
-        run_dir: The folder that holds all the run wrote.
-        run_id: Its run in MLflow; those of the steps are nested below it.
-        tracking_uri: Where MLflow keeps that run.
-        steps: Its steps, in the order in which they ran.
+        run_dir: The folder with all files of the run.
+        run_id: The pipeline's run in MLflow, the parent of the steps' runs.
+        tracking_uri: MLflow's tracking URI.
+        steps: The results of its steps, in the order in which they ran.
         outputs: The pipeline's outputs: artifacts and values by name.
-        served: The folder of runs whose MLflow server, started for this run, has stopped again; otherwise None.
+        served: The output folder, if an MLflow server was started for this run and has been stopped; otherwise None.
     """
 
     run_dir: Path
@@ -92,40 +92,40 @@ class Result:
 
     @property
     def log(self) -> Path:
-        """Everything that the run printed."""
+        """The file with the output of the run."""
         return self.run_dir / "log.txt"
 
     @property
     def report(self) -> Path | None:
-        """The report as a page, where the pipeline makes one."""
-        return _if_there(self.run_dir / "report.html")
+        """The HTML report; None if the pipeline has no report."""
+        return _if_exists(self.run_dir / "report.html")
 
     @property
     def summary(self) -> Path | None:
-        """The numbers of the report as JSON, where the pipeline makes one."""
-        return _if_there(self.run_dir / "report.json")
+        """The numbers of the report as JSON; None if the pipeline has no report."""
+        return _if_exists(self.run_dir / "report.json")
 
 
 class RunListener:
-    """Is told how a run goes. Every method does nothing until a subclass gives it something to do."""
+    """Receives the events of a run. All methods do nothing by default; subclasses override them."""
 
-    def preparing(self, what: str) -> None:
-        """Hear what is made ready before anything runs."""
+    def preparing(self, activity: str) -> None:
+        """Called before the first step with the current preparation, such as starting a server."""
 
     def planned(self, run_dir: Path, steps: list[PlannedStep]) -> None:
-        """Hear what will run, and where."""
+        """Called with the folder of the run and the steps that will run."""
 
     def step_started(self, step: PlannedStep, number: int, total: int) -> None:
-        """Hear that a step starts, the `number`-th of `total`."""
+        """Called when a step starts, the `number`-th of `total`."""
 
     def line(self, text: str) -> None:
-        """Hear a line that the step printed."""
+        """Called with each line that the step prints."""
 
-    def progress(self, done: int, total: int, what: str) -> None:
-        """Hear how far inside the step the work is."""
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Called when the step reports progress: `done` of `total` units, such as batches."""
 
     def step_finished(self, result: StepResult) -> None:
-        """Hear that the step ended well."""
+        """Called when the step has succeeded."""
 
 
 def run(
@@ -138,32 +138,34 @@ def run(
     docker: bool = False,
     listener: RunListener | None = None,
 ) -> Result:
-    """Run a pipeline here and wait for it.
+    """Run a pipeline on this machine and wait for its end.
 
-    What it writes is in `<output>/<pipeline>-<time>`: `log.txt`, the artifacts under `steps`, and, from a
-    pipeline that makes them, `report.html` and `report.json`. One run at a time in a process: kfp's local
-    settings and the environment that the steps inherit belong to the whole process.
+    Its files are in `<output>/<pipeline>-<time>`: `log.txt`, the artifacts under `steps`, and, if the pipeline has a
+    report, `report.html` and `report.json`. A process can run only one pipeline at a time: kfp's local settings and the
+    environment that the steps inherit belong to the whole process.
 
     Args:
-        pipeline: The pipeline, a function under `dsl.pipeline`.
+        pipeline: The pipeline, a function decorated with `dsl.pipeline`.
         arguments: The values of its parameters.
-        output: The folder that collects runs.
-        experiment: The MLflow experiment, made where it is missing.
-        tracking_uri: Where MLflow keeps runs. Otherwise MLFLOW_TRACKING_URI, otherwise `mlflow.db` in `output`.
-        docker: Run every step in a container; MLflow too, over PostgreSQL in `server` in `output`, unless it is
-            elsewhere.
-        listener: Is told how the run goes.
+        output: The parent folder of runs.
+        experiment: The MLflow experiment, which is created if it is missing.
+        tracking_uri: MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or `mlflow.db` in `output`.
+        docker: Run every step in a container; without a tracking URI, also MLflow with PostgreSQL, whose data is in
+            `server` in `output`.
+        listener: Receives the events of the run.
 
     Raises:
-        BadArgumentsError: The arguments break a rule. Nothing has been started.
-        KfpVersionError: kfp is not of the version that this is held to. Nothing has been started.
-        EngineError: There is no container engine, or an image is missing, and nothing has been started; or MLflow
-            does not start in its containers.
-        StepFailedError: A step ended with an error. It has been the last one.
+        BadArgumentsError: The arguments are invalid. Nothing has been started.
+        KfpVersionError: The version of kfp is not supported. Nothing has been started.
+        EngineError: The container engine or an image is missing, and nothing has been started; or MLflow does not
+            start in its containers.
+        StepFailedError: A step ended with an error. No further step has been started.
     """
     installed = version("kfp")
     if not installed.startswith(f"{KFP}."):
-        raise KfpVersionError(f"kfp must be of version {KFP} to run pipelines here. Received: kfp {installed}")
+        raise KfpVersionError(
+            f"kfp must have version {KFP} to run pipelines on this machine. Received: kfp {installed}"
+        )
     values = plan.complete(pipeline, arguments)
     planned = plan.planned_steps(pipeline, values)
     plan.check(planned)
@@ -171,17 +173,10 @@ def run(
     output = output.absolute()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     with ExitStack() as stack:
-        served = None
+        container_setup = None
         if docker:
-            inputs = containers.local_paths(planned)
-            elsewhere = server.reached_at(uri) if uri else None
-            images = (containers.image("cpu"), *(() if elsewhere else server.IMAGES))
-            engine = stack.enter_context(containers.engine(images))
-            if elsewhere is None:
-                served = output
-                listener.preparing("starting MLflow and PostgreSQL")
-            mlflow = elsewhere or stack.enter_context(server.running(engine, output / "server"))
-            uri = mlflow.address
+            container_setup = _ContainerSetup.prepare(planned, output, uri, listener, stack)
+            uri = container_setup.mlflow.address
         variables = _tracking_variables(output, experiment, uri)
         stack.enter_context(_environment(variables | _interpreter_variables()))
         run_dir = _new_folder(output, pipeline.component_spec.name)
@@ -191,32 +186,75 @@ def run(
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
         launch: Launch
-        if docker:
-            launch = containers.ContainerLauncher(
-                engine,
-                network=mlflow.network,
-                outputs=run_dir / "steps",
-                inputs=inputs,
-                variables={"MLFLOW_TRACKING_URI": mlflow.inside, **server.past_proxies(mlflow)},
-            ).run
+        if container_setup:
+            launch = container_setup.launcher(run_dir / "steps").run
         else:
             launch = functools.partial(_in_process, stack.enter_context(process.ProcessLauncher(os.environ)))
         session = _Session({step.task: step for step in planned}, launch, docker, listener, log, Path(log.name))
         outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
+    served = output if container_setup and container_setup.server_started else None
     return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs, served)
 
 
-def _if_there(path: Path) -> Path | None:
+@dataclass(frozen=True)
+class _ContainerSetup:
+    """What the containers of a run need.
+
+    Attributes:
+        engine: The container engine.
+        mlflow: The MLflow server.
+        server_started: Whether that server was started for this run.
+        inputs: Files and folders of this machine that the steps read.
+    """
+
+    engine: containers.Engine
+    mlflow: server.Server
+    server_started: bool
+    inputs: list[str]
+
+    @classmethod
+    def prepare(
+        cls, planned: Sequence[PlannedStep], output: Path, uri: str | None, listener: RunListener, stack: ExitStack
+    ) -> "_ContainerSetup":
+        """Connect to the engine, and start an MLflow server in it unless a tracking URI is given.
+
+        Raises:
+            EngineError: The container engine, an image or a permission is missing, or MLflow does not start.
+        """
+        inputs = containers.local_paths(planned)
+        existing = server.existing(uri) if uri else None
+        images = (containers.image("cpu"), *(() if existing else server.IMAGES))
+        engine = stack.enter_context(containers.engine(images))
+        if existing:
+            return cls(engine, existing, False, inputs)
+        listener.preparing("starting MLflow and PostgreSQL")
+        return cls(engine, stack.enter_context(server.running(engine, output / "server")), True, inputs)
+
+    def launcher(self, outputs: Path) -> containers.ContainerLauncher:
+        """Return the launcher of steps that write to a folder."""
+        return containers.ContainerLauncher(
+            self.engine,
+            network=self.mlflow.network,
+            outputs=outputs,
+            inputs=self.inputs,
+            variables={
+                "MLFLOW_TRACKING_URI": self.mlflow.container_address,
+                **server.proxy_exceptions(self.mlflow),
+            },
+        )
+
+
+def _if_exists(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
 def _tracking_variables(output: Path, experiment: str, uri: str | None) -> dict[str, str | None]:
-    """Return the variables that tell MLflow, here and in the steps, where to keep the run."""
+    """Return the environment variables with which MLflow, here and in the steps, records the run."""
     variables: dict[str, str | None] = {
         "MLFLOW_TRACKING_URI": uri or f"sqlite:///{output / 'mlflow.db'}",
         "MLFLOW_EXPERIMENT_NAME": experiment,
-        # Of a surrounding run; with these set MLflow would not make a new one in this experiment.
+        # Set by a surrounding run; they would keep MLflow from creating a new run in this experiment.
         "MLFLOW_EXPERIMENT_ID": None,
         "MLFLOW_RUN_ID": None,
     }
@@ -226,19 +264,19 @@ def _tracking_variables(output: Path, experiment: str, uri: str | None) -> dict[
 
 
 def _interpreter_variables() -> dict[str, str | None]:
-    """Return the variables for the steps' Python: lines as they come, TensorFlow and MLflow quiet."""
+    """Return the environment variables for the steps' Python: unbuffered output, quiet TensorFlow and MLflow."""
     return {
         "PYTHONUNBUFFERED": "1",
         tracking.REVISION: os.environ.get(tracking.REVISION) or commit_of(Path(__file__).parent),
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        # The address of a server that may stop with the run, printed among the results.
+        # MLflow would print the address of a server that may stop with the run.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables (None: remove), and put back what was there."""
+    """Set environment variables (None: remove), and restore them at the end."""
     before = {name: os.environ.get(name) for name in variables}
     _set(variables)
     try:
@@ -256,18 +294,18 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 
 def _new_folder(output: Path, name: str) -> Path:
-    """Make a folder for this run that no other run has."""
+    """Create a new folder for this run."""
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for number in range(1, 1000):
         folder = output / (stem if number == 1 else f"{stem}-{number}")
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-    raise FileExistsError(f"{output / stem} is taken, and so are all names after it")
+    raise FileExistsError(f"{output / stem} and all names derived from it already exist")
 
 
 def _keep_report(results: list[StepResult], run_dir: Path) -> None:
-    """Copy the report to where a person looks for it."""
+    """Copy the report to the folder of the run."""
     for result in results:
         if result.step.function == "report":
             shutil.copyfile(result.outputs["html"], run_dir / "report.html")
@@ -275,7 +313,7 @@ def _keep_report(results: list[StepResult], run_dir: Path) -> None:
 
 
 class _Plain(io.TextIOBase):
-    """The log, for kfp to print on: without colours."""
+    """A stream that writes kfp's output to the log, without colours."""
 
     def __init__(self, log: IO[str]) -> None:
         self._log = log
@@ -287,7 +325,7 @@ class _Plain(io.TextIOBase):
 
 @dataclass
 class _Session:
-    """One run: which step is on, what it printed, and what the steps before it gave."""
+    """A run in progress: its steps, its log, and the results so far."""
 
     steps: Mapping[str, PlannedStep]
     launch: Launch
@@ -297,8 +335,8 @@ class _Session:
     log_path: Path
     results: list[StepResult] = field(default_factory=list)
     started: list[PlannedStep] = field(default_factory=list)
-    rounds: int = 1  # of the loop, and which of them it is
-    round: int = 1
+    rounds: int = 1  # of the current loop
+    round: int = 1  # the current round
 
     def run(self, pipeline: Pipeline, values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """Run the pipeline with kfp.local and return its outputs."""
@@ -312,7 +350,7 @@ class _Session:
             redirect_stdout(_Plain(self.log)),
             warnings.catch_warnings(),
         ):
-            # Of settings that matter on a cluster alone, such as GPUs and names to show.
+            # kfp warns about settings that matter only on a cluster, such as GPUs and display names.
             warnings.filterwarnings("ignore", module=r"kfp\b")
             runner = local.DockerRunner() if self.docker else local.SubprocessRunner(use_venv=False)
             local.init(runner=runner, pipeline_root=str(folder))
@@ -321,37 +359,37 @@ class _Session:
             except StepFailedError:
                 raise
             except Exception as error:
-                # kfp itself failed, as when it cannot read what a step wrote.
+                # kfp itself failed, for example to read an output of a step.
                 step = self.started[-1].name if self.started else pipeline.component_spec.name
                 raise StepFailedError(step, process.plain(str(error)), self.log_path) from error
 
     def start(self, task: str) -> PlannedStep:
-        """Note that a task starts, and return its step."""
+        """Record the start of a task, and return its step."""
         step = self.steps.get(task) or PlannedStep(task, task, task, {}, frozenset(), {})
         if step.looped and self.rounds > 1:
             step = replace(step, name=f"{step.name} {self.round}/{self.rounds}")
         self.started.append(step)
-        total = sum(self.rounds if each.looped else 1 for each in self.steps.values())
+        total = sum(self.rounds if planned.looped else 1 for planned in self.steps.values())
         self.listener.step_started(step, len(self.started), max(total, len(self.started)))
         return step
 
-    def hear(self, line: str) -> None:
-        """Take a line that the step printed."""
+    def on_line(self, line: str) -> None:
+        """Log a line of the step's output, and report its progress."""
         self.log.write(f"    {line}\n")
-        if found := _PROGRESS.fullmatch(line):
-            self.listener.progress(int(found[1]), int(found[2]), found[3])
+        if match := _PROGRESS.fullmatch(line):
+            self.listener.progress(int(match[1]), int(match[2]), match[3])
         else:
             self.listener.line(line)
 
     def finish(self, result: StepResult) -> None:
-        """Note that the step ended well."""
+        """Record the success of a step."""
         self.results.append(result)
         self.listener.step_finished(result)
 
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Put back kfp's local settings: while they are set, every call of a component anywhere starts it."""
+    """Restore kfp's local settings at the end: while they are set, every call of a component runs it."""
     from kfp.local.config import LocalExecutionConfig
 
     before = LocalExecutionConfig.instance
@@ -363,12 +401,12 @@ def _settings_kept() -> Iterator[None]:
 
 @contextmanager
 def _steps_started_by(session: _Session) -> Iterator[None]:
-    """Let `_Task` start the steps in place of kfp's own handlers.
+    """Run the steps with `_Task` instead of kfp's own handlers.
 
-    kfp has no setting for it. Its own handlers leave the step running when the run is interrupted, go on with
-    other branches after a failure, and print the step's lines among their own. The one for processes replaces
-    "python3" in every argument, paths of data included, by the path of the interpreter; the one for containers
-    takes a failed step whose container is gone for a good one.
+    kfp has no setting for this. Its own handlers leave the step running when the run is interrupted, continue with
+    other branches after a failure, and mix the step's output with their own. The handler for processes replaces
+    "python3" in every argument, even in paths of data, by the path of the interpreter; the handler for containers
+    takes a failed step for a successful one if its container is gone.
     """
     if session.docker:
         from kfp.local import docker_task_handler as module
@@ -388,14 +426,14 @@ def _steps_started_by(session: _Session) -> Iterator[None]:
 
 @contextmanager
 def _tasks_in_order() -> Iterator[None]:
-    """Let the tasks of a graph run in the order that `preflight` tells."""
+    """Run the tasks of a graph in the order of `plan.in_order`."""
     from kfp.local import graph_utils
 
-    def stacked(tasks: Mapping[str, Any]) -> list[str]:
+    def reversed_order(tasks: Mapping[str, Any]) -> list[str]:
         return plan.in_order({name: task.dependent_tasks for name, task in tasks.items()})[::-1]
 
     original = graph_utils.topological_sort_tasks
-    graph_utils.topological_sort_tasks = stacked
+    graph_utils.topological_sort_tasks = reversed_order
     try:
         yield
     finally:
@@ -404,36 +442,36 @@ def _tasks_in_order() -> Iterator[None]:
 
 @contextmanager
 def _loops_run_by(session: _Session) -> Iterator[None]:
-    """Let loops run here, one item after the other.
+    """Run the items of loops one after the other.
 
-    kfp runs two items at once, in threads which an interrupt does not reach, and keeps a step's error to itself; two
-    steps that run a model would share the cores that one of them has use for. It also gives the item for every
-    parameter of the loop that another step found.
+    kfp runs two items at once, in threads which an interrupt does not reach, and hides the error of a step; two steps
+    that run a model would share the cores that a single one can use. It also passes the item for every parameter of the
+    loop that another step computes.
     """
     from kfp.compiler.pipeline_spec_builder import to_protobuf_value
     from kfp.local.orchestrator import task_spec_utils
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ParallelExecutor, execute_task
     from kfp.local.status import Status
 
-    def run(_: Any, *, tasks: Sequence[tuple[str, Any]], io_store: Any, parallelism_limit: int, **given: Any) -> Any:  # noqa: ARG001
-        found = {}
+    def run(_: Any, *, tasks: Sequence[tuple[str, Any]], io_store: Any, parallelism_limit: int, **options: Any) -> Any:  # noqa: ARG001
+        outputs = {}
         session.rounds = len(tasks)
         for session.round, (name, spec) in enumerate(tasks, 1):
-            found[name], status = execute_task(task_name=name, task_spec=spec, io_store=io_store, **given)
+            outputs[name], status = execute_task(task_name=name, task_spec=spec, io_store=io_store, **options)
             if status == Status.FAILURE:
                 return {}, status
-        return found, Status.SUCCESS
+        return outputs, Status.SUCCESS
 
-    def one_round(loop: Any, item: Any, _: str) -> Any:
+    def iteration(loop: Any, item: Any, _: str) -> Any:
         spec = copy.deepcopy(loop)
-        place = spec.inputs.parameters[spec.parameter_iterator.item_input]
-        place.runtime_value.constant.CopyFrom(to_protobuf_value(item))
+        item_input = spec.inputs.parameters[spec.parameter_iterator.item_input]
+        item_input.runtime_value.constant.CopyFrom(to_protobuf_value(item))
         spec.ClearField("parameter_iterator")
         return spec
 
     originals = ParallelExecutor.execute_parallel_tasks, task_spec_utils.create_parameter_loop_iteration_task_spec
     ParallelExecutor.execute_parallel_tasks = run
-    task_spec_utils.create_parameter_loop_iteration_task_spec = one_round
+    task_spec_utils.create_parameter_loop_iteration_task_spec = iteration
     try:
         yield
     finally:
@@ -441,21 +479,21 @@ def _loops_run_by(session: _Session) -> Iterator[None]:
 
 
 def _in_process(
-    starter: process.ProcessLauncher,
-    image: str,  # noqa: ARG001 - the step runs in what is installed here
+    launcher: process.ProcessLauncher,
+    image: str,  # noqa: ARG001 - the step runs in this environment
     command: Sequence[str],
     variables: Mapping[str, str],
-    hear: Callable[[str], None],
+    on_line: Callable[[str], None],
 ) -> tuple[int, list[str]]:
     """Run a step in a process group of its own."""
-    # The shell script that starts the step says "python3", which may be another one.
+    # The shell script of the step calls "python3", which may be another interpreter.
     python = f"{shlex.quote(sys.executable)} -m"
-    ours = [part.replace("python3 -m", python) if '"$program_path/' in part else part for part in command]
-    return starter.run(ours, {**os.environ, **variables}, hear)
+    local_command = [part.replace("python3 -m", python) if '"$program_path/' in part else part for part in command]
+    return launcher.run(local_command, {**os.environ, **variables}, on_line)
 
 
 class _Task:
-    """Runs one step; has the interface of kfp's task handlers."""
+    """Runs one step, with the interface of kfp's task handlers."""
 
     def __init__(
         self,
@@ -472,7 +510,7 @@ class _Task:
         self._variables = env_vars or {}
 
     def run(self) -> Any:
-        """Run the step, and return kfp's status for success.
+        """Run the step and return kfp's success status.
 
         Raises:
             StepFailedError: The step ended with an error.
@@ -484,19 +522,19 @@ class _Task:
         result_file = Path(declared["outputFile"])
         step = self._session.start(result_file.parent.name)
         started = time.monotonic()
-        code, last_lines = self._session.launch(self._image, command, self._variables, self._session.hear)
+        code, last_lines = self._session.launch(self._image, command, self._variables, self._session.on_line)
         if code != 0:
             raise StepFailedError(step.name, process.error(last_lines, code), self._session.log_path)
         seconds = time.monotonic() - started
-        written = {name: listed["artifacts"][0] for name, listed in declared.get("artifacts", {}).items()}
-        paths = {name: Path(artifact["uri"]) for name, artifact in written.items()}
-        measured = {name for name, artifact in written.items() if artifact["type"]["schemaTitle"] == "system.Metrics"}
-        self._session.finish(StepResult(step, seconds, paths, _numbers(result_file, measured)))
+        artifacts = {name: listed["artifacts"][0] for name, listed in declared.get("artifacts", {}).items()}
+        paths = {name: Path(artifact["uri"]) for name, artifact in artifacts.items()}
+        metrics = {name for name, artifact in artifacts.items() if artifact["type"]["schemaTitle"] == "system.Metrics"}
+        self._session.finish(StepResult(step, seconds, paths, _numeric_metadata(result_file, metrics)))
         return Status.SUCCESS
 
 
-def _numbers(result_file: Path, names: Collection[str]) -> dict[str, float]:
-    """Return what a step logged to its artifacts of these names."""
+def _numeric_metadata(result_file: Path, names: Collection[str]) -> dict[str, float]:
+    """Return the numbers in the metadata of the step's artifacts of these names."""
     if not result_file.is_file():
         return {}
     artifacts = json.loads(result_file.read_text(encoding="utf-8")).get("artifacts", {})

@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from evasion.pipelines.local.containers import Engine, EngineError, confinement, give, image, told, user
+from evasion.pipelines.local.containers import (
+    Engine,
+    EngineError,
+    confinement,
+    engine_errors,
+    image,
+    user,
+    writable_folder,
+)
 
-PATIENCE = 180.0  # seconds to answer; the first start makes the tables
+START_TIMEOUT = 180.0  # seconds; the first start creates the tables
 PORT = 5000
 HOST = "mlflow"  # the server's name in the containers' network
 IMAGES = (image("mlflow"), image("postgres"))
@@ -24,58 +32,58 @@ IMAGES = (image("mlflow"), image("postgres"))
 
 @dataclass(frozen=True)
 class Server:
-    """An MLflow server that runs.
+    """A running MLflow server.
 
     Attributes:
-        address: Where this machine reaches it.
-        inside: Where containers reach it.
-        network: The engine's network from which they do.
+        address: Its address on this machine.
+        container_address: Its address in containers.
+        network: The engine's network of those containers.
     """
 
     address: str
-    inside: str
+    container_address: str
     network: str
 
 
-def reached_at(uri: str) -> Server:
-    """Return the server that somebody else runs at an address.
+def existing(uri: str) -> Server:
+    """Return the existing server at a tracking URI.
 
     Raises:
-        EngineError: It is no server's address but a file's or a database's.
+        EngineError: The URI is not the address of a server but of a file or a database.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         raise EngineError(
-            f"With --docker the steps reach MLflow as a server: the tracking URI must begin with http:// or https://. "
-            f"Received: {parts.scheme}:... Without one, a server is started for the run."
+            f"With --docker, steps connect to an MLflow server: the tracking URI must begin with http:// or https://. "
+            f"Received: {parts.scheme}:... Without a tracking URI, a server is started for the run."
         )
-    # To a container "localhost" is itself, unless it shares this machine's network.
-    ours = parts.hostname in ("localhost", "::1") or str(parts.hostname).startswith("127.")
-    return Server(uri, uri, "host" if ours else "bridge")
+    # In a container "localhost" is the container, unless it shares this machine's network.
+    local = parts.hostname in ("localhost", "::1") or str(parts.hostname).startswith("127.")
+    return Server(uri, uri, "host" if local else "bridge")
 
 
-def past_proxies(server: Server) -> dict[str, str]:
-    """Return the variables by which containers reach the server itself, not a proxy."""
-    hosts = (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), urlsplit(server.inside).hostname)
-    excepted = ",".join(host for host in hosts if host)
-    return {"NO_PROXY": excepted, "no_proxy": excepted}
+def proxy_exceptions(server: Server) -> dict[str, str]:
+    """Return environment variables with which containers connect to the server without a proxy."""
+    hosts = (os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), urlsplit(server.container_address).hostname)
+    exceptions = ",".join(host for host in hosts if host)
+    return {"NO_PROXY": exceptions, "no_proxy": exceptions}
 
 
 @contextmanager
 def running(client: Engine, folder: Path) -> Iterator[Server]:
-    """Run MLflow's server over PostgreSQL for a block, or share the one that runs for another block.
+    """Run an MLflow server with PostgreSQL for a block, or share the server of another block.
 
-    The two containers share one network address, as in a pod: PostgreSQL listens there to MLflow alone. The last
+    The two containers share one network address, as in a pod, so that PostgreSQL is reachable only by MLflow. The last
     block to end stops them.
 
     Args:
         client: The container engine.
-        folder: Where the database and the artifacts are kept.
+        folder: The folder of the database and the artifacts.
 
     Raises:
-        EngineError: One of the two does not start.
+        EngineError: One of the containers does not start.
     """
-    give(folder)
+    writable_folder(folder)
     pair = _Pair(client, folder)
     with (folder / "users").open("w") as users:  # locked by every block that uses the containers
         try:
@@ -84,14 +92,14 @@ def running(client: Engine, folder: Path) -> Iterator[Server]:
                 fcntl.flock(users, fcntl.LOCK_SH)
             yield server
         finally:
-            with _one_at_a_time(folder), suppress(BlockingIOError):  # another block uses them
+            with _one_at_a_time(folder), suppress(BlockingIOError):  # another block uses the containers
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 pair.stop()
 
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep others from starting or stopping the containers meanwhile."""
+    """Prevent other processes from starting or stopping the containers at the same time."""
     with (folder / "changes").open("w") as changes:
         fcntl.flock(changes, fcntl.LOCK_EX)
         yield
@@ -109,10 +117,10 @@ class _Pair:
         self._mlflow = f"evasion-mlflow-{key}"
 
     def start(self) -> Server:
-        found = [self._found(name) for name in (self._postgres, self._mlflow)]
-        if not all(container and container.status == "running" for container in found):
-            self.stop()  # what a killed run has left
-            with told("MLflow's server cannot be started"):
+        containers = [self._container(name) for name in (self._postgres, self._mlflow)]
+        if not all(container and container.status == "running" for container in containers):
+            self.stop()  # remove what a killed run has left
+            with engine_errors("Could not start the MLflow server"):
                 self._start()
         published = self._client.containers.get(self._postgres).ports[f"{PORT}/tcp"][0]
         server = Server(f"http://127.0.0.1:{published['HostPort']}", f"http://{HOST}:{PORT}", self._network)
@@ -121,7 +129,7 @@ class _Pair:
 
     def _start(self) -> None:
         self._client.networks.create(self._network, driver="bridge")
-        # PostgreSQL wants its user to have a name.
+        # PostgreSQL requires its user to have a name.
         names = self._folder / "passwd"
         names.write_text("mlflow:x:{}:{}::/tmp:/bin/false\n".format(*user()), encoding="utf-8")
         self._run(
@@ -131,9 +139,12 @@ class _Pair:
             networking_config={self._network: self._client.api.create_endpoint_config(aliases=[HOST])},
             tmpfs={"/tmp": ""},  # noqa: S108 - in the container
             ports={f"{PORT}/tcp": ("127.0.0.1", None)},
-            volumes=[f"{give(self._folder / 'postgres')}:/var/lib/postgresql/data", f"{names}:/etc/passwd:ro"],
+            volumes=[
+                f"{writable_folder(self._folder / 'postgres')}:/var/lib/postgresql/data",
+                f"{names}:/etc/passwd:ro",
+            ],
         )
-        # It tries again until PostgreSQL answers.
+        # MLflow retries until PostgreSQL responds.
         self._run(
             "mlflow",
             self._mlflow,
@@ -144,23 +155,23 @@ class _Pair:
                 "--workers=1",
             ],
             network_mode=f"container:{self._postgres}",
-            # It passes what is uploaded through its temporary folder.
-            volumes=[f"{give(self._folder / name)}:/{name}" for name in ("artifacts", "tmp")],
+            # MLflow stores uploads in its temporary folder first.
+            volumes=[f"{writable_folder(self._folder / name)}:/{name}" for name in ("artifacts", "tmp")],
         )
 
     def _run(self, target: str, name: str, command: list[str] | None = None, **settings: Any) -> None:
         self._client.containers.run(image(target), command, name=name, detach=True, **confinement(), **settings)
 
     def stop(self) -> None:
-        with told("MLflow's server cannot be stopped"):
+        with engine_errors("Could not stop the MLflow server"):
             for name in (self._mlflow, self._postgres):
-                if (container := self._found(name)) is not None:
+                if (container := self._container(name)) is not None:
                     container.stop(timeout=30 if name == self._postgres else 5)
                     container.remove(force=True)
             for network in self._client.networks.list(names=[f"^{self._network}$"]):
                 network.remove()
 
-    def _found(self, name: str) -> Any:
+    def _container(self, name: str) -> Any:
         import docker
 
         try:
@@ -169,21 +180,21 @@ class _Pair:
             return None
 
     def _wait_for(self, url: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not _answers(url):
+        deadline = time.monotonic() + START_TIMEOUT
+        while not _responds(url):
             for name in (self._postgres, self._mlflow):
                 container = self._client.containers.get(name)
                 if container.status != "running" or time.monotonic() > deadline:
-                    said = container.logs(tail=15).decode(errors="replace").strip()
-                    raise EngineError(f"MLflow's server does not start. {name} said last:\n{said}")
+                    log = container.logs(tail=15).decode(errors="replace").strip()
+                    raise EngineError(f"The MLflow server does not start. Last lines of {name}:\n{log}")
             time.sleep(0.2)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
-        # Past any proxy: the address is this machine's own.
+        # Without a proxy: the address is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=5) as answer:
-            return bool(answer.status == HTTPStatus.OK)
+        with opener.open(url, timeout=5) as response:
+            return bool(response.status == HTTPStatus.OK)
     except (urllib.error.URLError, OSError):
         return False

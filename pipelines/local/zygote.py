@@ -1,10 +1,10 @@
-"""A process that imports what steps need, once, and forks itself for each step.
+"""A process that imports the modules of steps once, and forks itself for each step.
 
     python -m evasion.pipelines.local.zygote DESCRIPTOR
 
-Most of a small step's time goes into importing TensorFlow and MLflow; a fork has them already. `ProcessLauncher`
-is the other side of the socket DESCRIPTOR. A request is the path of a JSON file (`command`, `environment`) and two
-descriptors: one that takes what the step prints, one that takes first its process group and then its exit status.
+A small step spends most of its time importing TensorFlow and MLflow; a fork has them already. `ProcessLauncher` is the
+other end of the socket DESCRIPTOR. A request consists of the path of a JSON file (`command`, `environment`) and two
+descriptors: one for the output of the step, one for its process group followed by its exit status.
 """
 
 import gc
@@ -20,7 +20,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# In the order in which the steps of an evaluation need them. A step that is asked for earlier imports the rest itself.
+# In the order in which the steps of an evaluation need them. A step that starts earlier imports the rest itself.
 PRELOADED = (
     "kfp.dsl.executor",
     "evasion.components.common.tracking",
@@ -38,15 +38,15 @@ PRELOADED = (
 
 
 def main() -> None:
-    """Fork for each request until the socket is closed; a fork returns from here when its step is done."""
+    """Fork for each request until the socket is closed; a fork returns when its step has ended."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # lets the system reap the forks
-    gc.disable()  # until a fork: a collection would touch, and so copy, all that is shared
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the forks
+    gc.disable()  # until a fork: a collection would write to, and so copy, all shared memory
     missing = list(PRELOADED)
     while True:
         while missing and not select.select([connection], [], [], 0)[0]:
-            with suppress(Exception):  # the step that needs it tells the error
+            with suppress(Exception):  # the step that needs the module reports the error
                 importlib.import_module(missing.pop(0))
         message, descriptors, *_ = socket.recv_fds(connection, 4096, 2)
         if not message:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _become_step(output: int, status: int) -> None:
-    """Go on as the process of a step; its parent, which leads the group, stays to tell how it ended."""
+    """Continue as the process of a step; its parent, the leader of the group, reports its exit status."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.write(status, f"{os.getpid()}\n".encode())
@@ -82,20 +82,20 @@ def _become_step(output: int, status: int) -> None:
 
 
 def _run(request: Path) -> None:
-    """Do what the request asks for, in this interpreter if it is a step that kfp compiled."""
-    asked = json.loads(request.read_text(encoding="utf-8"))
-    command: list[str] = asked["command"]
-    environment: dict[str, str] = asked["environment"]
+    """Run the command of a request, in this interpreter if it is a step that kfp compiled."""
+    content = json.loads(request.read_text(encoding="utf-8"))
+    command: list[str] = content["command"]
+    environment: dict[str, str] = content["environment"]
     if command[:2] != ["sh", "-ec"] or "-m kfp.dsl.executor_main" not in command[2]:
         os.execvpe(command[0], command, environment)  # noqa: S606 - the command is the user's own
     os.environ.clear()
     os.environ.update(environment | {"_KFP_RUNTIME": "true"})
-    tempfile.tempdir = None  # the variables say where
+    tempfile.tempdir = None  # to be read from the new environment
     if "numpy" in sys.modules:
         import numpy as np
 
-        np.random.seed()  # noqa: NPY002 - or all forks would draw the same
-    # What the shell script does that kfp compiles into the command.
+        np.random.seed()  # noqa: NPY002 - otherwise all forks would draw the same numbers
+    # The equivalent of the shell script that kfp compiles into the command.
     source, *arguments = command[3:]
     module = request.with_name("ephemeral_component.py")
     module.write_text(source, encoding="utf-8")

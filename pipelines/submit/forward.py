@@ -1,4 +1,4 @@
-"""A way to services of a cluster through `kubectl port-forward`, opened again when it breaks."""
+"""Connections to services of a cluster through `kubectl port-forward`, reopened when they break."""
 
 import re
 import subprocess
@@ -8,53 +8,53 @@ from contextlib import contextmanager
 
 from evasion.pipelines.submit import kubectl
 
-PATIENCE = 30.0  # seconds to open
-PAUSE = 1.0  # seconds before it is opened again
+OPEN_TIMEOUT = 30.0  # seconds
+PAUSE = 1.0  # seconds before a connection is reopened
 _OPEN = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 
 
 @contextmanager
 def forwarded(service: str, namespace: str, port: int) -> Iterator[str]:
-    """Yield an address at which a service of the cluster answers for a block.
+    """Yield a local address that is forwarded to a service of the cluster.
 
     Raises:
-        KubectlError: kubectl is missing, does not reach the service, or no pod stands behind it.
+        KubectlError: kubectl is missing or does not reach the service, or the service has no ready pod.
     """
     program = kubectl.path()
-    # kubectl would wait for a pod, and say nothing.
+    # kubectl would wait for a pod silently.
     if kubectl.lacks_pods(service, namespace):
         raise kubectl.KubectlError(
             f"Service {namespace}/{service} has no ready pod. See: kubectl --namespace {namespace} get pods"
         )
     command = [program, "port-forward", "--namespace", namespace, "--address", "127.0.0.1", f"service/{service}"]
-    way = _Way(command, port)
+    forwarding = _Forwarding(command, port)
     try:
-        yield f"http://127.0.0.1:{way.open()}"
+        yield f"http://127.0.0.1:{forwarding.open()}"
     finally:
-        way.close()
+        forwarding.close()
 
 
-class _Way:
-    """The process, and a thread that starts it again."""
+class _Forwarding:
+    """A process of kubectl, and a thread that restarts it."""
 
     def __init__(self, command: list[str], port: int) -> None:
         self._command = command
         self._port = port
-        self._local = 0
+        self._local_port = 0
         self._ready = threading.Event()
         self._closed = threading.Event()
-        self._said: list[str] = []
+        self._output: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread = threading.Thread(target=self._keep_open, daemon=True)
 
     def open(self) -> int:
-        """Wait for the way and return its port on this machine."""
+        """Wait for the connection and return its local port."""
         self._thread.start()
-        self._ready.wait(PATIENCE)
-        if not self._local:
-            said = " ".join(self._said).strip() or "it says nothing"
-            raise kubectl.KubectlError(f"{' '.join(self._command[1:])} does not come up: {said}")
-        return self._local
+        self._ready.wait(OPEN_TIMEOUT)
+        if not self._local_port:
+            output = " ".join(self._output).strip() or "kubectl printed nothing"
+            raise kubectl.KubectlError(f"Could not open {' '.join(self._command[1:])}: {output}")
+        return self._local_port
 
     def close(self) -> None:
         """End the process."""
@@ -64,26 +64,26 @@ class _Way:
         if self._thread.ident:
             self._thread.join()
 
-    def _keep(self) -> None:
+    def _keep_open(self) -> None:
         while not self._closed.is_set():
-            # In a session of its own, so that Ctrl-C leaves it: the run may have to be terminated through it.
+            # In a session of its own, so that Ctrl-C does not reach it: it may be needed to terminate the run.
             with subprocess.Popen(  # noqa: S603
-                [*self._command, f"{self._local or ''}:{self._port}"],
+                [*self._command, f"{self._local_port or ''}:{self._port}"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 text=True,
                 start_new_session=True,
             ) as self._process:
-                if self._closed.is_set():  # closed while it was started
+                if self._closed.is_set():  # closed while kubectl was starting
                     self._process.terminate()
                 for line in self._process.stdout or ():
-                    if found := _OPEN.search(line):
-                        self._local = int(found[1])
+                    if match := _OPEN.search(line):
+                        self._local_port = int(match[1])
                         self._ready.set()
-                    elif not self._local:
-                        self._said.append(line.strip())
-            if not self._local:
-                self._ready.set()  # it failed at once: there is nothing to wait for
+                    elif not self._local_port:
+                        self._output.append(line.strip())
+            if not self._local_port:
+                self._ready.set()  # kubectl failed to open the connection: there is nothing to wait for
                 return
             self._closed.wait(PAUSE)

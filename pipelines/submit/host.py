@@ -1,7 +1,7 @@
-"""A Kubeflow Pipelines host: the API of kfp-server-api, with time limits, retries and tokens that are renewed.
+"""A Kubeflow Pipelines host: the API of kfp-server-api, with time limits, retries and renewed tokens.
 
-Reading is tried again after any fault. What makes something is looked for again first, since a fault leaves open
-whether it was made.
+A request that reads is retried after any error. Before a request that creates an object is retried, the object is
+searched for, since an error does not tell whether it was created.
 """
 
 import json
@@ -23,33 +23,33 @@ from evasion.pipelines.submit.auth import AuthenticationError, Identity
 from evasion.pipelines.submit.workflow import Node, nodes_of
 
 CONNECT, READ = 10.0, 60.0  # seconds
-BACKOFF = 0.5  # seconds before the second retry; each further one waits twice as long
+BACKOFF = 0.5  # seconds before the second retry; each further pause is twice as long
 RETRIES = 5
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 TRANSIENT = (429, 500, 502, 503, 504)
 LOG_LINES = 200  # of a failed step's log
 
-Made = TypeVar("Made")
+Resource = TypeVar("Resource")
 
 
 class HostError(RuntimeError):
-    """The host refuses what was asked."""
+    """The host refused a request."""
 
 
 class UnreachableError(HostError):
-    """The host does not answer, or not as Kubeflow Pipelines does."""
+    """The host does not respond, or not as Kubeflow Pipelines does."""
 
 
 class DeniedError(HostError):
-    """The host does not let this identity do it."""
+    """The host denied access."""
 
 
 class MissingError(HostError):
-    """The host does not hold what was asked for."""
+    """The host does not have the requested object."""
 
 
 class TakenError(HostError):
-    """The host already holds one of that name."""
+    """The host already has an object of that name."""
 
 
 class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
@@ -57,7 +57,7 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
 
     def __init__(self, address: str, identity: Identity) -> None:
         configuration = kfp_server_api.Configuration(host=address)
-        # The generated client asks the environment for neither.
+        # The generated client reads neither the proxy nor the certificates from the environment.
         parts = urlsplit(address)
         if not proxy_bypass(str(parts.hostname)):
             configuration.proxy = getproxies().get(parts.scheme)
@@ -74,33 +74,35 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
         self._identity = identity
 
     def request(self, method: str, url: str, **arguments: Any) -> Any:
-        """Ask once, and once more with a new token where the one sent has expired."""
+        """Send a request, and send it again with a new token if the token has expired."""
         arguments["_request_timeout"] = arguments.get("_request_timeout") or (CONNECT, READ)
-        asked = dict(arguments.pop("headers", None) or {})
+        headers = dict(arguments.pop("headers", None) or {})
         try:
-            for again in (False, True):
+            for retried in (False, True):
                 try:
-                    response = super().request(method, url, headers={**asked, **self._identity.headers()}, **arguments)
+                    response = super().request(
+                        method, url, headers={**headers, **self._identity.headers()}, **arguments
+                    )
                     break
                 except kfp_server_api.ApiException as error:
-                    if again or error.status != HTTPStatus.UNAUTHORIZED or not self._identity.renewed():
-                        raise _explained(error, self.configuration.host) from error
+                    if retried or error.status != HTTPStatus.UNAUTHORIZED or not self._identity.renewed():
+                        raise _host_error(error, self.configuration.host) from error
         except urllib3.exceptions.HTTPError as error:
-            raise UnreachableError(f"{self.configuration.host} does not answer: {_cause(error)}") from error
+            raise UnreachableError(f"{self.configuration.host} does not respond: {_cause(error)}") from error
         except AuthenticationError as error:
             raise DeniedError(str(error)) from error
         if "html" in str(response.getheader("content-type")):
             raise DeniedError(
-                f"{self.configuration.host} answers with a web page, as a log-in does: set --token, --token-command or "
-                "--cookie, and see that --host is that of the API."
+                f"{self.configuration.host} returned a web page, which may be a login page. Set --token, "
+                "--token-command or --cookie, and check that --host is the address of the API."
             )
         return response
 
     def text(self, url: str, query: Mapping[str, str]) -> tuple[str | None, str]:
-        """Ask once for a plain text; return it, or None and why there is none."""
+        """Request a plain text once; return the text and no reason, or None and the reason."""
         try:
-            # Past the retries: the dashboard says 500 of a pod that is not there.
-            answer = self.rest_client.pool_manager.request(
+            # Without the client's retries: the dashboard returns status 500 for a pod that does not exist.
+            response = self.rest_client.pool_manager.request(
                 "GET",
                 url,
                 fields=query,
@@ -110,13 +112,13 @@ class _Client(kfp_server_api.ApiClient):  # type: ignore[misc] # it has no types
             )
         except (urllib3.exceptions.HTTPError, AuthenticationError) as error:
             return None, _cause(error)
-        if answer.status == HTTPStatus.OK and "html" not in answer.headers.get("content-type", ""):
-            return answer.data.decode(errors="replace"), ""
-        return None, f"{url} answers {answer.status}"
+        if response.status == HTTPStatus.OK and "html" not in response.headers.get("content-type", ""):
+            return response.data.decode(errors="replace"), ""
+        return None, f"{url} returned status {response.status}"
 
 
 def _error_body(text: str) -> str:
-    """Return the message of an error that was sent as an answer, with status 200; blank where a text is none."""
+    """Return the message of an error that was sent with status 200; blank if the text is not an error."""
     if not text.startswith("{"):
         return ""
     try:
@@ -130,23 +132,26 @@ def _error_body(text: str) -> str:
     )
 
 
-def _explained(error: Any, address: str) -> HostError:
-    """Return the error of ours for one of the generated client."""
+def _host_error(error: Any, address: str) -> HostError:
+    """Return the HostError for an error of the generated client."""
     try:
-        told = json.loads(error.body or "")
-        said = str(told.get("message") or told.get("error") or told)
+        body = json.loads(error.body or "")
+        message = str(body.get("message") or body.get("error") or body)
     except (ValueError, AttributeError):
-        said = str(error.reason if not error.body else error.body.decode(errors="replace")).strip()
-    said = f"{error.status} {said}".strip()
+        message = str(error.reason if not error.body else error.body.decode(errors="replace")).strip()
     if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return DeniedError(f"{address} does not let you: {said}. Set --token, --token-command or --cookie.")
+        return DeniedError(
+            f"Permission denied by {address} (HTTP {error.status}): {message}. Set --token, --token-command or "
+            "--cookie."
+        )
+    message = f"{error.status} {message}".strip()
     if error.status == HTTPStatus.NOT_FOUND:
-        return MissingError(f"{address}: {said}")
+        return MissingError(f"{address}: {message}")
     if error.status == HTTPStatus.CONFLICT:
-        return TakenError(f"{address}: {said}")
-    # Status 0: no answer that TLS accepts.
+        return TakenError(f"{address}: {message}")
+    # Status 0: no response that TLS accepts.
     unreachable = not error.status or error.status in TRANSIENT
-    return (UnreachableError if unreachable else HostError)(f"{address}: {said}")
+    return (UnreachableError if unreachable else HostError)(f"{address}: {message}")
 
 
 def _cause(error: Exception) -> str:
@@ -154,13 +159,13 @@ def _cause(error: Exception) -> str:
 
 
 class Host:
-    """A host, as one identity sees it.
+    """A client for a host.
 
     Args:
-        address: Where it is: that of the dashboard, or of the API server itself.
-        identity: Who asks.
-        namespace: The profile's namespace, where the host serves several; and where its pods are.
-        dashboard: Where people find the dashboard, if not at the address.
+        address: The address of the dashboard, or of the API server itself.
+        identity: The credentials.
+        namespace: The namespace of the pods; on a host with several users, that of the user's profile.
+        dashboard: The dashboard's address in users' browsers, if it is another one.
     """
 
     def __init__(self, address: str, identity: Identity, namespace: str = "", dashboard: str = "") -> None:
@@ -176,65 +181,67 @@ class Host:
         self.multi_user = False
 
     def connect(self) -> None:
-        """See that the host answers, and whether it asks for a namespace.
+        """Check that the host responds, and read whether it serves several users.
 
         Raises:
-            HostError: It does not.
+            HostError: The host does not respond or denies access.
         """
-        found = kfp_server_api.HealthzServiceApi(self._client).healthz_service_get_healthz()
-        self.multi_user = bool(found.multi_user)
+        health = kfp_server_api.HealthzServiceApi(self._client).healthz_service_get_healthz()
+        self.multi_user = bool(health.multi_user)
 
     @property
     def _owner(self) -> dict[str, str]:
-        """The namespace, for the calls that take one; a host of one user refuses any."""
+        """The namespace as an argument of calls; a host with a single user accepts none."""
         return {"namespace": self.namespace} if self.multi_user else {}
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, made where it is missing."""
+        """Return the id of an experiment, which is created if it is missing."""
 
         def find() -> Any:
-            listed = self._experiments.experiment_service_list_experiments(filter=_named(name), **self._owner)
-            return next(iter(listed.experiments or ()), None)
+            response = self._experiments.experiment_service_list_experiments(filter=_name_filter(name), **self._owner)
+            return next(iter(response.experiments or ()), None)
 
-        def make() -> Any:
-            wanted = kfp_server_api.V2beta1Experiment(display_name=name, **self._owner)
-            return self._experiments.experiment_service_create_experiment(wanted)
+        def create() -> Any:
+            experiment = kfp_server_api.V2beta1Experiment(display_name=name, **self._owner)
+            return self._experiments.experiment_service_create_experiment(experiment)
 
-        return str(_found_or_made(find, make)[0].experiment_id)
+        return str(_get_or_create(find, create)[0].experiment_id)
 
     def package(self, name: str, version: str, content: bytes, description: str) -> tuple[Any, bool]:
-        """Return the version of a pipeline that is this package, and whether it had to be uploaded.
+        """Return the version of a pipeline with this content, and whether it was uploaded now.
 
         Args:
             name: The pipeline's name.
-            version: The version's, which is another one for another content.
+            version: The version's name, unique to the content.
             content: The compiled YAML.
-            description: What the version says of itself.
+            description: The version's description.
         """
 
         def find_pipeline() -> Any:
-            listed = self._pipelines.pipeline_service_list_pipelines(filter=_named(name), **self._owner)
-            return next(iter(listed.pipelines or ()), None)
+            response = self._pipelines.pipeline_service_list_pipelines(filter=_name_filter(name), **self._owner)
+            return next(iter(response.pipelines or ()), None)
 
-        def make_pipeline() -> Any:
-            wanted = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, **self._owner)
-            return self._pipelines.pipeline_service_create_pipeline(wanted)
+        def create_pipeline() -> Any:
+            pipeline = kfp_server_api.V2beta1Pipeline(name=name, display_name=name, **self._owner)
+            return self._pipelines.pipeline_service_create_pipeline(pipeline)
 
-        pipeline = _found_or_made(find_pipeline, make_pipeline)[0].pipeline_id
+        pipeline_id = _get_or_create(find_pipeline, create_pipeline)[0].pipeline_id
 
         def find() -> Any:
-            listed = self._pipelines.pipeline_service_list_pipeline_versions(pipeline, filter=_named(version))
-            return next(iter(listed.pipeline_versions or ()), None)
+            response = self._pipelines.pipeline_service_list_pipeline_versions(
+                pipeline_id, filter=_name_filter(version)
+            )
+            return next(iter(response.pipeline_versions or ()), None)
 
-        def make() -> Any:
+        def create() -> Any:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder, f"{name}.yaml")
                 file.write_bytes(content)
                 return self._uploads.upload_pipeline_version(
-                    str(file), name=version, display_name=version, pipelineid=pipeline, description=description
+                    str(file), name=version, display_name=version, pipelineid=pipeline_id, description=description
                 )
 
-        return _found_or_made(find, make)
+        return _get_or_create(find, create)
 
     def start(
         self, package: Any, experiment: str, name: str, arguments: Mapping[str, Any], description: str, mark: str
@@ -244,50 +251,51 @@ class Host:
         Args:
             package: The version, as `package` returns it.
             experiment: The experiment's id.
-            name: What the dashboard calls the run; several may bear it.
+            name: The run's name in the dashboard, which need not be unique.
             arguments: The values of the pipeline's parameters.
-            description: What the run says of itself.
-            mark: A text that no other run's description holds, by which this one is known again.
+            description: The run's description.
+            mark: A unique text, which is added to the description to recognize the run.
         """
 
         def find() -> Any:
-            listed = self._runs.run_service_list_runs(
-                experiment_id=experiment, filter=_named(name), sort_by="created_at desc", page_size=50
+            response = self._runs.run_service_list_runs(
+                experiment_id=experiment, filter=_name_filter(name), sort_by="created_at desc", page_size=50
             )
-            return next((run for run in listed.runs or () if mark in (run.description or "")), None)
+            return next((run for run in response.runs or () if mark in (run.description or "")), None)
 
-        def make() -> Any:
-            wanted = kfp_server_api.V2beta1Run(
+        def create() -> Any:
+            run = kfp_server_api.V2beta1Run(
                 display_name=name,
                 description=f"{description} ({mark})",
                 experiment_id=experiment,
                 pipeline_version_reference=_reference(package),
                 runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters=dict(arguments)),
             )
-            return self._runs.run_service_create_run(wanted)
+            return self._runs.run_service_create_run(run)
 
-        return _found_or_made(find, make, look_first=False)[0]
+        return _get_or_create(find, create, find_first=False)[0]
 
     def schedule(
         self, package: Any, experiment: str, name: str, arguments: Mapping[str, Any], description: str, cron: str
     ) -> tuple[Any, bool, list[Any]]:
-        """Let a run recur; one that is already there with the same package, arguments and times is kept.
+        """Create a recurring run, or keep an existing one with the same package, arguments and times.
 
         Returns:
-            The recurring run, whether it had to be made, and others of that name in the experiment.
+            The recurring run, whether it was created now, and other recurring runs of that name in the experiment.
         """
         others: list[Any] = []
 
         def find() -> Any:
-            listed = self._recurring.recurring_run_service_list_recurring_runs(
-                experiment_id=experiment, filter=_named(name), page_size=50, **self._owner
+            response = self._recurring.recurring_run_service_list_recurring_runs(
+                experiment_id=experiment, filter=_name_filter(name), page_size=50, **self._owner
             )
-            alike = [one for one in listed.recurring_runs or () if _recurs(one, package, arguments, cron)]
-            others[:] = [one for one in listed.recurring_runs or () if one not in alike[:1]]
-            return next(iter(alike), None)
+            listed = response.recurring_runs or ()
+            equal = [recurring for recurring in listed if _is_same_schedule(recurring, package, arguments, cron)]
+            others[:] = [recurring for recurring in listed if recurring not in equal[:1]]
+            return next(iter(equal), None)
 
-        def make() -> Any:
-            wanted = kfp_server_api.V2beta1RecurringRun(
+        def create() -> Any:
+            recurring = kfp_server_api.V2beta1RecurringRun(
                 display_name=name,
                 description=description,
                 experiment_id=experiment,
@@ -298,18 +306,18 @@ class Host:
                 max_concurrency="1",
                 no_catchup=True,
             )
-            return self._recurring.recurring_run_service_create_recurring_run(wanted)
+            return self._recurring.recurring_run_service_create_recurring_run(recurring)
 
-        return (*_found_or_made(find, make), others)
+        return (*_get_or_create(find, create), others)
 
     def run(self, run_id: str) -> Any:
-        """Return a run as it is now."""
+        """Return the current state of a run."""
         return self._runs.run_service_get_run(run_id)
 
     def nodes(self, run_id: str) -> list[Node] | None:
-        """Return the nodes of a run's workflow; None where the host does not show it.
+        """Return the nodes of a run's workflow; None if the host does not show it.
 
-        The older API alone passes the workflow on.
+        Only the older API returns the workflow.
         """
         text, _ = self._client.text(f"{self.address}/apis/v1beta1/runs/{run_id}", {})
         try:
@@ -319,16 +327,16 @@ class Host:
             return None
 
     def terminate(self, run_id: str) -> None:
-        """Ask for the end of a run."""
-        _found_or_made(lambda: None, lambda: self._runs.run_service_terminate_run(run_id))
+        """Request the termination of a run."""
+        _get_or_create(lambda: None, lambda: self._runs.run_service_terminate_run(run_id))
 
     def log(self, run_id: str, pod: str) -> list[str]:
-        """Return the last lines that a pod has written.
+        """Return the last lines of a pod's log.
 
-        The dashboard serves them, with the archive of logs behind it; the API server does so elsewhere.
+        The dashboard serves logs, archived ones included; the API server serves them under another path.
 
         Raises:
-            HostError: They are not to be had.
+            HostError: The log is not available.
         """
         dashboard = ("/k8s/pod/logs", {"podname": pod, "runid": run_id, "podnamespace": self.namespace})
         reasons = []
@@ -340,10 +348,10 @@ class Host:
             if text is not None and not reason:
                 return text.splitlines()[-LOG_LINES:]
             reasons.append(reason)
-        raise MissingError(reasons[0])  # of the dashboard, which has most logs
+        raise MissingError(reasons[0])  # the dashboard's, which has most logs
 
     def page(self, run_id: str) -> str:
-        """Return where the dashboard shows a run."""
+        """Return the address of a run in the dashboard."""
         return f"{self._dashboard}/#/runs/details/{run_id}"
 
 
@@ -353,44 +361,44 @@ def _reference(package: Any) -> Any:
     )
 
 
-def _recurs(one: Any, package: Any, arguments: Mapping[str, Any], cron: str) -> bool:
-    """Tell whether a recurring run is of this package, with these arguments, at these times, and on."""
-    schedule = one.trigger.cron_schedule if one.trigger else None
+def _is_same_schedule(recurring: Any, package: Any, arguments: Mapping[str, Any], cron: str) -> bool:
+    """Return whether a recurring run is enabled and has this package, these arguments and these times."""
+    schedule = recurring.trigger.cron_schedule if recurring.trigger else None
     return (
         schedule is not None
         and schedule.cron == cron
-        and one.pipeline_version_reference == _reference(package)
-        and (one.runtime_config.parameters if one.runtime_config else {}) == dict(arguments)
-        and one.status != kfp_server_api.V2beta1RecurringRunStatus.DISABLED
+        and recurring.pipeline_version_reference == _reference(package)
+        and (recurring.runtime_config.parameters if recurring.runtime_config else {}) == dict(arguments)
+        and recurring.status != kfp_server_api.V2beta1RecurringRunStatus.DISABLED
     )
 
 
-def _named(name: str) -> str:
-    """Return the filter for what bears a name."""
+def _name_filter(name: str) -> str:
+    """Return the filter for objects of a name."""
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
 
 
-def _found_or_made(
-    find: Callable[[], Made | None], make: Callable[[], Made], *, look_first: bool = True
-) -> tuple[Made, bool]:
-    """Return what is found, or what is made, and whether it was made; after a fault, look whether it was."""
-    found = find() if look_first else None
+def _get_or_create(
+    find: Callable[[], Resource | None], create: Callable[[], Resource], *, find_first: bool = True
+) -> tuple[Resource, bool]:
+    """Return an existing or a new object, and whether it was created now; after an error, search before retrying."""
+    existing = find() if find_first else None
     for attempt in range(RETRIES + 1):
-        if found is not None:
-            return found, attempt > 0
+        if existing is not None:
+            return existing, attempt > 0
         try:
-            return make(), True
+            return create(), True
         except (UnreachableError, TakenError):
             if attempt == RETRIES:
                 raise
         time.sleep(BACKOFF * 2**attempt)
-        found = find()
+        existing = find()
     raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' own warnings about every retry off the terminal for a block."""
+    """Suppress the libraries' warnings about retries."""
     import logging
 
     logger = logging.getLogger("urllib3")

@@ -1,4 +1,4 @@
-"""Follows a run until it has ended."""
+"""Follows a run until it ends."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,26 +10,26 @@ from evasion.pipelines.plan import PlannedStep
 from evasion.pipelines.submit.host import Host, UnreachableError
 from evasion.pipelines.submit.workflow import Node, failed_pods
 
-INTERVAL = 3.0  # seconds between two looks
-PATIENCE = 600.0  # seconds without any answer
+INTERVAL = 3.0  # seconds between two requests
+PATIENCE = 600.0  # seconds without any response
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 
 
 class TimeUpError(RuntimeError):
-    """The run has not ended in time; it goes on."""
+    """The run has not ended in time; it is still running."""
 
 
 @dataclass(frozen=True)
 class StepProgress:
-    """How far a step is.
+    """The progress of a step.
 
     Attributes:
         step: The step.
-        state: As Kubeflow names it: PENDING, RUNNING, SUCCEEDED, FAILED, SKIPPED, CANCELED …; blank before it begins.
-        started: When it began.
-        ended: When it ended.
-        error: What Kubeflow says went wrong.
+        state: Kubeflow's state: PENDING, RUNNING, SUCCEEDED, FAILED, SKIPPED, CANCELED …; blank before the step begins.
+        started: The time of its start.
+        ended: The time of its end.
+        error: Kubeflow's error message.
     """
 
     step: PlannedStep
@@ -39,18 +39,18 @@ class StepProgress:
     error: str = ""
 
     def seconds(self, now: datetime) -> float:
-        """How long it has taken until it ended, or until now."""
+        """Return the seconds from its start to its end, or to now."""
         return max(0.0, ((self.ended or now) - self.started).total_seconds()) if self.started else 0.0
 
 
 class WatchListener:
-    """Is told how a run goes. Every method does nothing until a subclass gives it something to do."""
+    """Receives the events of a run. All methods do nothing by default; subclasses override them."""
 
     def changed(self, steps: Sequence[StepProgress]) -> None:
-        """Hear how far all steps are, at every look."""
+        """Called with the progress of all steps after every request."""
 
     def silent(self, error: str) -> None:
-        """Hear that the host did not answer and is asked again."""
+        """Called when the host did not respond and the request will be retried."""
 
 
 def until_ended(
@@ -63,28 +63,28 @@ def until_ended(
     cancelled: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Any:
-    """Return a run once it has ended.
+    """Wait for the end of a run and return the run.
 
-    Of a run that was terminated Kubeflow says CANCELING, and at last FAILED: its state is CANCELED here.
+    Kubeflow's state of a terminated run is CANCELING and finally FAILED; this function returns it as CANCELED.
 
     Args:
-        host: Where it runs.
-        run_id: Which run.
-        planned: The steps to tell of.
-        listener: Is told how they go.
-        deadline: When to give up, by the clock.
-        cancelled: Whether its end has been asked for.
-        clock: Tells the time in seconds.
+        host: The host of the run.
+        run_id: The run's id.
+        planned: The steps to report.
+        listener: Receives the progress of the steps.
+        deadline: The time at which to give up, by the clock.
+        cancelled: Whether the termination of the run has been requested.
+        clock: Returns the time in seconds.
 
     Raises:
-        TimeUpError: It has not ended in time.
-        HostError: The host does not answer for ten minutes, or refuses to.
+        TimeUpError: The run has not ended in time.
+        HostError: The host does not respond for ten minutes, or refuses the request.
     """
-    heard = clock()
+    last_response = clock()
     while True:
         try:
             run = host.run(run_id)
-            heard = clock()
+            last_response = clock()
             listener.changed(progress(nodes(host, run), planned))
             cancelled = cancelled or run.state == "CANCELING"
             if cancelled and run.state == "FAILED":
@@ -92,20 +92,20 @@ def until_ended(
             if run.state in ENDED:
                 return run
         except UnreachableError as error:
-            if clock() - heard > PATIENCE:
+            if clock() - last_response > PATIENCE:
                 raise
             listener.silent(str(error))
         if deadline is not None and clock() >= deadline:
             raise TimeUpError
-        left = INTERVAL if deadline is None else min(INTERVAL, deadline - clock())
-        time.sleep(max(0.0, left))
+        pause = INTERVAL if deadline is None else min(INTERVAL, deadline - clock())
+        time.sleep(max(0.0, pause))
 
 
 def nodes(host: Host, run: Any) -> list[Node]:
-    """Return the nodes of a run, as its workflow tells of them, or where that is not shown as Kubeflow does."""
-    of_workflow = host.nodes(run.run_id)
-    if of_workflow is not None:
-        return of_workflow
+    """Return the nodes of a run from its workflow; if the host does not show it, from Kubeflow's API."""
+    workflow_nodes = host.nodes(run.run_id)
+    if workflow_nodes is not None:
+        return workflow_nodes
     details = (run.run_details.task_details if run.run_details else None) or ()
     return [
         Node(
@@ -120,38 +120,38 @@ def nodes(host: Host, run: Any) -> list[Node]:
 
 
 def progress(nodes: Sequence[Node], planned: Sequence[PlannedStep]) -> list[StepProgress]:
-    """Return how far each step is.
+    """Return the progress of each step.
 
-    A run's nodes are drivers and executors, tries and loops among others; a step's own bears its name.
+    The nodes of a run include drivers, executors, tries and loops; a step's own node has the name of its task.
     """
-    named: dict[str, Node] = {}
+    nodes_by_name: dict[str, Node] = {}
     for node in nodes:
         name = node.display_name
-        # In a loop several nodes bear it: the step is where the one is that has come the least far.
-        named[name] = min(named.get(name, node), node, key=_how_far)
-    return [_progress(step, named, nodes) for step in planned]
+        # In a loop several nodes have the same name: the least advanced one counts.
+        nodes_by_name[name] = min(nodes_by_name.get(name, node), node, key=_rank)
+    return [_progress(step, nodes_by_name, nodes) for step in planned]
 
 
 _ORDER = ("FAILED", "CANCELED", "CANCELING", "RUNNING", "PENDING", "SKIPPED", "SUCCEEDED")
 
 
-def _how_far(node: Node) -> int:
+def _rank(node: Node) -> int:
     return _ORDER.index(node.state) if node.state in _ORDER else _ORDER.index("PENDING")
 
 
-def _progress(step: PlannedStep, named: Mapping[str, Node], nodes: Sequence[Node]) -> StepProgress:
-    driver = named.get(f"{step.task}-driver")
-    failed = driver is not None and driver.state == "FAILED"  # so that it never came to the step itself
-    node = driver if failed else named.get(step.task, driver)
+def _progress(step: PlannedStep, nodes_by_name: Mapping[str, Node], nodes: Sequence[Node]) -> StepProgress:
+    driver = nodes_by_name.get(f"{step.task}-driver")
+    failed = driver is not None and driver.state == "FAILED"  # the step itself never started
+    node = driver if failed else nodes_by_name.get(step.task, driver)
     if node is None:
         return StepProgress(step)
     state = "PENDING" if node is driver and node.state == "SUCCEEDED" else node.state
-    # The pods say what went wrong; of one that was tried again, its node says only that there are no more tries.
+    # The pods hold the error; the node of a retried pod says only that there are no more retries.
     pods = failed_pods(nodes, step.task)
     error = next((pod.message for pod in pods if pod.message), node.message) if state == "FAILED" else ""
     return StepProgress(step, state, node.start_time, node.end_time if state in ENDED else None, error)
 
 
 def _time(value: datetime | None) -> datetime | None:
-    """Return a time; Kubeflow writes one that has not come as one long past."""
+    """Return a time, or None for the time long past that Kubeflow reports for a future event."""
     return value if value and value.year > 1970 else None

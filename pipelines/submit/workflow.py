@@ -1,7 +1,7 @@
-"""What Argo says of the nodes of a run.
+"""The nodes of a run in Argo's workflow.
 
-Kubeflow's API has no message of a node, no name of a pod, and shows no node at all once Argo has compressed them, as it
-does in a larger workflow. The workflow itself has all of it.
+Kubeflow's API returns neither the messages of nodes nor the names of pods, and no node at all once Argo has compressed
+them, as it does in a larger workflow. The workflow itself contains all of this.
 """
 
 import base64
@@ -30,13 +30,13 @@ class Node:
     """A node of a run.
 
     Attributes:
-        display_name: The task's key in the pipeline, or that and "-driver", "executor", ….
-        state: As Kubeflow names it: PENDING, RUNNING, SUCCEEDED, FAILED, SKIPPED, CANCELED, ….
-        start_time: When it began.
-        end_time: When it ended.
-        message: What went wrong.
-        task: The key of the task that a pod belongs to; blank for what is no pod.
-        pod: The pod's name; blank for what is no pod.
+        display_name: The task's key in the pipeline, the key with the suffix "-driver", "executor", ….
+        state: Kubeflow's state: PENDING, RUNNING, SUCCEEDED, FAILED, SKIPPED, CANCELED, ….
+        start_time: The time of its start.
+        end_time: The time of its end.
+        message: The error message.
+        task: The key of the task of a pod; blank if the node is not a pod.
+        pod: The pod's name; blank if the node is not a pod.
         is_driver: Whether the pod is the driver of its task.
     """
 
@@ -51,13 +51,13 @@ class Node:
 
 
 def nodes_of(manifest: str) -> list[Node]:
-    """Return the nodes of a workflow, in the order in which they began.
+    """Return the nodes of a workflow in the order in which they started.
 
     Args:
         manifest: The workflow as JSON.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The manifest is not a workflow.
     """
     try:
         workflow = json.loads(manifest)
@@ -66,23 +66,23 @@ def nodes_of(manifest: str) -> list[Node]:
         if compressed := status.get("compressedNodes"):
             nodes = json.loads(gzip.decompress(base64.b64decode(compressed)))
         name = workflow["metadata"]["name"]
-        return sorted((_node(name, one) for one in nodes.values()), key=lambda node: str(node.start_time))
+        return sorted((_node(name, node) for node in nodes.values()), key=lambda node: str(node.start_time))
     except (AttributeError, KeyError, OSError, EOFError) as error:
-        raise ValueError(f"The workflow of the run has another form: {error!r}") from error
+        raise ValueError(f"The workflow of the run has an unexpected form: {error!r}") from error
 
 
 def failed_pods(nodes: Iterable[Node], task: str = "") -> list[Node]:
-    """Return the pods that failed, of one task or of any, the last first."""
+    """Return the failed pods of a task, or of all tasks if it is blank, the last first."""
     return [node for node in nodes if node.pod and node.state == "FAILED" and task in ("", node.task)][::-1]
 
 
 def _node(workflow: str, node: Mapping[str, Any]) -> Node:
     task = pod = last = ""
     if node["type"] == "Pod":
-        # A level of the name that is tried again has the number of the try behind it: W(0).root(0).fgm(0).executor(1).
-        *above, last = [re.sub(r"(\(\d+\))+$", "", level) for level in node["name"].split(".")]
-        task = above[-1] if last == "executor" and above else last.removesuffix("-driver")
-        # Argo names a pod as its node, which is the workflow and a hash, with the template between the two.
+        # Each retryable level of the name ends in the number of the try: W(0).root(0).fgm(0).executor(1).
+        *parents, last = [re.sub(r"(\(\d+\))+$", "", level) for level in node["name"].split(".")]
+        task = parents[-1] if last == "executor" and parents else last.removesuffix("-driver")
+        # A node's id is the workflow's name and a hash; a pod's name has the template's name between the two.
         pod = f"{workflow}-{node['templateName']}-{node['id'].rpartition('-')[2]}"
     return Node(
         display_name=node["displayName"],

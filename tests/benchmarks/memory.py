@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import readme
+import page
 
 SIZES = (1_000, 10_000)
 ALLOWED = 1.05
@@ -189,7 +189,7 @@ def peak(folder: Path, stage: str, artifacts: dict, parameters: dict) -> int:
 
 
 def main() -> int:
-    """Measure all stages, write the README's table, and say whether one grew."""
+    """Measure all stages, write the table of docs/benchmarks.md, and say whether one grew."""
     rows, grown = [], []
     with tempfile.TemporaryDirectory() as temporary:
         for size in SIZES:
@@ -201,7 +201,7 @@ def main() -> int:
             print(*rows[-1], sep="  ", file=sys.stderr)
             if large > ALLOWED * small:
                 grown.append(name)
-    readme.put("memory.py", readme.table(["stage", *(f"{size:,} images, MiB" for size in SIZES), "ratio"], rows))
+    page.put("memory.py", page.table(["stage", *(f"{size:,} images, MiB" for size in SIZES), "ratio"], rows))
     if grown:
         print(f"Memory grows with the number of images in: {', '.join(grown)}")
     return bool(grown)

@@ -6,7 +6,7 @@ Rows that attack or train start from files and a saved model and end with what t
 load the model and compile what they compile. The stages read and write the packed dataset and keep their run in MLflow;
 bare TensorFlow is handed the images in memory and throws its own away: the limit. Every round times each contender
 once; what is shown are medians over the rounds, and of the ratios within them. The machine and all timings are
-written to docs/benchmark.json (pyperf's format), the tables into the README.
+written to docs/benchmark.json (pyperf's format), the tables into docs/benchmarks.md.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import page
 import psutil
 import pyperf
-import readme
 import requests
 import tensorflow as tf
 from PIL import Image
@@ -522,7 +522,7 @@ def shards(bench: Bench) -> Iterator[tuple[int, int, float, float]]:
 
 
 def main() -> int:
-    """Measure, write the README's tables, and say what is slower than asked."""
+    """Measure, write the table of docs/benchmarks.mds, and say what is slower than asked."""
     console, benchmarks, missed = Console(stderr=True), [], []
     rates, started = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -557,14 +557,14 @@ def main() -> int:
     )
     told = [
         f"Medians of {ROUNDS} rounds (2 where a round takes long) on {machine()}.",
-        readme.table(["work", "images a second", "times as fast as", "asked"], rates),
+        page.table(["work", "images a second", "times as fast as", "asked"], rates),
         passes,
-        readme.table(["start of", "seconds", "asked, at most"], started),
+        page.table(["start of", "seconds", "asked, at most"], started),
         "An evaluation of 1,000 digits by le_net, with FGM and JPEG compression, in shards, one step after the other. "
         "In a cluster the shards run at once.",
-        readme.table(["shards", "steps", "all steps, s", "those of one shard, s"], costs),
+        page.table(["shards", "steps", "all steps, s", "those of one shard, s"], costs),
     ]
-    readme.put("speed.py", "\n\n".join(told))
+    page.put("speed.py", "\n\n".join(told))
     print("\n".join(missed) or "Everything is as fast as asked.")
     return bool(missed)
 

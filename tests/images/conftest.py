@@ -24,7 +24,7 @@ def engine():
 
 @pytest.fixture(scope="session")
 def python(engine):
-    """Runs Python in an image as steps are run; returns what it printed."""
+    """Runs Python in an image with the settings of steps; returns its output."""
 
     def python(code, target="cpu", **settings):
         image = containers.image(target)
@@ -43,15 +43,16 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mlflow(engine, output):
-    """The server of this module's runs, kept up between them."""
+    """The MLflow server shared by the runs of this module."""
     with server.running(engine, output / "server") as running:
         yield running
 
 
 @pytest.fixture
 def beside(engine, mlflow):
-    """Names the containers that run beside the server; other tests have their own server."""
-    return lambda: {one.name for one in engine.containers.list(all=True, filters={"network": mlflow.network})}
+    """Returns the names of the containers in the server's network; other tests have their own server."""
+    network = {"network": mlflow.network}
+    return lambda: {container.name for container in engine.containers.list(all=True, filters=network)}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the images hold and what they do not."""
+"""The contents of the images."""
 
 import json
 from importlib.metadata import version
@@ -35,9 +35,9 @@ print(json.dumps(sorted({
 
 
 @pytest.mark.parametrize("target", ["cpu", "mlflow"])
-def test_of_all_programs_those_are_left_that_start_a_step(python, target):
-    found = set(json.loads(python(PROGRAMS, target)))
-    assert {name for name in found if not name.startswith("python3")} == {"sh", "dash", "mktemp"}
+def test_only_programs_that_start_a_step_are_installed(python, target):
+    programs = set(json.loads(python(PROGRAMS, target)))
+    assert {name for name in programs if not name.startswith("python3")} == {"sh", "dash", "mktemp"}
 
 
 COMPILED = """
@@ -50,7 +50,7 @@ for source in pathlib.Path("/opt/evasion").rglob("*.py"):
 
 @pytest.mark.parametrize("target", ["cpu", "mlflow"])
 def test_bytecode_is_compiled(python, target):
-    # Templates, and files for other versions of Python, are no code of this one.
+    # Templates and files for other versions of Python have no bytecode.
     missing = python(COMPILED, target).split()
     assert not [path for path in missing if "/evasion/components/" in path or "/evasion/pipelines/" in path]
     assert len(missing) < 20, missing
@@ -65,7 +65,7 @@ print(*sorted(one.name for one in distributions()))
 """
 
 
-def test_a_step_finds_what_it_imports_and_no_more_is_installed(python):
+def test_only_the_packages_that_steps_import_are_installed(python):
     installed = python(IMPORTS, tmpfs={"/tmp": ""}).splitlines()[-1].split()
     assert {"kfp", "mlflow-skinny", "tensorflow_cpu", "evasion-pipelines"} <= set(installed)
     assert not {"mlflow", "kubernetes", "kfp-pipeline-spec", "docker", "pip", "pyarrow"} & set(installed)
@@ -78,10 +78,10 @@ def test_the_tracking_server_has_its_drivers(python):
 
 def test_nothing_of_the_build_is_in_a_layer(engine, python):
     history = engine.images.get(containers.image("cpu")).history()
-    assert not [one for one in history if "pip.conf" in one["CreatedBy"]]
+    assert not [layer for layer in history if "pip.conf" in layer["CreatedBy"]]
     assert python("import os; print(os.path.exists('/etc/pip.conf'))").strip() == "False"
 
 
-def test_mlflow_draws_no_bars_into_a_steps_log(python):
+def test_mlflow_draws_no_progress_bars_in_a_steps_log(python):
     code = "import mlflow.environment_variables as known; print(known.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get())"
     assert python(code, tmpfs={"/tmp": ""}).split()[-1] == "False"

@@ -1,4 +1,4 @@
-"""An evaluation of photographs in containers; a file of its own, to run beside the other tests."""
+"""An evaluation of photographs in containers; in a file of its own to run in parallel with the other tests."""
 
 from evasion.pipelines import catalog
 from evasion.pipelines.local import runner

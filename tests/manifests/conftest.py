@@ -1,4 +1,4 @@
-"""A copy of the manifests with made-up values in place of those that git ignores, and kubectl."""
+"""A copy of the manifests with sample values instead of the files that git ignores, and kubectl."""
 
 import json
 import subprocess
@@ -42,12 +42,12 @@ def render_with(tmp_path, kubectl):
 
 @pytest.fixture(scope="session")
 def discovery(tmp_path_factory):
-    """Options for kubectl, which asks a cluster what kinds there are even where it sends it nothing.
+    """Options for kubectl, which asks a cluster for its kinds of objects even if it sends none.
 
-    They lead to a server that holds what one of Kubernetes 1.37.2 says of the kinds used here (the files of
-    `api/discovery` in its source), and no object.
+    They lead to a server without objects that serves the discovery documents of Kubernetes 1.37.2 for the kinds used
+    here (the files of `api/discovery` in its source).
     """
-    said = json.loads(Path(__file__).with_name("discovery.json").read_text(encoding="utf-8"))
+    documents = json.loads(Path(__file__).with_name("discovery.json").read_text(encoding="utf-8"))
     nothing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no object is here", "code": 404}
     nothing["reason"] = "NotFound"
 
@@ -58,10 +58,10 @@ def discovery(tmp_path_factory):
 
         def do_GET(self):
             path = self.path.partition("?")[0]
-            self.send_response(200 if path in said else 404)
+            self.send_response(200 if path in documents else 404)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
-            self.wfile.write(json.dumps(said.get(path, nothing)).encode())
+            self.wfile.write(json.dumps(documents.get(path, nothing)).encode())
 
         def log_message(self, *_):
             pass

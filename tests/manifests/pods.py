@@ -1,4 +1,4 @@
-"""Rendered manifests: what refers to what, and pods as containers of the engine, as the kubelet would start them."""
+"""Rendered manifests: references between objects, and pods as containers of the engine, as the kubelet starts them."""
 
 import base64
 import secrets
@@ -14,7 +14,7 @@ from evasion.components.step import IMAGE
 Object = Mapping[str, Any]
 ROOT = Path(__file__).parents[2]
 KUBECTL = ROOT / ".venv" / "bin" / "kubectl"  # of `make test`, which installs it
-# With what quoting must survive.
+# Values with characters that need quoting.
 VALUES = {
     "steps.env": {"MLFLOW_TRACKING_USERNAME": "evasion", "MLFLOW_TRACKING_PASSWORD": "the steps' $word"},
     "server.env": {
@@ -26,7 +26,7 @@ VALUES = {
 
 
 def copy(folder: Path, changed: Mapping[str, str] = MappingProxyType({})) -> Path:
-    """Copy the manifests as git has them, beside secrets."""
+    """Copy the manifests without ignored files, and add sample secrets."""
     shutil.copytree(ROOT / "manifests", folder, ignore=shutil.ignore_patterns("secrets"))
     (folder / "base" / "secrets").mkdir()
     for name, variables in VALUES.items():
@@ -37,12 +37,12 @@ def copy(folder: Path, changed: Mapping[str, str] = MappingProxyType({})) -> Pat
 
 def find(objects: Sequence[Object], kind: str, name: str) -> Object:
     """The object of this kind and name."""
-    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
-    return found
+    (match,) = [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+    return match
 
 
 def template(workload: Object) -> Object:
-    """The pod that a Deployment, a StatefulSet or a Job makes, or the Pod itself."""
+    """The pod template of a Deployment, a StatefulSet or a Job, or the Pod itself."""
     return workload if workload["kind"] == "Pod" else workload["spec"]["template"]
 
 
@@ -53,30 +53,30 @@ def containers(workload: Object) -> list[Object]:
 
 
 def data(objects: Sequence[Object], kind: str, name: str) -> dict[str, str]:
-    """What a ConfigMap or a Secret holds."""
-    held = find(objects, kind, name)["data"]
-    return {key: base64.b64decode(value).decode() if kind == "Secret" else value for key, value in held.items()}
+    """The values of a ConfigMap or a Secret."""
+    values = find(objects, kind, name)["data"]
+    return {key: base64.b64decode(value).decode() if kind == "Secret" else value for key, value in values.items()}
 
 
 def environment(objects: Sequence[Object], container: Object) -> dict[str, str]:
-    """The variables of a container."""
+    """The environment variables of a container."""
     variables: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         ((kind, reference),) = source.items()
         variables |= data(objects, {"configMapRef": "ConfigMap", "secretRef": "Secret"}[kind], reference["name"])
-    for one in container.get("env", ()):
-        if "value" in one:
-            variables[one["name"]] = one["value"]
+    for variable in container.get("env", ()):
+        if "value" in variable:
+            variables[variable["name"]] = variable["value"]
         else:
-            reference = one["valueFrom"]["secretKeyRef"]
-            variables[one["name"]] = data(objects, "Secret", reference["name"])[reference["key"]]
+            reference = variable["valueFrom"]["secretKeyRef"]
+            variables[variable["name"]] = data(objects, "Secret", reference["name"])[reference["key"]]
     return variables
 
 
 class Node:
     """Runs the pods of rendered manifests in one network of the container engine.
 
-    Every claim is a volume as the kubelet leaves it that was told of an fsGroup: root's, and writable for the group.
+    Every claim is a volume as the kubelet prepares it for an fsGroup: owned by root, and writable for the group.
     """
 
     def __init__(self, engine: Any, folder: Path) -> None:
@@ -87,20 +87,20 @@ class Node:
         self._volumes: dict[str, Any] = {}
 
     def close(self) -> None:
-        for one in self._engine.containers.list(all=True, filters={"network": self._network.id}):
-            one.remove(force=True)
+        for container in self._engine.containers.list(all=True, filters={"network": self._network.id}):
+            container.remove(force=True)
         self._network.remove()
         for volume in self._volumes.values():
             volume.remove()
 
     def create(self, objects: Sequence[Object], workload: Object, container: Object) -> Any:
-        """Make a container as its manifest says, not started yet."""
+        """Create a container from its manifest without starting it."""
         pod = template(workload)["spec"]
         context = {**pod["securityContext"], **container["securityContext"]}
         volumes, tmpfs = {}, {}
         kinds = {one["name"]: one for one in pod.get("volumes", ())}
         for mount in container.get("volumeMounts", ()):
-            # What is no volume of the pod is one that a StatefulSet makes.
+            # A mount that is not a volume of the pod is a volume claim of a StatefulSet.
             kind = kinds.get(mount["name"], {"persistentVolumeClaim": {"claimName": mount["name"]}})
             mode = "ro" if mount.get("readOnly") else "rw"
             if "emptyDir" in kind:
@@ -110,7 +110,7 @@ class Node:
                 volumes[str(source)] = {"bind": mount["mountPath"], "mode": mode}
             else:
                 claim = kind["persistentVolumeClaim"]["claimName"]
-                source = self.volume(claim) or self._made(claim, context["fsGroup"])
+                source = self.volume(claim) or self._new_volume(claim, context["fsGroup"])
                 volumes[source.name] = {"bind": mount["mountPath"], "mode": mode}
         service = template(workload)["metadata"]["labels"]["app.kubernetes.io/name"]
         return self._engine.containers.create(
@@ -135,13 +135,13 @@ class Node:
 
     @contextmanager
     def running(self, objects: Sequence[Object], workload: Object) -> Iterator[Any]:
-        """Run a workload's containers, those of its start to their end, for a block; give the last, which serves."""
-        *first, last = containers(workload)
-        for one in first:
-            container = self.create(objects, workload, one)
+        """Run a workload's init containers to their end, then its last container for a block, and yield that one."""
+        *init_containers, last = containers(workload)
+        for declared in init_containers:
+            container = self.create(objects, workload, declared)
             container.start()
-            said = b"".join(container.logs(stream=True)).decode()
-            assert container.wait()["StatusCode"] == 0, said
+            log = b"".join(container.logs(stream=True)).decode()
+            assert container.wait()["StatusCode"] == 0, log
         container = self.create(objects, workload, last)
         container.start()
         try:
@@ -158,16 +158,16 @@ class Node:
         return folder
 
     def volume(self, claim: str) -> Any:
-        """The volume of a claim, if a container has used it."""
+        """The volume of a claim; None before a container has used it."""
         return self._volumes.get(claim)
 
-    def _made(self, claim: str, group: int) -> Any:
-        made = self._volumes[claim] = self._engine.volumes.create(f"evasion-pods-{self._key}-{claim}")
+    def _new_volume(self, claim: str, group: int) -> Any:
+        volume = self._volumes[claim] = self._engine.volumes.create(f"evasion-pods-{self._key}-{claim}")
         self._engine.containers.run(
             IMAGE,
             ["python3", "-c", f"import os; os.chown('/volume', 0, {group}); os.chmod('/volume', 0o2775)"],
             user="0",
-            volumes={made.name: {"bind": "/volume", "mode": "rw"}},
+            volumes={volume.name: {"bind": "/volume", "mode": "rw"}},
             remove=True,
         )
-        return made
+        return volume

@@ -1,6 +1,6 @@
-"""The manifests in a real API server of Kubernetes, which admits what it would admit in a cluster.
+"""The manifests in a real API server of Kubernetes, which admits the same objects as in a cluster.
 
-There are no nodes, so no pod starts, and no controllers: what those write, the tests write.
+There are no nodes, so no pod starts, and no controllers: the tests write what controllers would write.
 """
 
 import base64
@@ -21,14 +21,14 @@ from evasion.pipelines.placement import Placement
 pytestmark = pytest.mark.cluster
 
 OVERLAYS = ("air-gapped", "gke", "gpu-operator", "local")
-PROGRAM = ROOT / "build" / "cluster" / "kube-apiserver"  # of `make test-cluster`, which builds it
-# On GKE a pod that asks for some of a resource tolerates the taint of nodes that have it.
+PROGRAM = ROOT / "build" / "cluster" / "kube-apiserver"  # built by `make test-cluster`
+# On GKE a pod that requests a resource tolerates the taint of nodes with that resource.
 PLUGINS = "ExtendedResourceToleration"
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """Options by which kubectl reaches a new API server as its administrator."""
+    """Options with which kubectl connects to a new API server as its administrator."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "etcd").symlink_to(PROGRAM)
     ports = [free_port() for _ in range(3)]
@@ -44,7 +44,7 @@ def cluster(tmp_path_factory):
         *("--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.0.0.0/24"),
         *(f"--service-account-signing-key-file={key}", f"--service-account-key-file={key}"),
         f"--enable-admission-plugins={PLUGINS}",
-        # As KFP's API server asks for it.
+        # Required by KFP's API server.
         "--api-audiences=https://kubernetes.default.svc,pipelines.kubeflow.org",
     ]
     options = [f"--server={server.replace('http:', 'https:')}", f"--token={token}", "--insecure-skip-tls-verify"]
@@ -61,25 +61,25 @@ def cluster(tmp_path_factory):
                 time.sleep(0.3)
             yield options
         finally:
-            for one in reversed(started):
-                one.terminate()
-                one.wait()
+            for process in reversed(started):
+                process.terminate()
+                process.wait()
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
 def ask(cluster):
-    """Asks the API server through kubectl; returns whether it agreed and what it said."""
+    """Sends a request to the API server through kubectl; returns whether it succeeded, and kubectl's output."""
 
     def ask(*arguments, sent=None):
-        given = None if sent is None else json.dumps(sent)
+        body = None if sent is None else json.dumps(sent)
         command = [KUBECTL, *cluster, *map(str, arguments)]
-        done = subprocess.run(command, input=given, text=True, capture_output=True)
+        done = subprocess.run(command, input=body, text=True, capture_output=True)
         return done.returncode == 0, done.stdout + done.stderr
 
     return ask
@@ -87,7 +87,7 @@ def ask(cluster):
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def applied(request, ask, tmp_path_factory):
-    """An overlay, applied to a namespace of its name that takes restricted pods alone."""
+    """An overlay, applied to a namespace of its name that admits only restricted pods."""
     overlay = request.param
     manifests = pods.copy(tmp_path_factory.mktemp(overlay) / "manifests")
     file = manifests / "overlays" / overlay / "kustomization.yaml"
@@ -96,16 +96,18 @@ def applied(request, ask, tmp_path_factory):
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": overlay, "labels": labels}}
     assert ask("create", "--filename=-", sent=namespace) == (True, f"namespace/{overlay} created\n")
-    agreed, said = ask("apply", "--kustomize", file.parent)
-    assert agreed, said
-    assert "arning" not in said, said
-    # The controller's part: nothing is in use yet.
-    agreed, quota = ask("get", "resourcequota", "evasion", "--namespace", overlay, "--output=json")
-    if agreed:
+    succeeded, output = ask("apply", "--kustomize", file.parent)
+    assert succeeded, output
+    assert "arning" not in output, output
+    # In place of the controller: nothing is in use yet.
+    succeeded, quota = ask("get", "resourcequota", "evasion", "--namespace", overlay, "--output=json")
+    if succeeded:
         hard = json.loads(quota)["spec"]["hard"]
         status = json.dumps({"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}})
-        agreed, said = ask("patch", "resourcequota", "evasion", "-n", overlay, "--subresource=status", "-p", status)
-        assert agreed, said
+        succeeded, output = ask(
+            "patch", "resourcequota", "evasion", "-n", overlay, "--subresource=status", "-p", status
+        )
+        assert succeeded, output
     return overlay, file.parent
 
 
@@ -114,7 +116,7 @@ def pod(spec, labels=None):
 
 
 def step(**resources):
-    """A step's pod, as Kubeflow starts it."""
+    """A step's pod, as Kubeflow creates it."""
     context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
     container = {
         "name": "main",
@@ -128,12 +130,12 @@ def step(**resources):
 
 @pytest.fixture
 def admit(ask, applied):
-    """Tells what the server makes of a pod, or why it does not take it."""
+    """Returns the admitted pod, or the error message of the server."""
 
-    def admit(tried):
+    def admit(candidate):
         overlay, _ = applied
-        agreed, said = ask("create", "--dry-run=server", "-n", overlay, "-f", "-", "-o", "json", sent=tried)
-        return json.loads(said) if agreed else said
+        succeeded, output = ask("create", "--dry-run=server", "-n", overlay, "-f", "-", "-o", "json", sent=candidate)
+        return json.loads(output) if succeeded else output
 
     return admit
 
@@ -142,15 +144,15 @@ def test_the_server_has_what_was_applied(ask, applied):
     assert ask("diff", "--kustomize", applied[1]) == (True, "")
 
 
-def test_pods_are_admitted_where_only_restricted_ones_are(ask, applied, admit):
+def test_pods_are_admitted_as_restricted_ones(ask, applied, admit):
     overlay, folder = applied
     objects = list(yaml.safe_load_all(subprocess.run([KUBECTL, "kustomize", folder], capture_output=True).stdout))
-    workloads = [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
+    workloads = [item for item in objects if item["kind"] in ("Deployment", "StatefulSet")]
     assert len(workloads) == (2 if overlay == "gke" else 3)
     for workload in workloads:
         template = pods.template(workload)
-        claimed = [one["metadata"]["name"] for one in workload["spec"].get("volumeClaimTemplates", ())]
-        volumes = template["spec"]["volumes"] + [{"name": name, "emptyDir": {}} for name in claimed]
+        claims = [claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", ())]
+        volumes = template["spec"]["volumes"] + [{"name": name, "emptyDir": {}} for name in claims]
         spec = {**template["spec"], "volumes": volumes}
         admitted = admit(pod(spec, template["metadata"]["labels"]))
         assert admitted["spec"]["containers"][0]["image"] == template["spec"]["containers"][0]["image"], admitted
@@ -158,32 +160,33 @@ def test_pods_are_admitted_where_only_restricted_ones_are(ask, applied, admit):
         assert 'violates PodSecurity "restricted' in admit(pod(root))
 
 
-def test_steps_get_gpus_where_there_are_some(applied, admit):
+def test_steps_get_gpus_in_overlays_with_gpus(applied, admit):
     overlay, _ = applied
     gpu = Placement().gpu_type
     plain = {"cpu": f"{Placement().cpus:g}", "memory": f"{Placement().memory:g}Gi"}
     assert admit(step(**plain))["metadata"]["namespace"] == overlay
-    asked = admit(step(**plain, **{gpu: "1"}))
+    admitted = admit(step(**plain, **{gpu: "1"}))
     too_many = admit(step(**plain, **{gpu: "5"}))
     if overlay == "local":
-        assert asked["kind"] == too_many["kind"] == "Pod"
+        assert admitted["kind"] == too_many["kind"] == "Pod"
     elif overlay == "air-gapped":
-        assert "exceeded quota: evasion" in asked
+        assert "exceeded quota: evasion" in admitted
     else:
-        assert asked["spec"]["containers"][0]["resources"]["limits"][gpu] == "1"
+        assert admitted["spec"]["containers"][0]["resources"]["limits"][gpu] == "1"
         refused = "exceeded quota: evasion" if overlay == "gke" else f"maximum {gpu} usage per Container is 4"
         assert refused in too_many
 
 
 def test_a_step_without_resources_gets_some_but_no_gpu(applied, admit):
     overlay, _ = applied
-    made = admit(step())
-    limits = made["spec"]["containers"][0]["resources"].get("limits", {})
+    admitted = admit(step())
+    limits = admitted["spec"]["containers"][0]["resources"].get("limits", {})
     assert limits.get("memory") == (None if overlay == "local" else "1Gi")
     assert limits.get(Placement().gpu_type, "0") == "0"
     if overlay == "gke":
-        # Else steps without GPUs would be put on nodes that have some.
-        assert Placement().gpu_type not in [one["key"] for one in made["spec"].get("tolerations", ())]
+        # Otherwise steps without GPUs could be placed on nodes with GPUs.
+        tolerations = admitted["spec"].get("tolerations", ())
+        assert Placement().gpu_type not in [toleration["key"] for toleration in tolerations]
 
 
 ALLOWED = {
@@ -201,11 +204,11 @@ ALLOWED = {
 
 
 def test_kubeflow_recognizes_ci_and_lets_it_submit(ask, applied):
-    """By the reviews that its API server asks for: of a token, then of what its owner wants to do."""
+    """By the reviews that its API server requests: of a token, then of the permissions of its owner."""
     overlay, _ = applied
     audience = "pipelines.kubeflow.org"
-    agreed, token = ask("create", "token", "evasion-submit", "-n", overlay, "--audience", audience)
-    assert agreed, token
+    succeeded, token = ask("create", "token", "evasion-submit", "-n", overlay, "--audience", audience)
+    assert succeeded, token
     kind = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}
     review = {**kind, "spec": {"token": token.strip(), "audiences": [audience]}}
     status = json.loads(ask("create", "-f", "-", "-o", "json", sent=review)[1])["status"]
@@ -231,7 +234,7 @@ def test_make_deploy_ends_when_mlflow_runs(ask, cluster, tmp_path):
     ended = threading.Event()
 
     def control():
-        """Say what the controller says once MLflow's pod is ready."""
+        """Write the status that the controller writes once MLflow's pod is ready."""
         counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
         patch = json.dumps({"status": {"observedGeneration": 1, **counts}})
         while not ended.wait(0.5):
@@ -248,5 +251,5 @@ def test_make_deploy_ends_when_mlflow_runs(ask, cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'deployment "mlflow" successfully rolled out' in done.stdout
     _, secret = ask("get", "secret", "evasion-mlflow", "-n", "kubeflow", "-o", "json")
-    held = {name: base64.b64decode(value).decode() for name, value in json.loads(secret)["data"].items()}
-    assert held == pods.VALUES["steps.env"]
+    values = {name: base64.b64decode(value).decode() for name, value in json.loads(secret)["data"].items()}
+    assert values == pods.VALUES["steps.env"]

@@ -1,4 +1,4 @@
-"""What every overlay renders: objects that Kubernetes knows, that fit each other and that have no right too many."""
+"""The rendered objects of every overlay: valid in Kubernetes, consistent with each other, and with least privilege."""
 
 import functools
 import ipaddress
@@ -17,11 +17,11 @@ from evasion.components.step import IMAGE
 from evasion.pipelines.placement import CREDENTIALS, Placement
 
 OVERLAYS = ("air-gapped", "gke", "gpu-operator", "local")
-# The newest minor version of Kubernetes that the validator knows, and the two before it.
+# The newest minor version of Kubernetes that the validator supports, and the two before it.
 VERSIONS = list(dict.fromkeys(kubernetes_validate.utils.all_versions()))[-3:]
 STEP = {"pipelines.kubeflow.org/v2_component": "true"}
 GATEWAY = {"app": "istio-ingressgateway"}
-# Made by hand: it holds the password of a registry.
+# Created manually: it contains the password of a registry.
 FOREIGN = {"air-gapped": {"registry"}}
 
 
@@ -35,16 +35,16 @@ def objects(render, overlay):
     return render(f"overlays/{overlay}")
 
 
-def of(objects, *kinds):
-    return [one for one in objects if one["kind"] in kinds]
+def objects_of(objects, *kinds):
+    return [item for item in objects if item["kind"] in kinds]
 
 
 def names(objects, *kinds):
-    return {one["metadata"]["name"] for one in of(objects, *kinds)}
+    return {item["metadata"]["name"] for item in objects_of(objects, *kinds)}
 
 
 def workloads(objects):
-    return of(objects, "Deployment", "StatefulSet")
+    return objects_of(objects, "Deployment", "StatefulSet")
 
 
 def labels(workload):
@@ -56,22 +56,22 @@ def test_every_overlay_is_tested():
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_knows_every_field_of_every_object(render, version, monkeypatch):
+def test_every_field_of_every_object_is_valid_in_kubernetes(render, version, monkeypatch):
     read = functools.cache(kubernetes_validate.utils.schema_contents)
     monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", read)
-    rendered = [one for overlay in OVERLAYS for one in render(f"overlays/{overlay}")]
-    distinct = {json.dumps(one, sort_keys=True): one for one in rendered}
-    for one in distinct.values():
-        kubernetes_validate.validate(one, version, strict=True)
+    rendered = [item for overlay in OVERLAYS for item in render(f"overlays/{overlay}")]
+    distinct = {json.dumps(item, sort_keys=True): item for item in rendered}
+    for item in distinct.values():
+        kubernetes_validate.validate(item, version, strict=True)
     assert len(distinct) > 50
 
 
-def test_the_readme_says_for_which_versions():
+def test_the_readme_names_the_tested_versions():
     oldest, _, newest = (kubernetes_validate.utils.major_minor(version) for version in VERSIONS)
     assert f"Kubernetes {oldest} to {newest}." in (ROOT / "manifests/README.md").read_text(encoding="utf-8")
 
 
-def test_the_validator_objects_to_what_kubernetes_does_not_know(render):
+def test_the_validator_rejects_unknown_fields(render):
     deployment = json.loads(json.dumps(pods.find(render("overlays/local"), "Deployment", "mlflow")))
     deployment["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="readyProbe"):
@@ -79,20 +79,20 @@ def test_the_validator_objects_to_what_kubernetes_does_not_know(render):
 
 
 @pytest.mark.parametrize("command", ["create", "apply"])
-def test_kubectl_takes_every_object(kubectl, discovery, manifests, overlay, objects, command):
+def test_kubectl_accepts_every_object(kubectl, discovery, manifests, overlay, objects, command):
     dry = ["--dry-run=client", "--validate=false", "--output=name"]
-    taken = kubectl(command, *dry, *discovery, "--kustomize", manifests / "overlays" / overlay).split()
-    assert len(taken) == len(objects)
+    accepted = kubectl(command, *dry, *discovery, "--kustomize", manifests / "overlays" / overlay).split()
+    assert len(accepted) == len(objects)
 
 
-def test_all_lies_in_the_overlays_namespace(objects, overlay):
-    wanted = yaml.safe_load((ROOT / f"manifests/overlays/{overlay}/kustomization.yaml").read_text())["namespace"]
-    assert {one["metadata"]["namespace"] for one in objects} == {wanted}
-    (binding,) = of(objects, "RoleBinding")
-    assert {one["namespace"] for one in binding["subjects"]} == {wanted}
+def test_all_objects_are_in_the_overlays_namespace(objects, overlay):
+    namespace = yaml.safe_load((ROOT / f"manifests/overlays/{overlay}/kustomization.yaml").read_text())["namespace"]
+    assert {item["metadata"]["namespace"] for item in objects} == {namespace}
+    (binding,) = objects_of(objects, "RoleBinding")
+    assert {subject["namespace"] for subject in binding["subjects"]} == {namespace}
 
 
-def test_what_pipelines_expect_is_there(objects, overlay):
+def test_the_objects_that_pipelines_expect_exist(objects, overlay):
     expected = Placement()
     (port,) = pods.find(objects, "Service", "mlflow")["spec"]["ports"]
     assert expected.mlflow_uri == f"http://mlflow:{port['port']}"
@@ -103,13 +103,13 @@ def test_what_pipelines_expect_is_there(objects, overlay):
 def test_steps_on_several_nodes_can_mount_the_data(objects, overlay):
     claims = [
         one["spec"]["accessModes"]
-        for one in of(objects, "PersistentVolumeClaim")
+        for one in objects_of(objects, "PersistentVolumeClaim")
         if one["metadata"]["name"] == "evasion-data"
     ]
     assert claims == {"local": [["ReadWriteOnce"]], "gke": []}.get(overlay, [["ReadWriteMany"]])
 
 
-def test_what_is_referred_to_exists(objects, overlay):
+def test_references_between_objects_are_valid(objects, overlay):
     for workload in workloads(objects):
         spec = pods.template(workload)["spec"]
         assert spec["serviceAccountName"] in names(objects, "ServiceAccount")
@@ -124,43 +124,43 @@ def test_what_is_referred_to_exists(objects, overlay):
             assert {one["name"] for one in container["volumeMounts"]} <= volumes
             assert pods.environment(objects, container) or workload["metadata"]["name"] == "evasion-data"
         assert {one["name"] for one in workload["spec"].get("imagePullSecrets", ())} <= FOREIGN.get(overlay, set())
-    for account in of(objects, "ServiceAccount"):
+    for account in objects_of(objects, "ServiceAccount"):
         assert {one["name"] for one in account.get("imagePullSecrets", ())} <= FOREIGN.get(overlay, set())
-    (binding,) = of(objects, "RoleBinding")
+    (binding,) = objects_of(objects, "RoleBinding")
     assert binding["roleRef"]["name"] in names(objects, "Role")
     assert {one["name"] for one in binding["subjects"]} <= names(objects, "ServiceAccount")
 
 
-def test_selectors_choose_pods_that_are_there(objects):
-    templates = [labels(one) for one in workloads(objects)]
+def test_selectors_match_existing_pods(objects):
+    templates = [labels(workload) for workload in workloads(objects)]
 
-    def chosen(selector):
-        return [one for one in templates if selector.items() <= one.items()]
+    def selected(selector):
+        return [template for template in templates if selector.items() <= template.items()]
 
-    for one in workloads(objects):
-        assert chosen(one["spec"]["selector"]["matchLabels"]) == [labels(one)]
-    for one in of(objects, "Service"):
-        assert len(chosen(one["spec"]["selector"])) == 1
-    for one in of(objects, "PodDisruptionBudget"):
-        assert len(chosen(one["spec"]["selector"]["matchLabels"])) == 1
-    for one in of(objects, "NetworkPolicy"):
-        selector = one["spec"]["podSelector"]["matchLabels"]
-        assert chosen(selector) or selector == STEP
+    for workload in workloads(objects):
+        assert selected(workload["spec"]["selector"]["matchLabels"]) == [labels(workload)]
+    for service in objects_of(objects, "Service"):
+        assert len(selected(service["spec"]["selector"])) == 1
+    for budget in objects_of(objects, "PodDisruptionBudget"):
+        assert len(selected(budget["spec"]["selector"]["matchLabels"])) == 1
+    for policy in objects_of(objects, "NetworkPolicy"):
+        selector = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected(selector) or selector == STEP
 
 
 def test_services_lead_to_ports_of_containers(objects):
-    for service in of(objects, "Service"):
+    for service in objects_of(objects, "Service"):
         (workload,) = [one for one in workloads(objects) if service["spec"]["selector"].items() <= labels(one).items()]
         served = {
             port["name"]: port["containerPort"] for one in pods.containers(workload) for port in one.get("ports", ())
         }
         for port in service["spec"]["ports"]:
-            # Policies see the container's port, clients the service's: one number for both.
+            # Policies apply to the container's port, clients use the service's: both must be equal.
             assert served[port["targetPort"]] == port["port"]
 
 
 def test_pods_are_restricted(objects):
-    """By the rules of the Pod Security Standard of that name, and closer."""
+    """By the rules of the Pod Security Standard of that name, and stricter."""
     for workload in workloads(objects):
         pod = pods.template(workload)["spec"]
         assert (
@@ -180,7 +180,7 @@ def test_pods_are_restricted(objects):
             }
 
 
-def test_containers_say_what_they_need_and_how_they_are(objects):
+def test_containers_have_resources_and_probes(objects):
     for workload in workloads(objects):
         for container in pods.containers(workload):
             resources = container["resources"]
@@ -191,60 +191,59 @@ def test_containers_say_what_they_need_and_how_they_are(objects):
 
 
 def test_images_come_from_one_registry(objects, overlay):
-    found = {one["image"].rpartition("/")[0] for workload in workloads(objects) for one in pods.containers(workload)}
-    assert (
-        found
-        == {
-            "local": {""},
-            "gke": {"europe-west4-docker.pkg.dev/my-project/evasion"},
-            "gpu-operator": {"registry.example"},
-            "air-gapped": {"registry.example"},
-        }[overlay]
-    )
+    containers = [container for workload in workloads(objects) for container in pods.containers(workload)]
+    registries = {
+        "local": {""},
+        "gke": {"europe-west4-docker.pkg.dev/my-project/evasion"},
+        "gpu-operator": {"registry.example"},
+        "air-gapped": {"registry.example"},
+    }
+    assert {container["image"].rpartition("/")[0] for container in containers} == registries[overlay]
 
 
 def may_connect(objects, source, target, port, namespace=None):
-    """Tell whether policies let a pod connect to another; both are given by their labels.
+    """Return whether policies allow a connection between two pods, both given by their labels.
 
     Args:
         objects: The overlay's objects.
-        source: The labels of the one that connects.
-        target: The labels of the other one, which lies in the overlay's namespace.
-        port: To which port.
-        namespace: The labels of the source's namespace, if it is another one.
+        source: The labels of the pod that connects.
+        target: The labels of the other pod, which is in the overlay's namespace.
+        port: The port of the connection.
+        namespace: The labels of the source's namespace, if it is another namespace.
     """
 
-    def selects(selector, found):
-        return selector is not None and selector.get("matchLabels", {}).items() <= found.items()
+    def selects(selector, pod_labels):
+        return selector is not None and selector.get("matchLabels", {}).items() <= pod_labels.items()
 
-    def is_peer(peer, found, its_namespace):
+    def is_peer(peer, pod_labels, pod_namespace):
         if "ipBlock" in peer:
             return False
-        of_namespace = (
-            its_namespace is None
+        in_namespace = (
+            pod_namespace is None
             if "namespaceSelector" not in peer
-            else selects(peer["namespaceSelector"], its_namespace or {})
+            else selects(peer["namespaceSelector"], pod_namespace or {})
         )
-        return of_namespace and selects(peer.get("podSelector", {}), found)
+        return in_namespace and selects(peer.get("podSelector", {}), pod_labels)
 
-    def allowed(direction, key, owner, other, its_namespace):
+    def allowed(direction, key, owner, other, other_namespace):
+        specs = [policy["spec"] for policy in objects_of(objects, "NetworkPolicy")]
         policies = [
-            one["spec"]
-            for one in of(objects, "NetworkPolicy")
-            if direction.capitalize() in one["spec"]["policyTypes"] and selects(one["spec"]["podSelector"], owner)
+            spec
+            for spec in specs
+            if direction.capitalize() in spec["policyTypes"] and selects(spec["podSelector"], owner)
         ]
         return not policies or any(
-            any(is_peer(peer, other, its_namespace) for peer in rule[key])
-            and port in [one["port"] for one in rule.get("ports", [{"port": port}])]
+            any(is_peer(peer, other, other_namespace) for peer in rule[key])
+            and port in [entry["port"] for entry in rule.get("ports", [{"port": port}])]
             for policy in policies
             for rule in policy.get(direction, ())
         )
 
-    arrives = allowed("ingress", "from", target, source, namespace)
-    return arrives and (namespace is not None or allowed("egress", "to", source, target, None))
+    admitted = allowed("ingress", "from", target, source, namespace)
+    return admitted and (namespace is not None or allowed("egress", "to", source, target, None))
 
 
-def test_who_reaches_whom(objects):
+def test_allowed_and_denied_connections(objects):
     mlflow, postgres = (
         labels(pods.find(objects, kind, name)) for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "postgres"))
     )
@@ -273,17 +272,17 @@ def test_who_reaches_whom(objects):
         assert not may_connect(objects, source, target, port, namespace), (source, target)
 
 
-def test_no_pod_of_ours_is_without_a_policy_in_either_direction(objects):
+def test_every_pod_has_a_policy_in_both_directions(objects):
     deny = pods.find(objects, "NetworkPolicy", "evasion-deny")["spec"]
     assert deny == {"podSelector": deny["podSelector"], "policyTypes": ["Ingress", "Egress"]}
     for workload in workloads(objects):
         assert deny["podSelector"]["matchLabels"].items() <= labels(workload).items()
 
 
-def test_nothing_but_gke_lets_mlflow_out(objects, overlay):
+def test_only_gke_allows_connections_from_mlflow_to_other_networks(objects, overlay):
     blocks = {
         peer["ipBlock"]["cidr"]
-        for policy in of(objects, "NetworkPolicy")
+        for policy in objects_of(objects, "NetworkPolicy")
         if policy["spec"]["podSelector"]["matchLabels"] != STEP
         for rule in policy["spec"].get("egress", ())
         for peer in rule["to"]
@@ -293,7 +292,7 @@ def test_nothing_but_gke_lets_mlflow_out(objects, overlay):
     assert blocks - {"169.254.20.10/32"} == ({"0.0.0.0/0", *metadata} if overlay == "gke" else set())
 
 
-def test_air_gapped_steps_reach_private_networks_alone(render):
+def test_air_gapped_steps_reach_only_private_networks(render):
     objects = render("overlays/air-gapped")
     (rule,) = pods.find(objects, "NetworkPolicy", "evasion-steps")["spec"]["egress"]
     blocks = [peer["ipBlock"]["cidr"] for peer in rule["to"] if "ipBlock" in peer]
@@ -308,11 +307,11 @@ def quantity(text):
     return float(number) * {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
-def asked_by_all_steps(pipeline):
-    """What the steps of a compiled pipeline ask for together."""
+def total_resources(pipeline):
+    """The total requests and limits of the steps of a compiled pipeline."""
     spec, *_ = yaml.safe_load_all((ROOT / f"pipelines/compiled/cpu/{pipeline}.yaml").read_text())
     executors, components = spec["deploymentSpec"]["executors"], spec["components"]
-    asked = Counter()
+    total = Counter()
 
     def add(graph):
         for task in graph["dag"]["tasks"].values():
@@ -322,36 +321,36 @@ def asked_by_all_steps(pipeline):
             else:
                 container = executors[inner["executorLabel"]].get("container", {})
                 for name in ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit"):
-                    asked[name] += quantity(container.get("resources", {}).get(f"resource{name}", 0))
+                    total[name] += quantity(container.get("resources", {}).get(f"resource{name}", 0))
 
     add(spec["root"])
-    return asked
+    return total
 
 
 def test_limits_leave_room_for_an_evaluation(objects, overlay):
-    if overlay == "local":  # Kubeflow's own pods lie in this namespace
-        assert not of(objects, "ResourceQuota", "LimitRange")
+    if overlay == "local":  # Kubeflow's own pods are in this namespace
+        assert not objects_of(objects, "ResourceQuota", "LimitRange")
         return
     hard = pods.find(objects, "ResourceQuota", "evasion")["spec"]["hard"]
     (limit,) = pods.find(objects, "LimitRange", "evasion")["spec"]["limits"]
-    asked = asked_by_all_steps("evaluation_trained")
-    for name, of_step in (("cpu", Placement().cpus), ("memory", Placement().memory * 2**30)):
-        assert of_step <= quantity(limit["max"][name])
+    total = total_resources("evaluation_trained")
+    containers = [container for workload in workloads(objects) for container in pods.containers(workload)]
+    for name, step_limit in (("cpu", Placement().cpus), ("memory", Placement().memory * 2**30)):
+        assert step_limit <= quantity(limit["max"][name])
         for kind in ("requests", "limits"):
-            containers = [one for workload in workloads(objects) for one in pods.containers(workload)]
-            ours = sum(quantity(one["resources"][kind][name]) for one in containers)
-            steps = asked[f"{name.capitalize()}{kind.capitalize().rstrip('s')}"]
-            assert steps > of_step
-            assert steps + ours < quantity(hard[f"{kind}.{name}"])
+            servers = sum(quantity(container["resources"][kind][name]) for container in containers)
+            steps = total[f"{name.capitalize()}{kind.capitalize().rstrip('s')}"]
+            assert steps > step_limit
+            assert steps + servers < quantity(hard[f"{kind}.{name}"])
 
 
-def test_gpus_are_limited_where_there_are_some(objects, overlay):
+def test_gpus_are_limited_except_in_the_overlay_local(objects, overlay):
     if overlay == "local":
         return
     gpu = Placement().gpu_type
     gpus = int(pods.find(objects, "ResourceQuota", "evasion")["spec"]["hard"][f"requests.{gpu}"])
     assert gpus >= Placement().gpus if overlay in ("gke", "gpu-operator") else gpus == 0
-    # A limit without defaults would be given to every container.
+    # Kubernetes applies a maximum without defaults to every container.
     (limit,) = pods.find(objects, "LimitRange", "evasion")["spec"]["limits"]
     in_range = {key for key in ("max", "default", "defaultRequest") if gpu in limit[key]}
     assert in_range == ({"max", "default", "defaultRequest"} if overlay == "gpu-operator" else set())
@@ -374,15 +373,15 @@ def test_ci_may_submit_and_follow_runs_and_no_more(objects):
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    # Kubeflow's groups alone: nothing of Kubernetes'.
+    # Only Kubeflow's groups, none of Kubernetes.
     assert {group for group, _, _ in granted} == {"pipelines.kubeflow.org", "kubeflow.org"}
     assert {("pipelines.kubeflow.org", "runs", verb) for verb in ("create", "get", "list", "terminate")} <= granted
-    assert not [one for one in granted if one[2] in ("delete", "update", "*") or "*" in one]
-    (binding,) = of(objects, "RoleBinding")
+    assert not [right for right in granted if right[2] in ("delete", "update", "*") or "*" in right]
+    (binding,) = objects_of(objects, "RoleBinding")
     assert [one["name"] for one in binding["subjects"]] == ["evasion-submit"]
 
 
-def test_git_holds_no_value_of_a_secret(tmp_path):
+def test_git_contains_no_value_of_a_secret(tmp_path):
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=ROOT, text=True, capture_output=True).stdout.split()
 
@@ -393,7 +392,7 @@ def test_git_holds_no_value_of_a_secret(tmp_path):
         assert "Secret" not in [one and one["kind"] for one in yaml.safe_load_all(path.read_text())], path
 
 
-def test_without_secrets_kubectl_says_which_file_is_missing(kubectl, tmp_path):
+def test_without_secrets_kubectl_names_the_missing_file(kubectl, tmp_path):
     folder = copy(tmp_path / "manifests")
     (folder / "base" / "secrets" / "steps.env").unlink()
     with pytest.raises(AssertionError, match=r"secrets/steps\.env"):

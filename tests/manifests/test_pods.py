@@ -1,4 +1,4 @@
-"""MLflow and PostgreSQL as the manifests start them: same images, users, variables, read-only roots and volumes."""
+"""MLflow and PostgreSQL as the manifests run them: the same images, users, variables, read-only roots and volumes."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ def node(engine, tmp_path):
 
 @pytest.fixture
 def start(node):
-    """Starts a workload and waits until it is ready; all of them end with the block."""
+    """Starts a workload and waits until it is ready; all workloads end with the block."""
 
     class Start(ExitStack):
         def __call__(self, objects, kind, name):
@@ -76,18 +76,18 @@ def address(container):
 
 
 def answer(container, path, user=None, **body):
-    """The status of what the server answers, and its text."""
+    """The status and the text of the server's response."""
     url = f"{address(container)}/api/2.0/mlflow/{path}"
     method = "POST" if body else "GET"
-    found = requests.request(method, url, auth=user, json=body or None, timeout=30)
-    return found.status_code, found.text
+    response = requests.request(method, url, auth=user, json=body or None, timeout=30)
+    return response.status_code, response.text
 
 
 EXPERIMENTS = "experiments/search?max_results=10"
 
 
 def users(objects):
-    """Name and password of the server's administrator and of the steps."""
+    """Names and passwords of the server's administrator and of the steps."""
     server = pods.environment(objects, pods.containers(pods.find(objects, "Deployment", "mlflow"))[0])
     steps = pods.data(objects, "Secret", "evasion-mlflow")
     return ("admin", server["MLFLOW_AUTH_ADMIN_PASSWORD"]), tuple(steps.values())[::-1]
@@ -155,7 +155,7 @@ CONNECT = "import psycopg; psycopg.connect('host=postgres dbname=mlflow user={}'
 
 @pytest.fixture
 def database(render, start, node):
-    """PostgreSQL, empty; `begin` starts what prepares it for MLflow, or other code in its place."""
+    """An empty PostgreSQL; `begin` starts the container that prepares it for MLflow, or other code instead."""
     objects = render("overlays/local")
     deployment = pods.find(objects, "Deployment", "mlflow")
     prepare, _ = pods.containers(deployment)
@@ -164,12 +164,12 @@ def database(render, start, node):
         def begin(self, code=None, **variables):
             env = [*prepare["env"], *({"name": name, "value": value} for name, value in variables.items())]
             container = {**prepare, "env": env, **({} if code is None else {"command": ["python3", "-c", code]})}
-            made = node.create(objects, deployment, container)
-            made.start()
-            return made
+            created = node.create(objects, deployment, container)
+            created.start()
+            return created
 
         def end(self, *arguments, **variables):
-            """Return the status with which it ends, and what it said."""
+            """Return its exit status and its log."""
             begun = self.begin(*arguments, **variables)
             return begun.wait(timeout=120)["StatusCode"], begun.logs().decode()
 
@@ -178,9 +178,9 @@ def database(render, start, node):
             return self.run(command).split()
 
         def run(self, command):
-            status, said = self.container.exec_run(command)
-            assert status == 0, said
-            return said.decode()
+            status, output = self.container.exec_run(command)
+            assert status == 0, output
+            return output.decode()
 
     with start() as run:
         Database.container = run(objects, "StatefulSet", "postgres")
@@ -195,11 +195,11 @@ def test_an_old_database_is_migrated_by_one_of_two_servers_that_start_together(d
         assert begun.wait(timeout=120)["StatusCode"] == 0, begun.logs().decode()
     assert database.ask("select name from experiments") == ["old"]
     assert database.ask("select to_regclass('logged_models')") == ["logged_models"]
-    # As README says a copy is made.
+    # The README's command for a backup.
     assert "\told\t" in database.run(["pg_dump", "--username", "mlflow", "mlflow"])
 
 
-def test_a_start_that_was_killed_leaves_no_half_of_a_database(render, start, node):
+def test_a_killed_start_leaves_no_partial_database(render, start, node):
     objects = render("overlays/local")
     workload = pods.find(objects, "StatefulSet", "postgres")
     (declared,) = pods.containers(workload)
@@ -208,34 +208,34 @@ def test_a_start_that_was_killed_leaves_no_half_of_a_database(render, start, nod
     assert killed.wait(timeout=60)["StatusCode"] == 0
     with start() as run:
         postgres = run(objects, "StatefulSet", "postgres")
-        status, said = postgres.exec_run(["psql", "--username=mlflow", "--list", "mlflow"])
-        assert (status, b"mlflow_auth" in said) == (0, True)
+        status, output = postgres.exec_run(["psql", "--username=mlflow", "--list", "mlflow"])
+        assert (status, b"mlflow_auth" in output) == (0, True)
 
 
-def test_the_database_comes_back_after_ten_kills(render, start):
-    """SIGKILL, as of a lost node or for memory: while it serves, and at moments of its start."""
+def test_the_database_recovers_after_ten_kills(render, start):
+    """SIGKILL, as after a lost node or without memory: while it serves, and at random moments of its start."""
     objects = render("overlays/local")
-    drawn = random.Random(1)
+    generator = random.Random(1)
     with start() as run:
         postgres = run(objects, "StatefulSet", "postgres")
         probe = pods.containers(pods.find(objects, "StatefulSet", "postgres"))[-1]["readinessProbe"]
 
         def ask(query):
-            status, said = postgres.exec_run(
+            status, output = postgres.exec_run(
                 ["psql", "--username=mlflow", "--tuples-only", "--command", query, "mlflow"]
             )
-            assert status == 0, said
-            return said.decode().split()
+            assert status == 0, output
+            return output.decode().split()
 
         ask("create table kept (number int)")
         for number in range(10):
             ask(f"insert into kept values ({number})")
             postgres.kill()
             if number % 2:
-                # Once more, in the middle of a start.
+                # Kill it again, during its start.
                 postgres.start()
-                time.sleep(drawn.uniform(0, 1))
-                with contextlib.suppress(docker.errors.APIError):  # it may have ended
+                time.sleep(generator.uniform(0, 1))
+                with contextlib.suppress(docker.errors.APIError):  # the container may have ended
                     postgres.kill()
             postgres.wait(timeout=30)
             postgres.start()
@@ -243,27 +243,27 @@ def test_the_database_comes_back_after_ten_kills(render, start):
             assert ask("select count(*) from kept") == [str(number + 1)]
 
 
-def test_the_database_is_for_one_user_who_has_the_password(database):
+def test_only_one_user_with_the_password_can_use_the_database(database):
     assert database.end(CONNECT.format("mlflow"))[0] == 0
     assert "password authentication failed" in database.end(CONNECT.format("mlflow"), PGPASSWORD="another")[1]
     assert "no pg_hba.conf entry" in database.end(CONNECT.format("postgres"))[1]
-    mighty = "select rolname from pg_roles where rolcanlogin and (rolsuper or rolcreatedb or rolcreaterole)"
-    assert database.ask(mighty) == ["postgres"]
+    privileged = "select rolname from pg_roles where rolcanlogin and (rolsuper or rolcreatedb or rolcreaterole)"
+    assert database.ask(privileged) == ["postgres"]
 
 
 def send(container, command, sent):
-    """Run a command in a container with this on its standard input; return its status and what it said."""
+    """Run a command in a container with this standard input; return its exit status and its output."""
     api = container.client.api
     started = api.exec_create(container.id, command, stdin=True)["Id"]
     stream = api.exec_start(started, socket=True)
     with stream, stream._sock as wire:
         wire.sendall(sent)
         wire.shutdown(socket.SHUT_WR)
-        said = stream.read().decode(errors="replace")
-    return api.exec_inspect(started)["ExitCode"], said
+        output = stream.read().decode(errors="replace")
+    return api.exec_inspect(started)["ExitCode"], output
 
 
-def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine):
+def test_data_is_copied_into_the_claim_for_steps(render, start, node, engine):
     objects = render("overlays/local")
 
     def receive(files):
@@ -278,8 +278,8 @@ def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine)
                 tar.addfile(member, io.BytesIO(content))
         return buffer.getvalue()
 
-    def held():
-        """What another user reads there."""
+    def contents():
+        """The contents as another user reads them."""
         show = "import pathlib; [print(path.read_text()) for path in pathlib.Path('/data').rglob('*.png')]"
         bound = {node.volume("evasion-data").name: {"bind": "/data", "mode": "ro"}}
         image = containers.image("cpu")
@@ -288,11 +288,11 @@ def test_data_gets_into_the_claim_for_steps_to_read(render, start, node, engine)
     with start() as run:
         helper = run(objects, "Deployment", "evasion-data")
         assert send(helper, receive(2), packed({"mnist/0/a.png": b"first", "mnist/1/b.png": b"second"})) == (0, ANY)
-        assert sorted(held()) == [b"first", b"second"]
-        status, said = send(helper, receive(1), packed({"../a": b"out"}))
-        assert (status, "Names must lie in the folder" in said) == (1, True)
-        # A transfer that breaks off changes nothing.
+        assert sorted(contents()) == [b"first", b"second"]
+        status, output = send(helper, receive(1), packed({"../a": b"out"}))
+        assert (status, "Names must lie in the folder" in output) == (1, True)
+        # An interrupted transfer changes nothing.
         assert send(helper, receive(1), packed({"mnist/0/a.png": b"third" * 4096})[:9000])[0] == 1
-        assert sorted(held()) == [b"first", b"second"]
+        assert sorted(contents()) == [b"first", b"second"]
         assert send(helper, receive(1), packed({"mnist/0/a.png": b"fourth"})) == (0, ANY)
-        assert held() == [b"fourth"]
+        assert contents() == [b"fourth"]

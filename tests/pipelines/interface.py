@@ -1,9 +1,9 @@
-"""Tells in a text that reads well what a compiled pipeline shows to others, so that a change of it shows in a diff.
+"""Describes the interface of a compiled pipeline in a readable text, so that a diff shows every change of it.
 
     python tests/pipelines/interface.py
 
-renews the texts in `tests/pipelines/interface/`, which `test_compiled.py` compares; `make compile` does so as well.
-Names, types, defaults, images, resources and the graph count; the code and the descriptions in the YAML do not.
+updates the texts in `tests/pipelines/interface/`, which `test_compiled.py` compares; `make compile` does so as well.
+A text contains names, types, defaults, images, resources and the graph, but not the code and the descriptions.
 """
 
 import json
@@ -17,7 +17,7 @@ TEXTS = Path(__file__).parent / "interface"
 
 
 def text_of(compiled):
-    """Where the text of a compiled pipeline is."""
+    """The path of the text for a compiled pipeline."""
     return TEXTS / compiled.relative_to(COMPILED).with_suffix(".txt")
 
 
@@ -33,10 +33,10 @@ def describe(compiled):
     lines += ["", "where they run"]
     alike = defaultdict(list)
     for name, executor in executors.items():
-        told = "\n".join(f"    {line}" for line in place(executor, placed.get(name, {})))
-        alike[told].append(name.removeprefix("exec-"))
-    for told, names in sorted(alike.items(), key=lambda item: item[1]):
-        lines += [f"  {', '.join(names)}", told]
+        placement = "\n".join(f"    {line}" for line in place(executor, placed.get(name, {})))
+        alike[placement].append(name.removeprefix("exec-"))
+    for placement, names in sorted(alike.items(), key=lambda item: item[1]):
+        lines += [f"  {', '.join(names)}", placement]
     return "\n".join(lines) + "\n"
 
 
@@ -47,7 +47,7 @@ def parameters(component):
 
 
 def component(name, declared):
-    """What a step takes and gives, once for all tasks of a step."""
+    """The inputs and outputs of a step, once for all its tasks."""
     base = name.removeprefix("comp-")
     if "dag" in declared or base.rpartition("-")[2].isdigit():
         return
@@ -111,7 +111,7 @@ def place(executor, placed):
         return
     yield f"image {container['image']}"
     for key, value in container.get("resources", {}).items():
-        # The numbers repeat, for old backends, what the texts say.
+        # Old backends read numbers, which repeat the texts.
         if key == "accelerator":
             yield f"accelerator {value['resourceCount']} × {value['resourceType']}"
         elif isinstance(value, str):

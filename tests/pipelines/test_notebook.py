@@ -25,7 +25,7 @@ def test_the_notebook_is_committed_without_outputs(notebook):
 
 
 def text(cell):
-    """What a cell printed."""
+    """The output of a cell."""
     return "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
 
 
@@ -41,8 +41,8 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
 
     printed = "".join(text(cell) for cell in notebook.cells if cell.cell_type == "code")
     stages = ["init_model", "infer", "fgm", "infer", "spatial_smoothing", "jpeg_compression", "gaussian_augmentation"]
-    found = [line.partition(":")[0] for line in printed.splitlines() if " of 3 images right, MLflow run " in line]
-    assert found == [*stages, "infer"]
+    results = [line.partition(":")[0] for line in printed.splitlines() if " of 3 images right, MLflow run " in line]
+    assert results == [*stages, "infer"]
     assert "The weights are random." in printed
 
     shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]

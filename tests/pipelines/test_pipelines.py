@@ -1,4 +1,4 @@
-"""Every pipeline for real under kfp.local, chained through MLflow as the original's entry points are."""
+"""Runs every pipeline with kfp.local, chained through MLflow like the original's entry points."""
 
 import json
 import re
@@ -52,15 +52,15 @@ def client(result):
 
 def evaluations(result):
     """The numbers of the last inference of a run, by the name of the dataset."""
-    found = [one for one in result.steps if one.step.function == "infer"][-1].outputs["evaluation"]
-    names = json.loads((found / "evaluations.json").read_text())
-    return {name: json.loads((found / name / "evaluation.json").read_text()) for name in names}
+    folder = [step for step in result.steps if step.step.function == "infer"][-1].outputs["evaluation"]
+    names = json.loads((folder / "evaluations.json").read_text())
+    return {name: json.loads((folder / name / "evaluation.json").read_text()) for name in names}
 
 
 def evaluation(result):
     """The numbers of an inference of one dataset."""
-    (found,) = evaluations(result).values()
-    return found
+    (numbers,) = evaluations(result).values()
+    return numbers
 
 
 def children(result):
@@ -87,15 +87,15 @@ def test_train(trained):
 
 
 def test_fgm(attacked, trained):
-    found = evaluation(attacked)
-    assert found["metrics"]["accuracy"] < evaluation(trained)["metrics"]["accuracy"]
-    assert found["metrics"]["right_before"] == evaluation(trained)["metrics"]["correct"]
-    assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(26 / 255)  # 0.1 is 25.5 levels
+    numbers = evaluation(attacked)
+    assert numbers["metrics"]["accuracy"] < evaluation(trained)["metrics"]["accuracy"]
+    assert numbers["metrics"]["right_before"] == evaluation(trained)["metrics"]["correct"]
+    assert numbers["distances"]["l_infinity_norm"]["max"] == pytest.approx(26 / 255)  # 0.1 is 25.5 levels
     assert "fgm.tar" in [one.path for one in client(attacked).list_artifacts(children(attacked)["fgm"].info.run_id)]
 
 
 @pytest.mark.parametrize("whose", ["pipeline", "stage"])
-def test_infer_takes_the_attacked_images_from_mlflow(run, attacked, whose):
+def test_infer_reads_the_attacked_images_from_mlflow(run, attacked, whose):
     run_id = attacked.run_id if whose == "pipeline" else children(attacked)["fgm"].info.run_id
     again = run("infer", run_id=run_id, model="evasion_small_le_net/1", **LE_NET)
     assert evaluation(again)["metrics"] == evaluation(attacked)["metrics"]
@@ -110,7 +110,7 @@ DEFENSES = {
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_defenses_take_the_attacked_images_from_mlflow(run, attacked, name):
+def test_defenses_read_the_attacked_images_from_mlflow(run, attacked, name):
     defended = run(
         name,
         model="models:/evasion_small_le_net/1",
@@ -121,12 +121,12 @@ def test_defenses_take_the_attacked_images_from_mlflow(run, attacked, name):
         **DEFENSES[name],
         **LE_NET,
     )
-    found = evaluation(defended)
-    assert [entry["stage"] for entry in found["dataset"]["provenance"]] == ["load_dataset", "fgm", name]
-    assert found["dataset"]["provenance"][-1]["applied"]
-    assert found["metrics"]["images"] == 100
-    assert "attack_success_rate" in found["metrics"]
-    assert found["distances"]["l_2_norm"]["mean"] > 0
+    numbers = evaluation(defended)
+    assert [entry["stage"] for entry in numbers["dataset"]["provenance"]] == ["load_dataset", "fgm", name]
+    assert numbers["dataset"]["provenance"][-1]["applied"]
+    assert numbers["metrics"]["images"] == 100
+    assert "attack_success_rate" in numbers["metrics"]
+    assert numbers["distances"]["l_2_norm"]["mean"] > 0
 
 
 def test_training_on_a_defended_dataset(run, mnist, trained):
@@ -152,7 +152,7 @@ def test_training_on_a_defended_dataset(run, mnist, trained):
         register_model=False,
         **LE_NET,
     )
-    # The fault of the original: register_model=False registered all the same.
+    # The fault of the original: register_model=False registered the model anyway.
     assert not client(retrained).search_model_versions("name = 'evasion_le_net'")
 
 
@@ -160,10 +160,10 @@ def test_init_model(run, photographs):
     result = run(
         "init_model", data_dir=str(photographs), model_architecture="resnet50", weights="none", batch_size=3, seed=1
     )
-    found = evaluation(result)
-    assert found["metrics"]["images"] == 4
-    assert len(found["model"]["class_names"]) == 1000
-    assert found["model"]["name"] == "evasion_resnet50"
+    numbers = evaluation(result)
+    assert numbers["metrics"]["images"] == 4
+    assert len(numbers["model"]["class_names"]) == 1000
+    assert numbers["model"]["name"] == "evasion_resnet50"
     assert client(result).get_model_version("evasion_resnet50", "1")
 
 
@@ -172,28 +172,28 @@ def table(result):
 
 
 def measured(result):
-    """The report without the hashes of the tars that it speaks of, which depend on the shards."""
+    """The report without the hashes of tars, which depend on the shards."""
 
-    def without(found):
-        if isinstance(found, dict):
+    def without_hashes(value):
+        if isinstance(value, dict):
             hashes = {"sha256", "dataset_sha256", "parent_sha256"}
-            return {name: without(each) for name, each in found.items() if name not in hashes}
-        if isinstance(found, list):
-            return [without(each) for each in found]
-        return found.partition(", original images")[0] if isinstance(found, str) else found
+            return {name: without_hashes(member) for name, member in value.items() if name not in hashes}
+        if isinstance(value, list):
+            return [without_hashes(member) for member in value]
+        return value.partition(", original images")[0] if isinstance(value, str) else value
 
     report = json.loads(result.summary.read_text())
-    return without(report) | {"originals": report["originals"], "models": without(report["models"])}
+    return without_hashes(report) | {"originals": report["originals"], "models": without_hashes(report["models"])}
 
 
-# Of each defense: clean images, those of an oblivious attacker, and those of one who aims at it.
+# For each defense: clean images, those of an oblivious attacker, and those of a defense-aware attacker.
 EVALUATED = ["load_dataset", "fgm"]
 for defense in DEFENSES:
     EVALUATED += [defense, f"{defense}_of_fgm", f"{defense}_of_fgm_aware_of_{defense}"]
 
 
 def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnist, trained):
-    """Train, attack, defend, report; then in shards, with the model that this registered, to the same numbers."""
+    """Train, attack, defend and report; then again in shards with the registered model, to the same numbers."""
     arguments = {
         "data_dir_train": str(mnist / "training"),
         "data_dir_test": str(mnist / "testing"),
@@ -223,9 +223,9 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
     (inferred,) = (one for one in stages if one.data.tags["stage"] == "infer")
     logged = client(first).list_artifacts(inferred.info.run_id)
     assert sorted(one.path for one in logged) == sorted(evaluations(first)) == sorted(EVALUATED)
-    for name, found in evaluations(first).items():
+    for name, numbers in evaluations(first).items():
         metric = "accuracy" if name == "load_dataset" else f"{name}/accuracy"
-        assert inferred.data.metrics[metric] == pytest.approx(found["metrics"]["accuracy"])
+        assert inferred.data.metrics[metric] == pytest.approx(numbers["metrics"]["accuracy"])
     reports = {one.data.tags["parent_report"] for one in (whole, *stages)}
     assert reports == {f"runs:/{first.run_id}/report/report.json"}
     assert whole.data.tags["dataset_sha256"] == inferred.data.tags["dataset_sha256"]
@@ -247,7 +247,7 @@ def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
         model_architecture="resnet50",
         weights="none",
         eps=8 / 255,
-        eps_values="0.1",  # one more point of the curve: a ResNet50 takes its time for each
+        eps_values="0.1",  # a single point of the curve: a ResNet50 is slow
         eot_samples=1,
         batch_size=4,
         seed=1,
@@ -256,8 +256,8 @@ def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
     assert result.report.stat().st_size > 10_000
 
 
-def test_a_failed_step_tells_its_own_error_and_fails_the_run(run, mnist, output):
-    with pytest.raises(runner.StepFailedError, match=r"model must be one that MLflow holds.*no_such_model") as failure:
+def test_a_failed_step_reports_its_own_error_and_fails_the_run(run, mnist, output):
+    with pytest.raises(runner.StepFailedError, match=r"model must be registered in MLflow.*no_such_model") as failure:
         run("fgm", data_dir=str(mnist / "testing"), model="no_such_model", **LE_NET)
     assert failure.value.step == "load_model"
     tracking = MlflowClient(f"sqlite:///{output}/mlflow.db")

@@ -101,6 +101,30 @@ def digits_tar(digits, tmp_path_factory):
 
 
 @pytest.fixture
+def with_nan_gradients():
+    """Make the gradients of a classifier NaN: for the first image everywhere, for the second in its upper half."""
+
+    def damage(target, x):
+        import tensorflow as tf
+
+        mask = np.zeros(x.shape, dtype=bool)
+        mask[0] = mask[1, : x.shape[1] // 2] = True
+        gradient, both = target.gradient, target.both
+
+        def damaged(values):
+            return tf.where(mask, tf.constant(np.nan, tf.float32), values)
+
+        def damaged_both(images):
+            outputs, values = both(images)
+            return outputs, damaged(values)
+
+        target.gradient, target.both = lambda images, y: damaged(gradient(images, y)), damaged_both
+        return mask
+
+    return damage
+
+
+@pytest.fixture
 def run_stage(tmp_path, mlflow_store):
     """Run a task whose outcome is one artifact, below `tmp_path`, and return its path."""
 
@@ -141,7 +165,7 @@ def train(mlflow_store, tmp_path, monkeypatch):
     def run(dataset, *, log_model=False, model="model", **changed):
         with monkeypatch.context() as patch:
             if not log_model:
-                patch.setattr("evasion.components.common.tracking.Stage.log_model", lambda *_, **__: "")
+                patch.setattr("evasion.components.common.tracking.StageRun.log_model", lambda *_, **__: "")
             result = task.train(dataset=dataset, model=tmp_path / model, **usual | changed)
         return result | {"folder": tmp_path / model}
 

@@ -76,10 +76,10 @@ def attack(run_stage, le_net_artifact, digits_tar):
     """Run an attack on the digits; give the tar of all attackers, which later runs do not write over."""
 
     def run(out="attacked", task=fgm_task.fgm, defenses="", **parameters):
-        given = {"dataset": digits_tar, "model": le_net_artifact, **(FGM if task is fgm_task.fgm else PGD)}
-        known = defenses if isinstance(defenses, str) else json.dumps(defenses)
-        made = run_stage(task, out="adversarial", defenses=known, **given | parameters)
-        return made.rename(made.with_name(out))
+        arguments = {"dataset": digits_tar, "model": le_net_artifact, **(FGM if task is fgm_task.fgm else PGD)}
+        text = defenses if isinstance(defenses, str) else json.dumps(defenses)
+        tar = run_stage(task, out="adversarial", defenses=text, **arguments | parameters)
+        return tar.rename(tar.with_name(out))
 
     return run
 
@@ -188,43 +188,49 @@ def test_an_aware_attack_follows_the_gradient_at_what_the_defense_itself_makes(
 ):
     """The oracle takes the defended images from the defense's own stage, and one step of FGM from the books."""
     before, met = samples_of(digits_tar), samples_of(defend(stage))
-    found = samples_of(attack(defenses={stage: KNOWN[stage]}), f"fgm_aware_of_{stage}")
+    attacked = samples_of(attack(defenses={stage: KNOWN[stage]}), f"fgm_aware_of_{stage}")
     bare = classifier.Classifier(le_net)
     x, x_met = (to_float(classifier.stack(rows)) for rows in (before, met))
     gradient = bare.gradient(x_met, labels_of(bare, x_met)).numpy()
     expected = to_pixels(np.clip(x + np.float32(FGM["eps"]) * np.sign(gradient), 0, 1))
-    assert (classifier.stack(found) == expected).mean() >= 0.9999  # a gradient of about zero has no sure sign
-    assert [one.fields["clean_prediction"] for one in found] == [str(n) for n in labels_of(bare, x).argmax(axis=1)]
-    assert [one.source for one in found] == [one.source.replace("/", "/adv_") for one in before]
+    assert (classifier.stack(attacked) == expected).mean() >= 0.9999  # a gradient of about zero has no sure sign
+    assert [sample.fields["clean_prediction"] for sample in attacked] == [
+        str(n) for n in labels_of(bare, x).argmax(axis=1)
+    ]
+    assert [sample.source for sample in attacked] == [sample.source.replace("/", "/adv_") for sample in before]
 
 
 def test_an_attack_and_a_defense_of_the_same_settings_belong_together(attack, defend, digits_tar):
-    """What was aimed at a defense goes through that one alone, and the images are those of either run by itself."""
+    """What was aimed at a defense goes through that dataset alone, and the images are those of either run by itself."""
     tar = attack(defenses=KNOWN)
     for stage in KNOWN:
-        made = Dataset.all_in(defend(stage, others=[tar]))
-        assert [one.header.name for one in made] == [stage, f"{stage}_of_fgm", f"{stage}_of_fgm_aware_of_{stage}"]
-        assert [one.header.provenance[-1]["stage"] for one in made] == [stage] * 3
-        aim = made[2].header.provenance[-2]["defense"]["parameters"]
-        assert aim.items() <= made[2].header.provenance[-1]["parameters"].items()
-        for one in made:
-            assert one.header.awaited_defense == ""
+        defended = Dataset.all_in(defend(stage, others=[tar]))
+        assert [dataset.header.name for dataset in defended] == [
+            stage,
+            f"{stage}_of_fgm",
+            f"{stage}_of_fgm_aware_of_{stage}",
+        ]
+        assert [dataset.header.provenance[-1]["stage"] for dataset in defended] == [stage] * 3
+        aim = defended[2].header.provenance[-2]["defense"]["parameters"]
+        assert aim.items() <= defended[2].header.provenance[-1]["parameters"].items()
+        for dataset in defended:
+            assert dataset.header.awaited_defense == ""
 
 
 def test_numbers_of_further_attackers_bear_their_dataset(le_net_artifact, digits_tar, mlflow_store, tmp_path):
-    tar, known = tmp_path / "fgm.tar", {stage: KNOWN[stage] for stage in TRANSFORMATIONS}
-    given = {"dataset": digits_tar, "model": le_net_artifact, "adversarial": tar, **FGM}
-    numbers = fgm_task.fgm(**given, defenses=json.dumps(known))
+    tar, settings = tmp_path / "fgm.tar", {stage: KNOWN[stage] for stage in TRANSFORMATIONS}
+    arguments = {"dataset": digits_tar, "model": le_net_artifact, "adversarial": tar, **FGM}
+    numbers = fgm_task.fgm(**arguments, defenses=json.dumps(settings))
     assert len(numbers) == 3 * 5 * 6
-    for place, one in enumerate(Dataset.all_in(tar)):
-        with one:
-            norms = [float(sample.fields["l_2_norm"]) for sample in one.samples()]
-        before = f"{one.header.name}/" if place else ""
+    for place, dataset in enumerate(Dataset.all_in(tar)):
+        with dataset:
+            norms = [float(sample.fields["l_2_norm"]) for sample in dataset.samples()]
+        before = f"{dataset.header.name}/" if place else ""
         assert numbers[f"{before}l_2_norm_mean"] == pytest.approx(np.mean(norms))
         assert numbers[f"{before}l_2_norm_max"] == pytest.approx(max(norms))
     (run,) = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
     assert run.data.metrics == pytest.approx(numbers)
-    assert json.loads(run.data.params["defenses"]) == known
+    assert json.loads(run.data.params["defenses"]) == settings
     assert Path(mlflow_store.download_artifacts(run.info.run_id, "fgm.tar")).read_bytes() == tar.read_bytes()
 
 
@@ -257,8 +263,8 @@ def test_settings_that_mean_the_same_are_the_same():
     """Kubeflow fills parameters in as texts, and knows one kind of number."""
     described = {"jpeg_compression": set(), "gaussian_augmentation": set()}
     for stage, settings in SAME:
-        (found,) = known.defenses_of(json.dumps({stage: settings}))
-        described[stage].add(repr(found.describe()))
+        (defense,) = known.defenses_of(json.dumps({stage: settings}))
+        described[stage].add(repr(defense.describe()))
     assert described == {
         stage: {repr({"stage": stage, "parameters": parameters})}
         for stage, parameters in (
@@ -314,7 +320,7 @@ REFUSED = [
     ({"gaussian_augmentation": {"sigma": 0, "ratio": 1.0}}, r"sigma must be above 0 and finite. Received: sigma=0.0"),
     (
         {"gaussian_augmentation": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": "true"}},
-        "turns each image into one. Received: perform_data_augmentation=True",
+        "turns each image into exactly one. Received: perform_data_augmentation=True",
     ),
     *(
         (
@@ -340,8 +346,8 @@ def test_defenses_that_cannot_be_aimed_at_are_refused_before_anything_is_read(
 
 @pytest.mark.parametrize("name", ["fgm", "fgm_aware_of_spatial_smoothing"])
 def test_minimal_records_the_smallest_size_that_succeeded(attack, name):
-    known = {"spatial_smoothing": KNOWN["spatial_smoothing"]}
-    rows = samples_of(attack(defenses=known, minimal=True, eps_step=0.05), name)
+    defenses = {"spatial_smoothing": KNOWN["spatial_smoothing"]}
+    rows = samples_of(attack(defenses=defenses, minimal=True, eps_step=0.05), name)
     sizes = [row.fields["minimal_eps"] for row in rows]
     assert {size for size in sizes if size} <= {"0.05", "0.1", "0.15", "0.2"}
     assert len(set(sizes)) > 2
@@ -373,9 +379,9 @@ def test_pgd_is_arts_own(le_net, digits, norm, eps):
     x = to_float(digits.pixels[:20])
     target = classifier.Classifier(le_net)
     parameters = {"eps": eps, "eps_step": eps / 4, "max_iter": 5, "num_random_init": 0, "batch_size": 8}
-    found = pgd_task.projected_gradient_descent(target.art, norm=norm, **parameters).generate(x, y=labels_of(target, x))
+    x_adv = pgd_task.projected_gradient_descent(target.art, norm=norm, **parameters).generate(x, y=labels_of(target, x))
     expected = pgd_itself(le_net, x, math.inf if norm == "inf" else int(norm), parameters)
-    assert np.isclose(found, expected, rtol=0, atol=1e-4 * eps).mean() >= 0.999
+    assert np.isclose(x_adv, expected, rtol=0, atol=1e-4 * eps).mean() >= 0.999
 
 
 @pytest.mark.parametrize("num_random_init", [0, 1, 3])
@@ -387,13 +393,13 @@ def test_compiled_pgd_is_arts_own(le_net, digits, eps, num_random_init):
     attack = compiled.projected_gradient_descent(
         target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
     )
-    outputs, found, unmoved = attack(pixels)
+    outputs, attacked, without_gradient = attack(pixels)
     np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
     expected = pgd_itself(le_net, x, math.inf, parameters | {"batch_size": 20})
-    assert (found == to_pixels(expected)).mean() >= 0.999
-    assert (found != pixels).any()
+    assert (attacked == to_pixels(expected)).mean() >= 0.999
+    assert (attacked != pixels).any()
     np.testing.assert_allclose(outputs, target.outputs(x), rtol=1e-5)
-    assert not unmoved.any()
+    assert not without_gradient.any()
 
 
 @pytest.mark.parametrize("num_random_init", [0, 2])
@@ -449,7 +455,57 @@ def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits
 
         from_logits = True
 
-    attack = runner.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
+    flat, attack = Flat(), runner.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
+    batch_attack = runner._batch_attack(flat, flat, 0, lambda *_: attack, None)
     with Dataset(digits_tar) as data:
-        batches = list(runner._changes(data, Flat(), Flat(), attack, 32, data.header.class_names))
+        batches = list(runner._changes(data, batch_attack, 32, data.header.class_names))
     assert {change.fields["zero_gradient"] for batch in batches for change in batch} == {1}
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["model", "model behind a defense"])
+@pytest.mark.parametrize("has_compiled", [True, False])
+def test_the_compiled_attack_is_used_on_the_bare_model_alone(bare, has_compiled):
+    model, behind_defense, chosen = object(), object(), []
+
+    def make(target, seed):
+        chosen.append(("general", target, seed))
+
+    def make_compiled(target, seed):
+        chosen.append(("compiled", target, seed))
+
+    target = model if bare else behind_defense
+    attack = runner._batch_attack(model, target, 3, make, make_compiled if has_compiled else None)
+    compiled_is_used = bare and has_compiled
+    assert chosen == [("compiled" if compiled_is_used else "general", target, 3)]
+    assert attack.thread_safe == compiled_is_used
+
+
+@pytest.mark.parametrize("num_random_init", [0, 1])
+def test_compiled_pgd_takes_nan_gradients_for_zero_as_art_does(le_net, digits, with_nan_gradients, num_random_init):
+    pixels = digits.pixels[:20]
+    x, target = to_float(pixels), classifier.Classifier(le_net)
+    y = labels_of(target, x)
+    mask = with_nan_gradients(target, x)
+    parameters = {"eps": 0.1, "eps_step": 0.03, "max_iter": 5, "num_random_init": num_random_init}
+    attack = compiled.projected_gradient_descent(
+        target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
+    )
+    art = pgd_task.projected_gradient_descent(target.art, norm="inf", batch_size=20, **parameters)
+    _, attacked, without_gradient = attack(pixels)
+    np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
+    expected = to_pixels(art.generate(x, y=y))
+    assert (attacked == expected).mean() >= 0.999
+    np.testing.assert_array_equal(attacked[mask], expected[mask])
+    assert without_gradient.tolist() == [True] + [False] * 19
+    if not num_random_init:
+        np.testing.assert_array_equal(attacked[mask], pixels[mask])
+    assert (attacked[1:] != pixels[1:]).any(axis=(1, 2, 3)).all()
+
+
+def test_steps_stay_at_the_start_where_the_gradient_is_nan(digits):
+    import tensorflow as tf
+
+    x = tf.constant(to_float(digits.pixels[:4]))
+    start = tf.clip_by_value(x + 0.05, 0, 1)
+    result = compiled.steps(lambda images: images * math.nan, x, start, eps=0.1, eps_step=0.03, max_iter=3)
+    np.testing.assert_allclose(result.numpy(), start.numpy(), atol=1e-6)

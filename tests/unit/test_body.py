@@ -41,8 +41,8 @@ def test_artifacts_become_paths_and_all_else_stays_as_it_is(stage, tmp_path):
 
     stage(made_up)
     dataset, model = artifact(dsl.Dataset, tmp_path / "dataset"), artifact(dsl.Model, tmp_path / "model")
-    given = {"dataset": dataset, "model": model, "metrics": artifact(dsl.Metrics, tmp_path / "metrics")}
-    returned = body.call("made_up", {**given, "eps": 0.3, "norm": "inf", "minimal": False, "call": body.call})
+    artifacts = {"dataset": dataset, "model": model, "metrics": artifact(dsl.Metrics, tmp_path / "metrics")}
+    returned = body.call("made_up", {**artifacts, "eps": 0.3, "norm": "inf", "minimal": False, "call": body.call})
     assert returned == {
         "dataset": tmp_path / "dataset",
         "model": tmp_path / "model",

@@ -1,4 +1,4 @@
-"""The command line: options made from signatures, errors and exit codes, what it shows."""
+"""The command line: options derived from signatures, errors, exit codes and output."""
 
 import io
 import json
@@ -116,12 +116,11 @@ def evasion(*args):
 
 
 def listed(help_text):
-    """The text of a help, its lines put together."""
+    """A help text on a single line."""
     return " ".join(help_text.split())
 
 
-def test_help_comes_at_once():
-    """Without what takes long to import."""
+def test_help_imports_nothing_heavy():
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", *EVASION[1:], "--help"], capture_output=True, text=True, check=True
     )
@@ -138,7 +137,7 @@ def test_all_pipelines_are_listed():
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_parameter_of_a_pipeline_is_an_option_that_is_explained(name):
+def test_every_parameter_of_a_pipeline_is_a_documented_option(name):
     result = evasion("run", name, "--help")
     assert result.exit_code == 0
     shown = listed(result.stdout)
@@ -164,7 +163,7 @@ def test_no_parameter_is_hidden_by_an_option_of_the_command(name):
     assert not common & catalog.pipelines()[name].component_spec.inputs.keys()
 
 
-def test_help_keeps_what_a_docstring_indents(small_pipelines):
+def test_help_keeps_indented_lines_of_a_docstring(small_pipelines):
     result = evasion("run", "measuring", "--help")
     assert "  Measure one number.\n\n  In two ways:\n\n      first this\n      then that\n" in result.stdout
     assert "Example:\n    evasion run measuring --accuracy ..." in result.stdout
@@ -180,7 +179,7 @@ def test_an_unknown_pipeline_is_refused_with_the_choices(args, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ((), "Missing option '--accuracy'"),
         (("--accuracy", "abc"), "Invalid value for '--accuracy': 'abc' is not a valid float"),
@@ -189,15 +188,15 @@ def test_an_unknown_pipeline_is_refused_with_the_choices(args, tmp_path, monkeyp
         (("--accurracy", "1"), "No such option '--accurracy'"),
     ],
 )
-def test_an_option_that_does_not_fit_is_refused(small_pipelines, tmp_path, options, said):
+def test_an_invalid_option_is_refused(small_pipelines, tmp_path, options, message):
     result = evasion("run", "measuring", "--output", tmp_path / "runs", *options)
     assert result.exit_code == 2
-    assert said in result.stderr.replace("No such option: ", "No such option ")
+    assert message in result.stderr.replace("No such option: ", "No such option ")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "options", "said"),
+    ("pipeline", "options", "message"),
     [
         ("fgm", ("--eps", "-0.3"), "fgm: eps must be in (0, 1]. Received: eps=-0.3. Set --eps."),
         (
@@ -214,7 +213,7 @@ def test_an_option_that_does_not_fit_is_refused(small_pipelines, tmp_path, optio
         ("evaluation", ("--norm", "3"), "norm must be one of inf, 1, 2. Received: norm='3'. Set --norm."),
     ],
 )
-def test_a_value_that_breaks_a_step_s_rule_is_refused_before_anything_starts(tmp_path, pipeline, options, said):
+def test_an_invalid_value_is_refused_before_anything_starts(tmp_path, pipeline, options, message):
     (tmp_path / "images" / "0").mkdir(parents=True)
     images = str(tmp_path / "images")
     needed = {
@@ -226,11 +225,11 @@ def test_a_value_that_breaks_a_step_s_rule_is_refused_before_anything_starts(tmp
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
-    assert line.endswith(said)
+    assert line.endswith(message)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_shows_its_steps_and_what_they_measured(small_pipelines, output):
+def test_a_run_shows_its_steps_and_their_metrics(small_pipelines, output):
     result = evasion("run", "measuring", "--accuracy", "0.75", "--output", output, "--careful", "no")
     assert result.exit_code == 0, result.output
     assert "step 1 of 1: infer the number\n" in result.stderr
@@ -244,7 +243,7 @@ def test_a_run_shows_its_steps_and_what_they_measured(small_pipelines, output):
     assert f"mlflow ui --backend-store-uri sqlite:///{output}/mlflow.db" in result.stdout
 
 
-def test_verbose_shows_what_the_steps_print_and_quiet_only_the_result(small_pipelines, output):
+def test_verbose_shows_the_output_of_steps_and_quiet_only_the_result(small_pipelines, output):
     verbose = evasion("run", "measuring", "--accuracy", "1", "--output", output, "--verbose")
     assert "a word of the step" in verbose.stderr
     assert "progress:" not in verbose.stderr
@@ -253,7 +252,7 @@ def test_verbose_shows_what_the_steps_print_and_quiet_only_the_result(small_pipe
     assert "accuracy" in quiet.stdout
 
 
-def test_a_failing_step_is_told_in_its_own_words(small_pipelines, output):
+def test_a_failed_step_is_reported_with_its_own_error(small_pipelines, output):
     result = evasion("run", "measuring", "--accuracy", "0.1", "--output", output)
     assert result.exit_code == 1
     assert "Error: infer the number: accuracy is too low. Received: accuracy=0.1\n" in result.stderr
@@ -289,7 +288,7 @@ def test_two_attackers_are_two_columns(small_pipelines, output):
     assert "an upper bound" in result.stdout
 
 
-def test_a_tracking_server_that_does_not_answer_is_one_line(small_pipelines, tmp_path):
+def test_an_unreachable_tracking_server_is_reported_in_one_line(small_pipelines, tmp_path):
     result = evasion(
         "run", "measuring", "--accuracy", "1", "--output", tmp_path, "--tracking-uri", "http://127.0.0.1:9"
     )
@@ -370,11 +369,11 @@ def test_compile_writes_whole_steps(tmp_path):
         (("--cpus", 0), "cpus must be at least 0.1 and finite. Received: cpus=0.0. Set --cpus."),
         (("--memory", "nan"), "memory must be at least 0.5 and finite. Received: memory=nan. Set --memory."),
         (("--image", "a b"), "image must be an image's name, or blank. Received: image='a b'. Set --image."),
-        (("--device", "gpu", "--image", "a@sha256:0"), "gpu_image must be given where image is a digest."),
+        (("--device", "gpu", "--image", "a@sha256:0"), "gpu_image must be given if image is a digest."),
         (("--dataset-pvc", "My_Data"), "dataset_pvc must be a Kubernetes name"),
         (("--dataset-path", "data"), "dataset_path must be an absolute path, not /. Received: dataset_path='data'"),
         (("--mlflow-uri", "mlflow:5000"), "mlflow_uri must be http:// or https:// and a host"),
-        (("--mlflow-uri", "http://me:secret@mlflow"), "mlflow_uri must hold no password, which is the Secret's"),
+        (("--mlflow-uri", "http://me:secret@mlflow"), "mlflow_uri must not contain a password, which belongs in the"),
         (("--mlflow-secret", "A"), "mlflow_secret must be a Kubernetes name"),
         (("--experiment", " "), "experiment must be given. Received: experiment=' '. Set --experiment."),
         (("--timeout", -1), "timeout must be an integer in [0, 35791394]. Received: timeout=-1. Set --timeout."),
@@ -390,7 +389,7 @@ def test_compile_refuses_bad_values_before_it_writes(tmp_path, options, rule):
     assert not (tmp_path / "compiled").exists()
 
 
-def test_compiles_help_explains_every_option():
+def test_compiles_help_documents_every_option():
     result = evasion("compile", "--help")
     for name, default, text in placement.options():
         assert f"--{name.replace('_', '-')} " in result.stdout
@@ -431,7 +430,7 @@ def shown_by(listener_class, terminal):
     return console.export_text()
 
 
-def test_progress_outside_a_terminal_is_told_every_ten_seconds(monkeypatch):
+def test_progress_outside_a_terminal_is_printed_every_ten_seconds(monkeypatch):
     clock = iter([0.0, 5.0, 10.0, 10.0])
     monkeypatch.setattr(run_progress.time, "monotonic", lambda: next(clock))
     assert shown_by(run_progress.RunLines, terminal=False).splitlines() == [
@@ -463,7 +462,7 @@ def test_durations_are_for_people(seconds, text):
         ("postgresql://me:secret@db/mlflow", "in postgresql://db/mlflow"),
     ],
 )
-def test_where_to_look_shows_no_password(uri, text):
+def test_the_location_of_a_run_shows_no_password(uri, text):
     assert text in tables._where(uri)
     assert "secret" not in tables._where(uri)
 
@@ -476,14 +475,14 @@ def test_where_to_look_shows_no_password(uri, text):
         ((), {"fgm", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}),
     ],
 )
-def test_attacks_and_defenses_are_chosen_by_name(tmp_path, options, steps):
+def test_attacks_and_defenses_are_selected_by_name(tmp_path, options, steps):
     result = evasion("compile", "evaluation", *options, "--output", tmp_path)
     assert result.exit_code == 0
     sources = {"registered": "load-model", "trained": "train", "pretrained": "init-model"}
     assert result.stdout.split() == [str(tmp_path / f"evaluation_{source}.yaml") for source in sources]
-    for source, made_by in sources.items():
+    for source, model_step in sources.items():
         spec, *_ = yaml.safe_load_all((tmp_path / f"evaluation_{source}.yaml").read_text())
-        others = {"load-dataset", made_by, "infer", "security-curve", "report", "track-run", "track-run-2"}
+        others = {"load-dataset", model_step, "infer", "security-curve", "report", "track-run", "track-run-2"}
         others |= {"load-dataset-2"} if source == "trained" else set()
         assert set(spec["root"]["dag"]["tasks"]) == steps | others
 
@@ -497,43 +496,43 @@ EVALUATIONS = [
 
 @pytest.mark.parametrize(("options", "pipeline", "steps"), EVALUATIONS, ids=[name for _, name, _ in EVALUATIONS])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_the_evaluation_that_runs_is_the_one_of_the_options(monkeypatch, options, pipeline, steps, shards):
-    asked = []
-    monkeypatch.setattr(run, "run_pipeline", lambda *given, **_: asked.append(given[:2]))
+def test_the_options_select_the_evaluation(monkeypatch, options, pipeline, steps, shards):
+    calls = []
+    monkeypatch.setattr(run, "run_pipeline", lambda *arguments, **_: calls.append(arguments[:2]))
     result = evasion("run", "evaluation", "--data-dir-test", ".", "--shards", shards, *options)
     assert result.exit_code == 0, result.output
-    ((found, arguments),) = asked
-    assert found.component_spec.name == pipeline.replace("_", "-")
-    assert set(arguments) <= set(found.component_spec.inputs)
+    ((selected, arguments),) = calls
+    assert selected.component_spec.name == pipeline.replace("_", "-")
+    assert set(arguments) <= set(selected.component_spec.inputs)
     assert arguments.get("shards", 1) == shards
-    components = found.pipeline_spec.components.values()
+    components = selected.pipeline_spec.components.values()
     functions = {component.executor_label.removeprefix("exec-") for component in components}
     assert {step.replace("_", "-") for step in steps} <= functions
     assert ("importer" in functions) == (shards > 1)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             ("--model", "m", "--model-architecture", "le_net", "--epochs", "2", "--pgd-attack-max-iter", "9"),
-            "pgd_attack_max_iter, epochs must be left out: of no use to a registered model with these attacks and "
+            "pgd_attack_max_iter, epochs must be omitted: not used for a registered model with these attacks and "
             "defenses. Received: pgd_attack_max_iter=9, epochs=2.0",
         ),
         (("--model", "m"), "model_architecture must be given. Set --model-architecture."),
         (("--shards", "0"), "shards must be a positive integer. Received: shards=0. Set --shards."),
         (
             ("--model", "m", "--data-dir-train", "."),
-            "data_dir_train must be left out: of no use to a registered model with these attacks and defenses. "
+            "data_dir_train must be omitted: not used for a registered model with these attacks and defenses. "
             "Received: data_dir_train='.'",
         ),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(tmp_path, options, said):
+def test_contradictory_options_are_refused(tmp_path, options, message):
     (tmp_path / "images" / "0").mkdir(parents=True)
     result = evasion("run", "evaluation", "--data-dir-test", tmp_path / "images", "--output", tmp_path / "r", *options)
     assert result.exit_code == 2
-    assert f"{said}\n" in result.stderr.replace("\n  ", " ")
+    assert f"{message}\n" in result.stderr.replace("\n  ", " ")
     assert not (tmp_path / "r").exists()
 
 
@@ -541,16 +540,16 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, said):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--attacks", "fgn"), "attacks must be of fgm, pgd. Received: fgn"),
-        (("--attacks", ""), "attacks must name one of fgm, pgd at least. Received: none"),
+        (("--attacks", "fgn"), "attacks must be among fgm, pgd. Received: fgn"),
+        (("--attacks", ""), "attacks must name at least one of fgm, pgd. Received: none"),
         (
             ("--defenses", "jpeg"),
-            "defenses must be of gaussian_augmentation, jpeg_compression, spatial_smoothing. Received",
+            "defenses must be among gaussian_augmentation, jpeg_compression, spatial_smoothing. Received",
         ),
-        (("--attacks", "fgm,fgm"), "attacks must name each once. Received: fgm, fgm"),
+        (("--attacks", "fgm,fgm"), "attacks must not repeat a name. Received: fgm, fgm"),
     ],
 )
-def test_attacks_and_defenses_that_do_not_exist_are_refused(command, options, message):
+def test_unknown_attacks_and_defenses_are_refused(command, options, message):
     result = evasion(*command, *options)
     assert result.exit_code == 2
     assert message in result.stderr

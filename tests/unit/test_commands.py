@@ -1,4 +1,4 @@
-"""Which pipeline `evasion run evaluation` asks for, with which values, and what it refuses."""
+"""The pipeline and the values that `evasion run evaluation` selects, and the options that it refuses."""
 
 import pytest
 from click.testing import CliRunner
@@ -10,17 +10,17 @@ from evasion.pipelines.cli import run as run_command
 
 @pytest.fixture
 def evaluation(monkeypatch, tmp_path):
-    """Call the command; return what it would run and with which values, or what it says."""
+    """Call the command; return the pipeline and the values that it would run, or its error message."""
     (tmp_path / "images" / "0").mkdir(parents=True)
 
     def call(*options, run=False):
-        asked = []
+        selected = []
         with monkeypatch.context() as patch:
             if not run:
                 patch.setattr(
                     run_command,
                     "run_pipeline",
-                    lambda pipeline, arguments, *_, **__: asked.append((pipeline, arguments)),
+                    lambda pipeline, arguments, *_, **__: selected.append((pipeline, arguments)),
                 )
             result = CliRunner().invoke(
                 main.main,
@@ -28,9 +28,9 @@ def evaluation(monkeypatch, tmp_path):
                 + [str(option) for option in options],
             )
         assert not (tmp_path / "runs").exists()
-        if asked:
+        if selected:
             assert result.exit_code == 0
-            return asked[0]
+            return selected[0]
         assert result.exit_code == 2
         return result.stderr.removeprefix("Error: ").rstrip()
 
@@ -67,8 +67,8 @@ def test_the_options_choose_where_the_model_comes_from(evaluation, options, name
     assert set(arguments) <= set(pipeline.component_spec.inputs)
 
 
-def test_what_is_not_given_is_left_to_the_pipeline(evaluation):
-    """One source of the model has a default where another has none."""
+def test_omitted_parameters_are_left_to_the_pipeline(evaluation):
+    """One source of the model may have a default where another has none."""
     for options in ((), ("--data-dir-train", "x", "--model-architecture", "le_net"), MODEL):
         pipeline, arguments = evaluation(*options)
         inputs = pipeline.component_spec.inputs
@@ -81,14 +81,14 @@ def test_what_is_not_given_is_left_to_the_pipeline(evaluation):
 
 
 def test_attacks_and_defenses_are_those_named(evaluation):
-    usual, _ = evaluation(*MODEL)
-    assert {"fgm", *stages.defenses()} <= set(functions(usual))
-    assert "pgd" not in functions(usual)
-    chosen, arguments = evaluation(
+    default, _ = evaluation(*MODEL)
+    assert {"fgm", *stages.defenses()} <= set(functions(default))
+    assert "pgd" not in functions(default)
+    selected, arguments = evaluation(
         *MODEL, "--attacks", "pgd, fgm", "--defenses", "jpeg-compression", "--pgd-attack-max-iter", "3"
     )
-    assert {"pgd", "fgm", "jpeg_compression"} <= set(functions(chosen))
-    assert not {"spatial_smoothing", "gaussian_augmentation"} & set(functions(chosen))
+    assert {"pgd", "fgm", "jpeg_compression"} <= set(functions(selected))
+    assert not {"spatial_smoothing", "gaussian_augmentation"} & set(functions(selected))
     assert arguments["pgd_attack_max_iter"] == 3
     bare, _ = evaluation(*MODEL, "--defenses", "")
     assert not set(stages.defenses()) & set(functions(bare))
@@ -98,43 +98,43 @@ def test_shards_are_a_loop_and_a_parameter(evaluation):
     plain, arguments = evaluation(*MODEL, "--shards", 1)
     assert "shards" not in arguments
     assert "for_loop" not in functions(plain)
-    dealt, arguments = evaluation(*MODEL, "--shards", 3)
+    sharded, arguments = evaluation(*MODEL, "--shards", 3)
     assert arguments["shards"] == 3
-    assert "for_loop" in functions(dealt)
+    assert "for_loop" in functions(sharded)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             (*MODEL, "--epochs", "3"),
-            "epochs must be left out: of no use to a registered model with these attacks and defenses. "
+            "epochs must be omitted: not used for a registered model with these attacks and defenses. "
             "Received: epochs=3.0",
         ),
-        ((*MODEL, "--data-dir-train", "x"), "data_dir_train must be left out: of no use to a registered model"),
+        ((*MODEL, "--data-dir-train", "x"), "data_dir_train must be omitted: not used for a registered model"),
         (("--epochs", "3", "--optimizer", "sgd"), "Received: epochs=3.0, optimizer='sgd'"),
-        ((*MODEL, "--pgd-attack-max-iter", "3"), "pgd_attack_max_iter must be left out"),
+        ((*MODEL, "--pgd-attack-max-iter", "3"), "pgd_attack_max_iter must be omitted"),
         (
             (*MODEL, "--defenses", "", "--jpeg-compression-quality", "50"),  # its default, yet asked for
-            "jpeg_compression_quality must be left out",
+            "jpeg_compression_quality must be omitted",
         ),
         (("--data-dir-train", "x", "--model-architecture", "le_net", "--attacks", "pgd", "--minimal", "1"), "minimal "),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(evaluation, options, said):
-    assert said in evaluation(*options)
+def test_an_option_that_would_do_nothing_is_refused(evaluation, options, message):
+    assert message in evaluation(*options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (("--attacks", ""), "attacks must name one of fgm, pgd at least. Received: none. Set --attacks."),
-        (("--attacks", "fgm,fgm"), "attacks must name each once. Received: fgm, fgm. Set --attacks."),
+        (("--attacks", ""), "attacks must name at least one of fgm, pgd. Received: none. Set --attacks."),
+        (("--attacks", "fgm,fgm"), "attacks must not repeat a name. Received: fgm, fgm. Set --attacks."),
         (("--defenses", "squeezing"), "Received: squeezing. Set --defenses."),
     ],
 )
-def test_steps_that_there_are_not_are_refused(evaluation, options, said):
-    assert evaluation(*options).endswith(said)
+def test_unknown_steps_are_refused(evaluation, options, message):
+    assert evaluation(*options).endswith(message)
 
 
 def test_a_registered_model_needs_its_architecture(evaluation):
@@ -143,16 +143,18 @@ def test_a_registered_model_needs_its_architecture(evaluation):
 
 @pytest.mark.parametrize("shards", [0, -1])
 def test_shards_must_be_a_positive_number(evaluation, shards):
-    said = evaluation(*MODEL, "--shards", shards, run=True)
-    assert said.endswith(f"Received: shards={shards}. Set --shards.")
+    message = evaluation(*MODEL, "--shards", shards, run=True)
+    assert message.endswith(f"Received: shards={shards}. Set --shards.")
 
 
 def test_a_command_knows_the_parameters_of_all_its_pipelines():
-    known = {one.name: one for one in commands.command("evaluation").parameters}
-    assert {"model", "data_dir_train", "weights", "epochs", "pgd_eps", "pgd_attack_eps_step", "shards"} <= set(known)
-    assert known["model_architecture"].default is None  # one of several, or needed
-    assert known["eps"].default == 0.3
-    assert "data_dir_test" in {name for name, one in known.items() if one.default is commands.REQUIRED}
+    parameters = {parameter.name: parameter for parameter in commands.command("evaluation").parameters}
+    assert {"model", "data_dir_train", "weights", "epochs", "pgd_eps", "pgd_attack_eps_step", "shards"} <= set(
+        parameters
+    )
+    assert parameters["model_architecture"].default is None  # required or not, depending on the pipeline
+    assert parameters["eps"].default == 0.3
+    assert parameters["data_dir_test"].default is commands.REQUIRED
 
 
 @pytest.mark.parametrize("name", ["evaluation_registered", "evaluation_trained", "fgm", "train"])
@@ -161,12 +163,12 @@ def test_every_pipeline_has_a_command_of_its_own_name(name):
     assert command.name == name
     assert command.summary
     values = {one.name: one.default for one in command.parameters}
-    pipeline, arguments = command.choose(values)
+    pipeline, arguments = command.select(values)
     assert arguments == values
     assert set(values) == set(pipeline.component_spec.inputs)
 
 
-def test_there_is_no_command_of_another_name():
+def test_other_names_have_no_command():
     assert commands.command("fgm_evaluation") is None
     assert "evaluation_registered" not in commands.names()
     assert commands.names()[-1] == "evaluation"

@@ -68,19 +68,19 @@ def test_chunks_change_neither_results_nor_where_an_exception_comes(chunk):
             raise KeyError(item)
         return item / 2
 
-    found = []
+    results = []
     with pytest.raises(KeyError, match="5"):
-        found.extend(ordered_map(half, range(9), threads=2, ahead=7, chunk=chunk))
-    assert found == [0, 0.5, 1, 1.5, 2]
+        results.extend(ordered_map(half, range(9), threads=2, ahead=7, chunk=chunk))
+    assert results == [0, 0.5, 1, 1.5, 2]
 
     def damaged():
         yield from range(4)
         raise OSError("cut short")
 
-    found = []
+    results = []
     with pytest.raises(OSError, match="cut short"):
-        found.extend(ordered_map(half, damaged(), threads=2, ahead=7, chunk=chunk))
-    assert found == [0, 0.5, 1, 1.5]
+        results.extend(ordered_map(half, damaged(), threads=2, ahead=7, chunk=chunk))
+    assert results == [0, 0.5, 1, 1.5]
 
 
 def test_an_item_is_read_while_the_one_before_it_is_used():
@@ -92,12 +92,12 @@ def test_an_item_is_read_while_the_one_before_it_is_used():
         assert used.wait(10)
         yield 2
 
-    found = prefetched(items())
+    results = prefetched(items())
     assert not read.is_set()
-    assert next(found) == 1
+    assert next(results) == 1
     assert read.wait(10)
     used.set()
-    assert list(found) == [2]
+    assert list(results) == [2]
 
 
 def test_prefetching_passes_an_exception_on_at_its_place():
@@ -105,10 +105,10 @@ def test_prefetching_passes_an_exception_on_at_its_place():
         yield 1
         raise OSError("cut short")
 
-    found = []
+    results = []
     with pytest.raises(OSError, match="cut short"):
-        found.extend(prefetched(items()))
-    assert found == [1]
+        results.extend(prefetched(items()))
+    assert results == [1]
 
 
 def test_closing_cancels_what_has_not_started_and_ends_the_threads():

@@ -1,4 +1,4 @@
-"""What `--docker` refuses before any work, and what containers are given; no engine is needed."""
+"""What `--docker` refuses before any work, and the settings of containers; no engine is needed."""
 
 import contextlib
 import gc
@@ -94,8 +94,8 @@ def no_engine(tmp_path, monkeypatch):
 def test_without_an_engine(fgm, no_engine, tmp_path):
     result = fgm()
     assert result.exit_code == 1
-    assert f"--docker needs a container engine, and none answers at unix://{tmp_path / 'nothing'}" in result.stderr
-    assert "leave out --docker" in result.stderr
+    assert f"--docker requires a container engine, and none responds at unix://{tmp_path / 'nothing'}" in result.stderr
+    assert "run without --docker" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -103,7 +103,7 @@ def test_without_the_image(fgm, serve, tmp_path):
     serve(Empty)
     result = fgm()
     assert result.exit_code == 1
-    assert f"holds no image {IMAGE}: build it by `make image`" in result.stderr
+    assert f"The container engine has no image {IMAGE}. Build it with `make image`." in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -111,7 +111,7 @@ def test_without_the_rights_of_this_user(fgm, serve, tmp_path):
     serve(Rootless)
     result = fgm()
     assert result.exit_code == 1
-    assert "--docker needs an engine that root runs" in result.stderr
+    assert "--docker requires an engine that runs as root" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -123,16 +123,16 @@ def test_without_a_server_to_track_in(fgm, no_engine, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_bad_arguments_are_told_before_the_engine_is_looked_for(fgm, no_engine):
+def test_invalid_arguments_are_reported_before_the_engine_is_contacted(fgm, no_engine):
     result = fgm("--eps", "-1")
     assert result.exit_code == exit_codes.BAD_INPUT
     assert "eps must be" in result.stderr
 
 
-def test_there_is_nothing_to_show_before_the_first_run(tmp_path):
+def test_mlflow_cannot_be_served_before_the_first_run(tmp_path):
     result = evasion("mlflow", "--output", tmp_path)
     assert result.exit_code == exit_codes.BAD_INPUT
-    assert "holds no run of `evasion run --docker`" in result.stderr
+    assert "contains no run of `evasion run --docker`" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,13 @@ def test_there_is_nothing_to_show_before_the_first_run(tmp_path):
     ],
 )
 def test_a_server_on_this_machine_is_reached_over_its_network(uri, network):
-    assert server.reached_at(uri) == server.Server(uri, uri, network)
+    assert server.existing(uri) == server.Server(uri, uri, network)
 
 
-def test_the_server_is_reached_past_proxies(monkeypatch):
+def test_the_server_is_reached_without_a_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet")
-    found = server.past_proxies(server.Server("http://127.0.0.1:1", "http://mlflow:5000", "evasion"))
-    assert found == {"NO_PROXY": "intranet,mlflow", "no_proxy": "intranet,mlflow"}
+    variables = server.proxy_exceptions(server.Server("http://127.0.0.1:1", "http://mlflow:5000", "evasion"))
+    assert variables == {"NO_PROXY": "intranet,mlflow", "no_proxy": "intranet,mlflow"}
 
 
 def test_paths_that_steps_read(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_paths_that_steps_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "readable"), [(0o700, False), (0o754, False), (0o755, True)])
-def test_what_root_starts_may_not_read_everything(tmp_path, monkeypatch, mode, readable):
+def test_containers_started_by_root_may_not_read_everything(tmp_path, monkeypatch, mode, readable):
     monkeypatch.setattr(containers.os, "getuid", lambda: 0)
     data = tmp_path / "my data"
     data.mkdir(mode)
@@ -178,9 +178,9 @@ def test_what_root_starts_may_not_read_everything(tmp_path, monkeypatch, mode, r
             containers.local_paths(planned)
 
 
-def test_lines_arrive_in_pieces():
-    pieces = ["zwölf\nha".encode()[:3], "zwölf\nha".encode()[3:], b"lf\n\nend"]
-    assert list(containers._lines(pieces)) == ["zwölf", "half", "", "end"]
+def test_lines_arrive_in_chunks():
+    chunks = ["zwölf\nha".encode()[:3], "zwölf\nha".encode()[3:], b"lf\n\nend"]
+    assert list(containers._lines(chunks)) == ["zwölf", "half", "", "end"]
 
 
 @pytest.mark.parametrize(("target", "suffix"), [("cpu", ""), ("gpu", "-gpu"), ("mlflow", "-mlflow")])

@@ -94,8 +94,8 @@ def test_what_is_written_is_what_is_read(header_and_samples):
             assert opened.header == header
             assert len(opened) == len(samples)
             assert opened.labels.tolist() == [sample.label for sample in samples]
-            found = list(opened.samples())
-            for place, (sample, expected) in enumerate(zip(found, samples, strict=True)):
+            read = list(opened.samples())
+            for place, (sample, expected) in enumerate(zip(read, samples, strict=True)):
                 assert sample.index == place
                 assert (sample.label, sample.stem) == (expected.label, expected.stem)
                 assert sample.source == f"{header.class_names[expected.label]}/{expected.stem}.png"
@@ -224,22 +224,22 @@ def test_a_dataset_alone_has_the_bytes_of_write(make_dataset, random_pixels, tmp
 def test_one_of_several_datasets_must_be_named(make_dataset, random_pixels, tmp_path):
     pixels = random_pixels(2, (4, 4, 1))
     tar = several(tmp_path / "both.tar", make_dataset, fgm=pixels, clean=pixels)
-    with pytest.raises(DatasetError, match=r"dataset_name must be given for both\.tar, which holds fgm, clean\."):
+    with pytest.raises(DatasetError, match=r"dataset_name must be given for both\.tar, which contains fgm, clean\."):
         Dataset(tar)
-    with pytest.raises(DatasetError, match=r"must be a folder in the tar, of 'fgm', 'clean'\. Received.*'pgd'"):
+    with pytest.raises(DatasetError, match=r"must be a folder in the tar: 'fgm', 'clean'\. Received.*'pgd'"):
         Dataset(tar, "pgd")
 
 
 def test_two_datasets_of_one_name_are_refused(make_dataset, random_pixels, tmp_path):
     path = make_dataset(random_pixels(2, (4, 4, 1)))
-    with Dataset(path) as one, pytest.raises(ValueError, match="names of their own"):
+    with Dataset(path) as one, pytest.raises(ValueError, match="must have different names"):
         writer.write_all(tmp_path / "twice.tar", [(one.header, one.samples()), (one.header, one.samples())])
     assert not (tmp_path / "twice.tar").exists()
     with Dataset(path) as one:
         one.copy_to(tmp_path / "one.tar")
     content = (tmp_path / "one.tar").read_bytes()[:-1024]
     (tmp_path / "twice.tar").write_bytes(content + content + bytes(1024))
-    with pytest.raises(DatasetError, match="two datasets of one name"):
+    with pytest.raises(DatasetError, match="two datasets of the same name"):
         Dataset.all_in(tmp_path / "twice.tar")
 
 
@@ -249,7 +249,7 @@ def test_a_tar_cut_between_two_datasets_is_refused(make_dataset, random_pixels, 
     with tarfile.open(tar) as opened:
         second = next(member.offset for member in opened if member.name.startswith("second/"))
     tar.write_bytes(tar.read_bytes()[:second])
-    with pytest.raises(DatasetError, match="it was cut short"):
+    with pytest.raises(DatasetError, match="truncated: the end marker of the tar is missing"):
         Dataset.all_in(tar)
 
 
@@ -277,11 +277,14 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("last", "error"),
         [
-            ([], "2 images of 3"),
-            ([Sample(0, "z", np.zeros((2, 2, 1), np.uint8))], "3 images of 3 were written"),
+            ([], r"wrote \[2, 0\] images of the classes instead of \[2, 1\]"),
+            ([Sample(0, "z", np.zeros((2, 2, 1), np.uint8))], r"wrote \[3, 0\] images of the classes"),
             ([Sample(1, "z", np.zeros((2, 2, 3), np.uint8))], "z: uint8"),
             ([Sample(1, "z", np.zeros((2, 2, 1), np.float32))], "z: float32"),
-            ([Sample(1, place, np.zeros((2, 2, 1), np.uint8)) for place in "zw"], "4 images of 3"),
+            (
+                [Sample(1, place, np.zeros((2, 2, 1), np.uint8)) for place in "zw"],
+                r"wrote \[2, 2\] images",
+            ),
         ],
         ids=["too few", "of another class", "of another shape", "of another type", "too many"],
     )
@@ -307,7 +310,7 @@ class TestWriting:
         noise = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), dtype=np.uint8)
         header = Header(name="d", class_names=("a",), counts=(300,), image_shape=(28, 28, 1), split="testing")
         samples = (Sample(0, f"{place}", image) for place, image in enumerate(noise))
-        with files_up_to(room), pytest.raises(OSError, match="nothing was kept of") as error:
+        with files_up_to(room), pytest.raises(OSError, match="the incomplete file was removed") as error:
             writer.write(tmp_path / "out", header, samples)
         assert str(tmp_path / "out") in str(error.value)
         assert not list(tmp_path.iterdir())
@@ -333,7 +336,7 @@ GOOD = {"name": "d", "class_names": ("a", "b"), "counts": (0, 1), "image_shape":
 
 class TestHeader:
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             ({"name": ".."}, "dataset_name must be one plain folder name"),
             ({"name": "a/b"}, "dataset_name must be one plain folder name"),
@@ -342,16 +345,16 @@ class TestHeader:
             ({"class_names": ("a", "../b")}, "class name must be one plain folder name"),
             ({"class_names": ("a", "b\\c")}, "class name must be one plain folder name"),
             ({"class_names": ("a", "\udcff")}, "class name must be one plain folder name"),
-            ({"class_names": ("a", "a")}, "must differ"),
-            ({"counts": (1,)}, "a count each"),
+            ({"class_names": ("a", "a")}, "must be unique"),
+            ({"counts": (1,)}, "must have a count"),
             ({"split": "validation"}, "split must be one of training, testing"),
             ({"image_shape": (2, 2, 4)}, "image_shape must be"),
             ({"image_shape": (0, 2, 1)}, "image_shape must be"),
             ({"image_shape": (100_000, 100_000, 3)}, "image_shape must be"),
         ],
     )
-    def test_what_makes_no_dataset_is_told(self, change, said):
-        with pytest.raises(DatasetError, match=said):
+    def test_what_makes_no_dataset_is_told(self, change, message):
+        with pytest.raises(DatasetError, match=message):
             Header(**{**GOOD, **change})
 
     def test_derive_keeps_what_it_is_and_adds_what_was_done(self):
@@ -521,48 +524,54 @@ HOSTILE = {
     ),
     "sparse file without its map": (
         spliced(pax(GNU__sparse__major=1, GNU__sparse__minor=0) + build([entry("good/a/s.png", b"9" * 512)])[:-1024]),
-        "damaged or cut short",
+        "damaged or truncated",
     ),
     # Other containers.
-    "gzip": (lambda good: zlib.compress(build(good), wbits=31), "is no uncompressed tar"),
-    "zip": (lambda good: b"PK\x03\x04" + bytes(600), "is no uncompressed tar"),
-    "empty file": (lambda good: b"", "is no uncompressed tar"),
+    "gzip": (lambda good: zlib.compress(build(good), wbits=31), "is not an uncompressed tar"),
+    "zip": (lambda good: b"PK\x03\x04" + bytes(600), "is not an uncompressed tar"),
+    "empty file": (lambda good: b"", "is not an uncompressed tar"),
     "zeros": (lambda good: bytes(10_240), "must begin with <dataset_name>/dataset.json"),
-    "text": (lambda good: b"accuracy 0.96\n" * 100, "is no uncompressed tar"),
+    "text": (lambda good: b"accuracy 0.96\n" * 100, "is not an uncompressed tar"),
     # Bombs, and sizes that make a reader run in circles.
-    "huge image": (spliced(raw_header("good/a/x.png", 2**60)), "says it has 1152921504606846976 bytes"),
-    "huge table": (lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", 2**60), "says it has"),
-    "huge description": (lambda good: raw_header("good/dataset.json", 2**60) + bytes(1024), "says it has"),
+    "huge image": (spliced(raw_header("good/a/x.png", 2**60)), "has 1152921504606846976 bytes according to its header"),
+    "huge table": (
+        lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", 2**60),
+        "bytes according to its header",
+    ),
+    "huge description": (
+        lambda good: raw_header("good/dataset.json", 2**60) + bytes(1024),
+        "bytes according to its header",
+    ),
     "description over its limit": (
         lambda good: build([entry("good/dataset.json", b" " * (header.MAX_HEADER_BYTES + 1)), *good[1:]]),
-        "at most",
+        "the limit is",
     ),
-    "size below 0": (spliced(raw_header("good/a/x.png", -1024)), "says it has -1024 bytes"),
+    "size below 0": (spliced(raw_header("good/a/x.png", -1024)), "has -1024 bytes according to its header"),
     "table of a size below 0": (
         lambda good: build(good[:-1])[:-1024] + raw_header("good/samples.csv", -1024),
-        "says it has -1024 bytes",
+        "has -1024 bytes according to its header",
     ),
     "size below 0 in an extended header": (
         spliced(pax(size=-2048) + raw_header("good/a/x.png", 0)),
-        "says it has -2048",
+        "has -2048",
     ),
     "extended header of a size below 0": (
         spliced(raw_header("good/a/x.png", -512, tarfile.XHDTYPE)),
-        "A name says it has -512 bytes",
+        "The header of a name says -512 bytes",
     ),
-    "huge extended header": (spliced(raw_header("n", 2**33, tarfile.XHDTYPE)), "A name says it has"),
-    "huge long name": (spliced(raw_header("n", 2**33, tarfile.GNUTYPE_LONGNAME)), "A name says it has"),
+    "huge extended header": (spliced(raw_header("n", 2**33, tarfile.XHDTYPE)), "The header of a name says"),
+    "huge long name": (spliced(raw_header("n", 2**33, tarfile.GNUTYPE_LONGNAME)), "The header of a name says"),
     "global header": (spliced(raw_header("g", 0, tarfile.XGLTYPE)), "link, a device"),
-    "extended header without end": (spliced(pax(path="good/a/x.png") * 3_000), "damaged or cut short"),
+    "extended header without end": (spliced(pax(path="good/a/x.png") * 3_000), "damaged or truncated"),
     "image that fills the memory": (with_png(giant_png()), "8-bit L PNG of 3x3 pixels"),
-    "image of more bytes than its pixels": (with_png(bytes(100_000)), "its shape allows"),
+    "image of more bytes than its pixels": (with_png(bytes(100_000)), "an image of its shape has at most"),
     "too many images": (
         image_first(*(entry(f"good/a/{place}.png", b"x") for place in range(9))),
-        "good/a has more images than the 2",
+        "good/a has more than the 2 images",
     ),
     "more images than the table": (
         lambda good: build(described(good, counts=[2, 2])),
-        "has 3 images, dataset.json says 4",
+        "has 3 images; dataset.json says 4",
     ),
     "row without end": (
         lambda good: build(
@@ -589,7 +598,7 @@ HOSTILE = {
         lambda good: build([entry("good/dataset.json", good[0][1].replace(b"2,", b"1e999,")), *good[1:]]),
         "expected form",
     ),
-    "counts below 0": (lambda good: build(described(good, counts=[4, -1])), "b has more images than the -1"),
+    "counts below 0": (lambda good: build(described(good, counts=[4, -1])), "b has more than the -1 images"),
     "sides too large": (lambda good: build(described(good, image_shape=[50_000, 50_000, 1])), "image_shape must be"),
     "four channels": (lambda good: build(described(good, image_shape=[3, 3, 4])), "image_shape must be"),
     "two sides": (lambda good: build(described(good, image_shape=[3, 3])), "expected form"),
@@ -597,10 +606,10 @@ HOSTILE = {
     "hostile name": (lambda good: build(described(good, name="..")), "dataset_name must be one plain folder name"),
     "another folder": (
         lambda good: build(described(good, name="bad")),
-        "the folder must be the name in dataset.json, 'bad'",
+        "the folder must have the name in dataset.json, 'bad'",
     ),
     "unknown split": (lambda good: build(described(good, split="x")), "split must be one of"),
-    "class twice": (lambda good: build(described(good, class_names=["a", "a"])), "must differ"),
+    "class twice": (lambda good: build(described(good, class_names=["a", "a"])), "must be unique"),
     # What is in the wrong place, or missing.
     "unknown class": (
         image_first(entry("good/c/x.png", b"x")),
@@ -610,23 +619,23 @@ HOSTILE = {
     "second description": (image_first(entry("good/dataset.json", b"{}")), "is not <dataset_name>"),
     "description last": (lambda good: build([*good[1:], good[0]]), "must begin with <dataset_name>/dataset.json"),
     "no description": (lambda good: build(good[1:]), "must begin with <dataset_name>/dataset.json"),
-    "no table": (lambda good: build(good[:-1]), "ends before samples.csv: it was cut short"),
+    "no table": (lambda good: build(good[:-1]), "is truncated: it ends before samples.csv"),
     "second table": (lambda good: build([*good, good[-1]]), "follows samples.csv, which must be the last"),
     "image behind the table": (lambda good: build([*good, entry("good/a/w.png", b"x")]), "follows samples.csv"),
-    "image missing": (lambda good: build([*good[:2], *good[3:]]), "has 2 images, dataset.json says 3"),
+    "image missing": (lambda good: build([*good[:2], *good[3:]]), "has 2 images; dataset.json says 3"),
     # What samples.csv says.
-    "row missing": (lambda good: build(table(good, "".join(rows(good)[:-1]))), "does not name the images"),
+    "row missing": (lambda good: build(table(good, "".join(rows(good)[:-1]))), "does not list the images"),
     "row too many": (
         lambda good: build(table(good, "".join([*rows(good), rows(good)[-1]]))),
-        "does not name the images",
+        "does not list the images",
     ),
     "rows in another order": (
         lambda good: build(table(good, "".join([rows(good)[0], *rows(good)[:0:-1]]))),
-        "does not name the images",
+        "does not list the images",
     ),
     "row of another image": (
         lambda good: build(table(good, "".join(rows(good)).replace("a/y.png", "a/q.png"))),
-        "does not name the images",
+        "does not list the images",
     ),
     "no rows": (lambda good: build(table(good, "")), "must begin with the columns path, label, source"),
     "other columns": (
@@ -635,11 +644,11 @@ HOSTILE = {
     ),
     "row with too few fields": (
         lambda good: build(table(good, rows(good)[0] + "a/x.png,a\r\n")),
-        "row 1 has not as many",
+        "row 1 does not have a field for each column",
     ),
     "row with too many fields": (
         lambda good: build(table(good, rows(good)[0] + "a/x.png,a,f,1,2\r\n")),
-        "row 1 has not as many fields",
+        "row 1 does not have a field for each column",
     ),
     "table that is no text": (
         lambda good: build(table(good, good[-1][1].replace(b"from", b"fr\xffm"))),
@@ -647,7 +656,7 @@ HOSTILE = {
     ),
     "quote without end": (
         lambda good: build(table(good, "".join(rows(good)[:-1]) + '"b/z.png')),
-        "cannot be read behind",
+        "cannot be read after",
     ),
     # Images.
     "image that is none": (
@@ -678,7 +687,7 @@ def test_the_dataset_that_the_hostile_ones_are_made_of_is_good(tmp_path, good):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_fault_unsafe_tar_extraction(tmp_path, monkeypatch, good, kind):
     """The original called `extractall` on whatever tar a run had logged."""
-    make, said = HOSTILE[kind]
+    make, message = HOSTILE[kind]
     (tmp_path / "hostile").write_bytes(make(good))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -687,7 +696,7 @@ def test_fault_unsafe_tar_extraction(tmp_path, monkeypatch, good, kind):
         read_all(tmp_path / "hostile")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "hostile"]
     assert peak < 3 * header.MAX_HEADER_BYTES
 
@@ -751,7 +760,7 @@ def test_the_dataset_name_must_be_that_of_the_folder(tmp_path, good):
         assert opened.header.name == "good"
     with pytest.raises(DatasetError) as error:
         Dataset(tmp_path / "good", "fgm")
-    assert str(error.value) == "dataset_name must be a folder in the tar, of 'good'. Received: dataset_name='fgm'"
+    assert str(error.value) == "dataset_name must be a folder in the tar: 'good'. Received: dataset_name='fgm'"
 
 
 def test_a_missing_file_is_told_as_such(tmp_path):
@@ -794,7 +803,7 @@ def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pix
         "fgm_aware_of_jpeg_compression",
     ]
     assert names([single]) == ["fgm_aware_of_jpeg_compression"]  # asked for by itself
-    with pytest.raises(DatasetError, match=r"aimed\.tar must hold a dataset that awaits no other defense"):
+    with pytest.raises(DatasetError, match=r"aimed\.tar must contain a dataset that awaits no other defense"):
         names([aimed])
 
 
@@ -802,7 +811,7 @@ def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pix
 def test_provenance_without_what_is_read_of_it_is_refused(make_dataset, random_pixels, entry):
     with Dataset(make_dataset(random_pixels(1, (2, 2, 1)))) as one:
         content = json.loads(one.header.to_json()) | {"provenance": [entry]}
-    with pytest.raises(DatasetError, match="not of the expected form"):
+    with pytest.raises(DatasetError, match="does not have the expected form"):
         Header.from_json(json.dumps(content).encode())
 
 
@@ -812,5 +821,5 @@ def test_headers_of_a_tar_are_bounded_together(make_dataset, random_pixels, tmp_
     with Dataset(tar, "first") as one:
         header_bytes = len(one.header.to_json())
     monkeypatch.setattr(dataset, "MAX_HEADER_BYTES", header_bytes + 10)
-    with pytest.raises(DatasetError, match="with those before it"):
+    with pytest.raises(DatasetError, match="and the headers before it have"):
         Dataset.all_in(tar)

@@ -47,8 +47,8 @@ def defend(tmp_path, mlflow_store):
         task, defaults = DEFENSES[stage]
         common = {"apply_fit": False, "apply_predict": True, "seed": 1}
         path = tmp_path / output
-        given = {**defaults, **common, **parameters}
-        return path, task(dataset=source, others=list(others), defended=path, **given)
+        arguments = {**defaults, **common, **parameters}
+        return path, task(dataset=source, others=list(others), defended=path, **arguments)
 
     return run
 
@@ -122,8 +122,8 @@ def test_both_medians_agree_on_every_size():
         window = int(random.choice([3, 5, 7, 9, 11, 21]))
         image = random.integers(0, 256, shape, dtype=np.uint8)
         expected = median_filter(image, size=(window, window, 1), mode="reflect")
-        found = smoothing.transformation(window_size=window).apply(image, random)
-        np.testing.assert_array_equal(found, expected)
+        defended = smoothing.transformation(window_size=window).apply(image, random)
+        np.testing.assert_array_equal(defended, expected)
     white = np.full((130, 130, 1), 255, np.uint8)
     for window in (255, 257):
         np.testing.assert_array_equal(smoothing.transformation(window_size=window).apply(white, random), white)
@@ -133,13 +133,13 @@ def test_both_medians_agree_on_every_size():
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 3.0])
 def test_noise_is_that_of_floats_but_for_rounding(random_pixels, shape, sigma):
     (pixels,) = random_pixels(1, shape)
-    found = transformation(sigma=sigma).of(pixels, 1, "cat/0.png")
+    defended = transformation(sigma=sigma).of(pixels, 1, "cat/0.png")
     drawn = generator(1, "cat/0.png").standard_normal(shape, dtype=np.float32)
     expected = np.rint(255 * np.clip(pixels / 255 + sigma * drawn.astype(float), 0, 1))
-    assert found.shape == shape
-    assert found.dtype == np.uint8
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < 1e-4
+    assert defended.shape == shape
+    assert defended.dtype == np.uint8
+    assert np.abs(defended - expected).max() <= 1
+    assert (defended != expected).mean() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [GRAY, COLOUR, (37, 50, 3), (224, 224, 3)], ids=str)
@@ -193,11 +193,11 @@ class TestGaussian:
         np.random.seed(0)  # noqa: NPY002
         expected = through_floats(oracle, pixels)
         np.random.set_state(state)  # noqa: NPY002
-        found = stacked(path)
-        for level in (found, expected):
+        smoothed = stacked(path)
+        for level in (smoothed, expected):
             assert np.mean(level == 0) > 0.05  # clipped at both ends
             assert np.mean(level == 255) > 0.05
-        moved = [one.astype(int) - pixels for one in (found, expected)]
+        moved = [one.astype(int) - pixels for one in (smoothed, expected)]
         assert stats.ks_2samp(moved[0].ravel(), moved[1].ravel()).pvalue > 0.001
 
     def test_no_two_images_pixels_or_channels_share_their_noise(self, defend, make_dataset):
@@ -426,14 +426,14 @@ def attacked(clean, path, names=tuple(AIMS)):
     with Dataset(clean) as before:
         samples = list(before.samples())
 
-        def made(name, shift):
+        def dataset(name, shift):
             aim = AIMS[name] and {"stage": AIMS[name], "parameters": {}}
             entry = {"stage": "fgm", "kind": "attack", "parameters": {}, "seed": 1, "defense": aim}
             header = before.header.derive(name=name, prefix="adv_", entry={**entry, "parent_sha256": before.sha256})
             moved = (replace(one, stem=f"adv_{one.stem}", pixels=one.pixels + np.uint8(shift)) for one in samples)
             return header, moved
 
-        write_all(path, [made(name, 7 * place) for place, name in enumerate(names, 1)])
+        write_all(path, [dataset(name, 7 * place) for place, name in enumerate(names, 1)])
     return path
 
 
@@ -456,17 +456,21 @@ def test_several_datasets_are_defended_as_if_each_were_alone(
         f"{stage}_of_fgm": alone(tar, "fgm", tmp_path / "oblivious.tar"),
         f"{stage}_of_fgm_aware_of_{stage}": alone(tar, f"fgm_aware_of_{stage}", tmp_path / "aware.tar"),
     }
-    made = Dataset.all_in(path)
-    assert [one.header.name for one in made] == list(expected)
-    for place, one in enumerate(made):
-        name = one.header.name
+    datasets = Dataset.all_in(path)
+    assert [dataset.header.name for dataset in datasets] == list(expected)
+    for place, dataset in enumerate(datasets):
+        name = dataset.header.name
         single, same_numbers = defend(stage, expected[name], f"{place}.tar")
-        with one, Dataset(single) as other:
-            assert replace(one.header, name=stage) == other.header
-            for found, known in zip(one.samples(), other.samples(), strict=True):
-                np.testing.assert_array_equal(found.pixels, known.pixels)
-                assert (found.label, found.stem, found.source) == (known.label, known.stem, known.source)
-                assert found.fields == known.fields
+        with dataset, Dataset(single) as other:
+            assert replace(dataset.header, name=stage) == other.header
+            for actual, expected_sample in zip(dataset.samples(), other.samples(), strict=True):
+                np.testing.assert_array_equal(actual.pixels, expected_sample.pixels)
+                assert (actual.label, actual.stem, actual.source) == (
+                    expected_sample.label,
+                    expected_sample.stem,
+                    expected_sample.source,
+                )
+                assert actual.fields == expected_sample.fields
         prefix = f"{name}/" if place else ""
         assert {key: numbers[f"{prefix}{key}"] for key in same_numbers} == same_numbers
     assert len(numbers) == 3 * 5 * 6
@@ -476,9 +480,9 @@ def test_several_datasets_are_defended_as_if_each_were_alone(
     assert runs[0].data.metrics == pytest.approx(numbers)
     logged = mlflow_store.download_artifacts(runs[0].info.run_id, f"{stage}.tar")
     assert Path(logged).read_bytes() == path.read_bytes()
-    # Three different datasets, so that one taken for another would be seen.
+    # Three different datasets, so that dataset taken for another would be seen.
     with contextlib.ExitStack() as stack:
-        assert len({stack.enter_context(one).pixels(0).tobytes() for one in made}) == 3
+        assert len({stack.enter_context(dataset).pixels(0).tobytes() for dataset in datasets}) == 3
 
 
 def test_the_first_tar_may_hold_several(defend, make_dataset, random_pixels, tmp_path):
@@ -505,7 +509,7 @@ def test_a_dataset_aimed_at_another_defense_is_defended_where_it_is_alone(
 
 def test_datasets_of_one_name_are_not_defended_into_one_tar(defend, make_dataset, random_pixels, tmp_path):
     clean = make_dataset(random_pixels(4, GRAY))
-    with pytest.raises(ValueError, match=r"names of their own. Received twice: jpeg_compression_of_load_dataset"):
+    with pytest.raises(ValueError, match=r"different names. Received twice: jpeg_compression_of_load_dataset"):
         defend("jpeg_compression", clean, others=[clean, clean])
     assert not [path for path in tmp_path.iterdir() if "defended" in path.name]
 
@@ -529,15 +533,15 @@ def test_every_dataset_is_augmented_by_its_own_share(defend, make_dataset, rando
     idle = make_dataset(random_pixels(5, GRAY, seed=2), split="testing", name="idle")
     settings = {"perform_data_augmentation": True, "ratio": 0.5, "apply_fit": True, "apply_predict": False}
     path, _ = defend("gaussian_augmentation", many, others=[idle], **settings)
-    made = Dataset.all_in(path)
-    assert [len(one) for one in made] == [30, 5]
-    assert [one.header.provenance[-1]["applied"] for one in made] == [True, False]
+    datasets = Dataset.all_in(path)
+    assert [len(dataset) for dataset in datasets] == [30, 5]
+    assert [dataset.header.provenance[-1]["applied"] for dataset in datasets] == [True, False]
     path, _ = defend("gaussian_augmentation", few, others=[many], **settings | {"apply_predict": True})
-    made = Dataset.all_in(path)
-    assert [len(one) for one in made] == [9, 30]
-    for one, source in zip(made, (few, many), strict=True):
-        with one, Dataset(source) as before:
-            kept = (sample for sample in one.samples() if same(sample.fields))
+    datasets = Dataset.all_in(path)
+    assert [len(dataset) for dataset in datasets] == [9, 30]
+    for dataset, source in zip(datasets, (few, many), strict=True):
+        with dataset, Dataset(source) as before:
+            kept = (sample for sample in dataset.samples() if same(sample.fields))
             originals = {sample.source.replace("/def_", "/"): sample.pixels for sample in kept}
             for sample in before.samples():
                 np.testing.assert_array_equal(originals[sample.source], sample.pixels)
@@ -574,7 +578,7 @@ def test_a_damaged_dataset_leaves_no_defended_one(defend, make_dataset, random_p
 
 
 @pytest.mark.parametrize(
-    ("stage", "parameters", "said"),
+    ("stage", "parameters", "message"),
     [
         ("spatial_smoothing", {"window_size": 0}, "window_size must be a positive integer"),
         ("spatial_smoothing", {"window_size": 2.5}, "window_size must be a positive integer"),
@@ -589,11 +593,11 @@ def test_a_damaged_dataset_leaves_no_defended_one(defend, make_dataset, random_p
         ("gaussian_augmentation", {"seed": 1.0}, "seed must be an integer in [-1, 4294967295]"),
     ],
 )
-def test_bad_parameters_are_refused_before_anything_starts(defend, tmp_path, mlflow_store, stage, parameters, said):
+def test_bad_parameters_are_refused_before_anything_starts(defend, tmp_path, mlflow_store, stage, parameters, message):
     [(name, value)] = parameters.items()
     with pytest.raises(ValueError, match="must be") as error:
         defend(stage, tmp_path / "not even there", **parameters)
-    assert str(error.value) == f"{said}. Received: {name}={value!r}"
+    assert str(error.value) == f"{message}. Received: {name}={value!r}"
     assert mlflow_store.get_experiment_by_name("evasion") is None
 
 

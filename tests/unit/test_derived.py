@@ -11,7 +11,7 @@ from evasion.components import body
 from evasion.components.jpeg_compression.component import jpeg_compression
 from evasion.components.step import step
 from evasion.pipelines import catalog, derived, stages
-from evasion.pipelines.derived import REQUIRED, Parameter, of
+from evasion.pipelines.derived import REQUIRED, Parameter, parameter_of
 from evasion.pipelines.evaluation import SOURCES, parameters
 from evasion.pipelines.inputs import with_datasets
 
@@ -46,37 +46,37 @@ def soften(
 
 
 def test_a_parameter_is_that_of_its_step():
-    assert of(soften, "folder") == Parameter("folder", str, REQUIRED, "Where the patterns are.")
-    assert of(soften, "rounds") == Parameter("rounds", int, 2, "How often.")
-    assert isinstance(of(soften, "rounds").default, int)
-    assert of(soften, "strength", "soften_strength") == Parameter("soften_strength", float, 0.5, "How much.")
-    assert of(soften, "careful") == Parameter("careful", bool, True, "Whether to take care.")
+    assert parameter_of(soften, "folder") == Parameter("folder", str, REQUIRED, "Where the patterns are.")
+    assert parameter_of(soften, "rounds") == Parameter("rounds", int, 2, "How often.")
+    assert isinstance(parameter_of(soften, "rounds").default, int)
+    assert parameter_of(soften, "strength", "soften_strength") == Parameter("soften_strength", float, 0.5, "How much.")
+    assert parameter_of(soften, "careful") == Parameter("careful", bool, True, "Whether to take care.")
 
 
-def test_a_pipeline_may_say_it_otherwise():
-    assert of(soften, "folder", default="/data").default == "/data"
-    assert of(soften, "rounds", default=REQUIRED).default is REQUIRED
-    assert of(soften, "rounds", text="Times.").text == "Times."
+def test_a_pipeline_can_override_default_and_text():
+    assert parameter_of(soften, "folder", default="/data").default == "/data"
+    assert parameter_of(soften, "rounds", default=REQUIRED).default is REQUIRED
+    assert parameter_of(soften, "rounds", text="Times.").text == "Times."
 
 
 def test_a_parameter_of_few_values_has_them_as_choices():
-    assert of(soften, "norm").choices == ("inf", "1", "2")
-    assert of(soften, "norm", "soften_norm").choices == ("inf", "1", "2")
-    assert of(soften, "folder").choices == ()
+    assert parameter_of(soften, "norm").choices == ("inf", "1", "2")
+    assert parameter_of(soften, "norm", "soften_norm").choices == ("inf", "1", "2")
+    assert parameter_of(soften, "folder").choices == ()
 
 
-def test_a_derived_pipeline_has_its_parameters_and_hands_their_values_on():
-    given = {}
+def test_a_derived_pipeline_has_its_parameters_and_passes_on_their_values():
+    received = {}
 
     def wire(values):
-        given.update(values)
+        received.update(values)
         data = dsl.importer(artifact_uri="gs://b/x", artifact_class=dsl.Dataset).output
         soften(dataset=data, folder=values["place"], rounds=values["rounds"])
 
-    asked = [of(soften, "rounds"), of(soften, "folder", "place"), of(soften, "norm")]
-    pipeline = derived.pipeline("two_words", "Soften.\n\nAnd no more.", asked, wire)
+    declared = [parameter_of(soften, "rounds"), parameter_of(soften, "folder", "place"), parameter_of(soften, "norm")]
+    pipeline = derived.pipeline("two_words", "Soften.\n\nAnd no more.", declared, wire)
     assert pipeline.name == pipeline.component_spec.name == "two-words"
-    assert list(given) == ["place", "rounds", "norm"]  # those without a default come first
+    assert list(received) == ["place", "rounds", "norm"]  # those without a default come first
     spec = pipeline.pipeline_spec
     declared = spec.root.input_definitions.parameters
     assert declared["place"].description == "Where the patterns are."
@@ -89,7 +89,7 @@ def test_a_derived_pipeline_has_its_parameters_and_hands_their_values_on():
     assert {name: task[name].component_input_parameter for name in task} == {"folder": "place", "rounds": "rounds"}
 
 
-def test_a_step_of_several_datasets_hands_each_of_them_on(monkeypatch):
+def test_a_step_of_several_datasets_passes_on_each_of_them(monkeypatch):
     received = {}
 
     def call(stage, arguments):
@@ -109,54 +109,54 @@ def test_a_step_of_several_datasets_hands_each_of_them_on(monkeypatch):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_what_kubeflow_runs_is_the_step_of_so_many_datasets(count):
-    """The text in the container is what kfp reads where Python says that the function stands."""
-    made = with_datasets(soften, count)
-    assert with_datasets(soften, count) is made
-    (*_, source) = made.component_spec.implementation.container.command
+    """The source in the container is what kfp reads from the file that Python reports for the function."""
+    variant = with_datasets(soften, count)
+    assert with_datasets(soften, count) is variant
+    (*_, source) = variant.component_spec.implementation.container.command
     names = [f"dataset_{number}" for number in range(2, count + 1)]
     assert re.findall(r"dataset_\d+(?=:Input|: Input)", source) == names
     assert source.count("@") == 0
     assert 'call("soften", locals())' in source.replace("'", '"')
-    described = {name: declared.description for name, declared in made.component_spec.inputs.items()}
+    described = {name: declared.description for name, declared in variant.component_spec.inputs.items()}
     assert described["folder"] == soften.component_spec.inputs["folder"].description
     assert all(described[name] for name in names)
-    parameters = inspect.signature(made.python_func).parameters
+    parameters = inspect.signature(variant.python_func).parameters
     assert parameters["rounds"].default == 2
     assert parameters["folder"].default is inspect.Parameter.empty
 
 
-def test_the_usual_steps_are_those_with_a_place_in_its_order(monkeypatch):
+def test_the_default_steps_are_those_with_a_place_in_that_order(monkeypatch):
     from evasion.components.pgd import component
 
-    assert stages.usual(stages.attacks()) == ["fgm"]
+    assert stages.default_steps(stages.attacks()) == ["fgm"]
     monkeypatch.setattr(component, "PLACE_IN_DEFAULT_EVALUATION", 1, raising=False)
-    assert stages.usual(stages.attacks()) == ["fgm", "pgd"]  # of one place by name
+    assert stages.default_steps(stages.attacks()) == ["fgm", "pgd"]  # at the same place by name
     monkeypatch.setattr(component, "PLACE_IN_DEFAULT_EVALUATION", 0.5)
-    assert stages.usual(["pgd", "fgm"]) == ["pgd", "fgm"]
-    assert stages.usual(["jpeg_compression"]) == ["jpeg_compression"]
+    assert stages.default_steps(["pgd", "fgm"]) == ["pgd", "fgm"]
+    assert stages.default_steps(["jpeg_compression"]) == ["jpeg_compression"]
 
 
-def test_a_step_s_own_parameters_bear_its_name_in_an_evaluation():
-    found = stages.in_evaluation("soften", soften)
-    assert {name: known.name for name, known in found.items()} == {
+def test_a_step_s_own_parameters_are_prefixed_with_its_name_in_an_evaluation():
+    parameters_by_name = stages.evaluation_parameters("soften", soften)
+    assert {own: parameter.name for own, parameter in parameters_by_name.items()} == {
         "folder": "soften_folder",
         "rounds": "soften_rounds",
         "strength": "soften_strength",
         "norm": "norm",
         "careful": "soften_careful",
     }
-    assert found["rounds"].text == "Of soften: how often."
+    assert parameters_by_name["rounds"].text == "For soften: how often."
 
 
 @pytest.mark.parametrize("name", [*stages.attacks(), *stages.defenses()])
-def test_what_an_evaluation_calls_a_parameter_is_plain(name):
-    """Its own name before it, unless all steps share it or the original has it without."""
-    found = stages.in_evaluation(name, (stages.attacks() | stages.defenses())[name])
-    assert not stages.WIRED & set(found)
-    for parameter, known in found.items():
-        shared, renamed = parameter in stages.SHARED, stages.RENAMED.get((name, parameter))
-        assert known.name == (parameter if shared else renamed or f"{name}_{parameter}")
-        assert known.text
+def test_names_of_parameters_in_an_evaluation(name):
+    """A parameter is prefixed with the step's name, unless all steps share it or it is renamed."""
+    parameters_by_name = stages.evaluation_parameters(name, (stages.attacks() | stages.defenses())[name])
+    assert not stages.WIRED & set(parameters_by_name)
+    for own, parameter in parameters_by_name.items():
+        shared, renamed = own in stages.SHARED, stages.RENAMED.get((name, own))
+        assert parameter.name == (own if shared else renamed or f"{name}_{own}")
+        assert parameter.text
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -174,19 +174,19 @@ def test_an_evaluation_has_the_parameters_of_its_steps_and_no_others(source, sha
 
 
 @pytest.mark.parametrize(
-    ("attacks", "defenses", "said"),
+    ("attacks", "defenses", "message"),
     [
-        ([], None, "attacks must name one of fgm, pgd at least. Received: none"),
-        (["fgn"], None, "attacks must be of fgm, pgd. Received: fgn"),
-        (["fgm", "fgm"], None, "attacks must name each once. Received: fgm, fgm"),
-        (["jpeg_compression"], None, "attacks must be of fgm, pgd. Received: jpeg_compression"),
+        ([], None, "attacks must name at least one of fgm, pgd. Received: none"),
+        (["fgn"], None, "attacks must be among fgm, pgd. Received: fgn"),
+        (["fgm", "fgm"], None, "attacks must not repeat a name. Received: fgm, fgm"),
+        (["jpeg_compression"], None, "attacks must be among fgm, pgd. Received: jpeg_compression"),
         (
             None,
             ["fgm"],
-            "defenses must be of gaussian_augmentation, jpeg_compression, spatial_smoothing. Received: fgm",
+            "defenses must be among gaussian_augmentation, jpeg_compression, spatial_smoothing. Received: fgm",
         ),
     ],
 )
-def test_an_evaluation_of_steps_that_there_are_not_is_refused(attacks, defenses, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+def test_an_evaluation_of_unknown_steps_is_refused(attacks, defenses, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         catalog.evaluation("registered", attacks, defenses)

@@ -61,11 +61,11 @@ def test_x_adv_is_arts_own(le_net, digits, norm, minimal, batch_size):
         "minimal": minimal,
         "batch_size": batch_size,
     }
-    found = ours(le_net, x, **parameters)
+    x_adv = ours(le_net, x, **parameters)
     expected = art_itself(le_net, **parameters).generate(x)
-    assert found.dtype == np.float32
+    assert x_adv.dtype == np.float32
     # The sign of a gradient that is float noise around zero may differ between compiled and eager sums.
-    same = np.isclose(found, expected, rtol=0, atol=2e-6)
+    same = np.isclose(x_adv, expected, rtol=0, atol=2e-6)
     assert same.mean() >= 0.9999, f"{(~same).sum()} of {same.size} pixels differ"
 
 
@@ -76,8 +76,8 @@ def test_x_adv_is_arts_own_on_resnet50(resnet50, photographs, norm, minimal):
     eps = {"inf": 8 / 255, "1": 400.0, "2": 4.0}[norm]
     parameters = {"norm": norm, "eps": eps, "eps_step": eps / 4, "minimal": minimal, "batch_size": 2}
     x = to_float(photographs)
-    found, expected = ours(resnet50, x, **parameters), art_itself(resnet50, **parameters).generate(x)
-    assert np.isclose(found, expected, rtol=0, atol=1e-5 * eps).mean() >= 0.999
+    x_adv, expected = ours(resnet50, x, **parameters), art_itself(resnet50, **parameters).generate(x)
+    assert np.isclose(x_adv, expected, rtol=0, atol=1e-5 * eps).mean() >= 0.999
 
 
 def test_minimal_reaches_eps_where_arts_float_sum_stops_a_step_early(le_net, digits):
@@ -181,13 +181,28 @@ def test_the_compiled_step_saves_what_the_class_would(le_net, digits, norm, batc
     attack = fast_gradient_step(target, **parameters)
     for start in range(0, 40, batch_size):
         pixels = digits.pixels[start : start + batch_size]
-        outputs, attacked, unmoved = attack(pixels)
+        outputs, attacked, without_gradient = attack(pixels)
         x = to_float(pixels)
         np.testing.assert_array_equal(outputs, target.outputs(x))
         y = np.eye(10, dtype=np.float32)[outputs.argmax(axis=1)]
         np.testing.assert_array_equal(attacked, to_pixels(method.generate(x, y=y)))
-        np.testing.assert_array_equal(unmoved, ~target.loss_gradient(x, y).any(axis=(1, 2, 3)))
+        np.testing.assert_array_equal(without_gradient, ~target.loss_gradient(x, y).any(axis=(1, 2, 3)))
     assert (attacked != pixels).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_compiled_step_takes_nan_gradients_for_zero_as_art_does(le_net, digits, with_nan_gradients, norm):
+    pixels = digits.pixels[:20]
+    x, target = to_float(pixels), classifier.Classifier(le_net)
+    y = np.eye(10, dtype=np.float32)[target.outputs(x).argmax(axis=1)]
+    mask = with_nan_gradients(target, x)
+    parameters = {"norm": norm, "eps": EPS[norm]}
+    art = task.fast_gradient_method(target.art, **parameters, eps_step=1.0, minimal=False, batch_size=20)
+    _, attacked, without_gradient = fast_gradient_step(target, **parameters)(pixels)
+    np.testing.assert_array_equal(attacked, to_pixels(art.generate(x, y=y)))
+    np.testing.assert_array_equal(attacked[mask], pixels[mask])
+    assert without_gradient.tolist() == [True] + [False] * 19
+    assert (attacked[1:] != pixels[1:]).any(axis=(1, 2, 3)).all()
 
 
 def test_the_gradient_found_with_the_outputs_is_the_one_asked_for(le_net, digits):
@@ -199,9 +214,9 @@ def test_the_gradient_found_with_the_outputs_is_the_one_asked_for(le_net, digits
     for images, named in ((x, labels), (x, (labels + 1) % 10), (1 - x, labels)):
         y = np.eye(10, dtype=np.float32)[named]
         expected = other.loss_gradient(images, y)
-        found = target.loss_gradient(images, y)
-        np.testing.assert_array_equal(found, expected)
-        found += 1  # whoever changes what was handed out changes nothing for the next
+        gradient = target.loss_gradient(images, y)
+        np.testing.assert_array_equal(gradient, expected)
+        gradient += 1  # whoever changes what was handed out changes nothing for the next
 
 
 def test_minimal_asks_only_for_images_that_are_not_yet_fooled(le_net, digits):
@@ -256,9 +271,9 @@ def test_logits_are_found_where_there_are_any(ending):
         "sigmoid": lambda: keras.layers.Dense(3, activation="sigmoid")(inputs),
     }[ending]()
     model = keras.Model(inputs, outputs)
-    logits, found = classifier.logits_of(model)
-    assert found == (ending != "sigmoid")
-    if found:
+    logits, has_logits = classifier.logits_of(model)
+    assert has_logits == (ending != "sigmoid")
+    if has_logits:
         x = np.random.default_rng(0).random((5, 4), dtype=np.float32)
         assert np.allclose(keras.ops.softmax(logits(x)), model(x), atol=1e-6)
 

@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_is_overwritten(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_names_the_file(tmp_path, code):
-    with pytest.raises(OSError, match="nothing was kept of") as error, replacing(tmp_path / "file"):
+    with pytest.raises(OSError, match="the incomplete file was removed") as error, replacing(tmp_path / "file"):
         raise OSError(code, "from deep inside")
     assert error.value.errno == code
     assert str(tmp_path / "file") in str(error.value)
@@ -90,7 +90,7 @@ def test_no_room_names_the_file(tmp_path, code):
 def test_a_full_disk_leaves_nothing(tmp_path):
     with (
         files_up_to(100_000),
-        pytest.raises(OSError, match="nothing was kept of"),
+        pytest.raises(OSError, match="the incomplete file was removed"),
         replacing(tmp_path / "file") as path,
     ):
         path.write_bytes(bytes(1_000_000))

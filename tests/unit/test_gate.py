@@ -757,8 +757,8 @@ def test_where_one_file_cannot_be_written_none_is(reports: dict[str, Path], tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_example_of_the_readme_is_valid() -> None:
-    text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+def test_the_example_of_the_documentation_is_valid() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "gate.md").read_text(encoding="utf-8")
     (block,) = [part.split("```")[0] for part in text.split("```toml\n")[1:]]
     found = tomllib.loads(block)
     assert found["thresholds"]

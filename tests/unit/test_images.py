@@ -103,24 +103,24 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_a_lossless_file_gives_its_pixels(name):
     data, expected = EXACT[name]
-    found = decode(data, SHAPE)
-    assert found.dtype == np.uint8
-    assert found.shape == SHAPE
+    pixels = decode(data, SHAPE)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == SHAPE
     # One level is rounding, and only where alpha was mixed.
-    np.testing.assert_allclose(found, expected, atol=1 if "alpha" in name or "rgba" in name else 0)
+    np.testing.assert_allclose(pixels, expected, atol=1 if "alpha" in name or "rgba" in name else 0)
 
 
 def test_sixteen_bit_gray_is_scaled_and_not_clipped():
     ramp = np.linspace(0, 65535, 48).reshape(HEIGHT, WIDTH).astype(np.uint16)
-    found = decode(png(ramp, 16, 0), (HEIGHT, WIDTH, 1))[:, :, 0]
-    np.testing.assert_allclose(found, ramp / 257, atol=1)
-    np.testing.assert_array_equal(decode(png(found * np.uint16(257), 16, 0), (HEIGHT, WIDTH, 1))[:, :, 0], found)
+    pixels = decode(png(ramp, 16, 0), (HEIGHT, WIDTH, 1))[:, :, 0]
+    np.testing.assert_allclose(pixels, ramp / 257, atol=1)
+    np.testing.assert_array_equal(decode(png(pixels * np.uint16(257), 16, 0), (HEIGHT, WIDTH, 1))[:, :, 0], pixels)
 
 
 def test_colour_becomes_gray_by_its_brightness():
     expected = PIXELS @ np.array([0.299, 0.587, 0.114])
-    found = decode(saved(PICTURE, "PNG"), (HEIGHT, WIDTH, 1))
-    np.testing.assert_allclose(found[:, :, 0], expected, atol=1)
+    pixels = decode(saved(PICTURE, "PNG"), (HEIGHT, WIDTH, 1))
+    np.testing.assert_allclose(pixels[:, :, 0], expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_colour_becomes_gray_by_its_brightness():
     ids=str,
 )
 def test_a_jpeg_gives_nearly_its_pixels(options):
-    found = decode(saved(Image.fromarray(SMOOTH), "JPEG", quality=98, **options), SMOOTH.shape)
-    np.testing.assert_allclose(found, SMOOTH.astype(int), atol=12)
-    assert np.abs(found - SMOOTH.astype(int)).mean() < 2
+    pixels = decode(saved(Image.fromarray(SMOOTH), "JPEG", quality=98, **options), SMOOTH.shape)
+    np.testing.assert_allclose(pixels, SMOOTH.astype(int), atol=12)
+    assert np.abs(pixels - SMOOTH.astype(int)).mean() < 2
 
 
 def test_a_jpeg_of_several_pictures_gives_the_first():
@@ -172,8 +172,8 @@ def test_pictures_are_turned_as_exif_says(form, orientation):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98}, "PNG": {}}[form]
     data = saved(Image.fromarray(SMOOTH), form, exif=exif, **options)
     expected = AS_SEEN[orientation](SMOOTH)
-    found = decode(data, expected.shape)
-    np.testing.assert_allclose(found, expected.astype(int), atol=12 if form == "JPEG" else 0)
+    pixels = decode(data, expected.shape)
+    np.testing.assert_allclose(pixels, expected.astype(int), atol=12 if form == "JPEG" else 0)
 
 
 def test_sixteen_bit_gray_is_turned_too():
@@ -192,8 +192,8 @@ def test_damaged_exif_leaves_the_picture_as_it_is_stored(exif):
 
 def test_another_size_is_stretched_bilinearly_with_antialiasing():
     expected = np.asarray(Image.fromarray(NOISY).resize((20, 10), Image.Resampling.BILINEAR))
-    found = decode(saved(Image.fromarray(NOISY), "PNG"), (10, 20, 3))
-    np.testing.assert_array_equal(found, expected)
+    pixels = decode(saved(Image.fromarray(NOISY), "PNG"), (10, 20, 3))
+    np.testing.assert_array_equal(pixels, expected)
     board = ((ROWS + COLUMNS) % 2 * 255).astype(np.uint8)  # without antialiasing, every pixel is 0 or 255
     shrunk = decode(saved(Image.fromarray(board), "PNG"), (6, 8, 1))
     np.testing.assert_allclose(shrunk, 127.5, atol=16)
@@ -232,11 +232,11 @@ def test_a_file_cut_short_anywhere_is_refused_or_lost_no_pixel(name):
     step = max(1, len(data) // 300)
     for length in [*range(0, len(data), step), *range(len(data) - 20, len(data))]:
         try:
-            found = decode(data[:length], SHAPE)
+            pixels = decode(data[:length], SHAPE)
         except UnreadableImage:
             continue
         assert length > 0.8 * len(data)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -269,8 +269,8 @@ def test_a_whole_jpeg_that_ends_in_gray_is_read(name, mode, gray):
     padded = NOISY.copy()
     padded[20:] = gray
     data = saved(Image.fromarray(padded).convert(mode), "JPEG", **JPEGS[name])
-    found = decode(data + b"\0" * 16, padded.shape)  # a few bytes after the end marker are common
-    np.testing.assert_allclose(found[36:], gray, atol=2)
+    pixels = decode(data + b"\0" * 16, padded.shape)  # a few bytes after the end marker are common
+    np.testing.assert_allclose(pixels[36:], gray, atol=2)
 
 
 def test_an_end_marker_inside_a_thumbnail_does_not_end_the_file():
@@ -288,11 +288,11 @@ def test_a_png_with_any_bit_flipped_is_refused_or_keeps_its_pixels(reader):
         damaged = bytearray(data)
         damaged[position] ^= 1 << position % 8
         try:
-            found = reader(bytes(damaged), SHAPE)
+            pixels = reader(bytes(damaged), SHAPE)
         except UnreadableImage:
             continue
         assert position >= len(data) - 12  # the last chunk, which is empty
-        np.testing.assert_array_equal(found, PIXELS)
+        np.testing.assert_array_equal(pixels, PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -327,10 +327,10 @@ def test_damaged_files_raise_nothing_but_unreadable_image(data):
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, min(len(content) - 1, 700)))] = data.draw(st.integers(0, 255))
     try:
-        found = decode(bytes(content), SHAPE)
+        pixels = decode(bytes(content), SHAPE)
     except UnreadableImage:
         return
-    assert found.shape == SHAPE
+    assert pixels.shape == SHAPE
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -160,7 +160,9 @@ def test_confidences_that_round_to_one_are_counted(evaluate, make_dataset, tmp_p
     pixels = np.broadcast_to(levels[:, None, None, None], (len(levels), 28, 28, 1))
     data = make_dataset(pixels, class_names=("dark", "bright"))
     found, *_ = evaluate(data, tmp_path / "model")
-    assert found["checks"]["saturated_images"] == sum(100 * int(level) / 255 >= 24 * math.log(2) for level in levels) == 3
+    assert (
+        found["checks"]["saturated_images"] == sum(100 * int(level) / 255 >= 24 * math.log(2) for level in levels) == 3
+    )
 
 
 def test_fault_no_batch_size_changes_a_result(evaluate, attacked, le_net_artifact):
@@ -530,7 +532,7 @@ def test_what_was_found_is_logged(evaluate, digits_tar, le_net_artifact, mlflow_
         (lambda folder: (folder / "model.json").unlink(), "The model holds no model.json with its class names"),
         (lambda folder: (folder / "model.keras").unlink(), "The model holds no model.keras"),
         (lambda folder: (folder / "model.keras").write_bytes(b"other"), "it is damaged or replaced"),
-        (lambda folder: (folder / "model.json").write_text("{"), "model.json is not of the expected form"),
+        (lambda folder: (folder / "model.json").write_text("{"), "model.json does not have the expected form"),
     ],
     ids=["no card", "no model", "other model", "cut card"],
 )

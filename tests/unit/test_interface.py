@@ -97,8 +97,8 @@ def task(name):
 
 @pytest.mark.parametrize("name", SEED)
 def test_entry_points_have_the_seeds_parameters(name):
-    found = pipelines()[name].component_spec.inputs
-    assert sorted(found) == sorted(SEED[name] + ADDED.get(name, []))
+    inputs = pipelines()[name].component_spec.inputs
+    assert sorted(inputs) == sorted(SEED[name] + ADDED.get(name, []))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -160,25 +160,24 @@ def test_docstrings_reach_the_compiled_yaml(name, tmp_path):
             assert all(one.get("description") for one in definitions.get(kind, {}).values())
 
 
-def test_attacks_and_defenses_are_found_by_what_they_make():
+def test_attacks_and_defenses_are_recognized_by_their_outputs():
     assert set(stages.attacks()) >= {"fgm", "pgd"}
     assert set(stages.defenses()) >= {"spatial_smoothing", "jpeg_compression", "gaussian_augmentation"}
     assert not {*stages.attacks()} & {*stages.defenses()}
-    assert stages.usual(stages.attacks()) == ["fgm"]
-    assert stages.usual(stages.defenses()) == ["spatial_smoothing", "jpeg_compression", "gaussian_augmentation"]
+    assert stages.default_steps(stages.attacks()) == ["fgm"]
+    assert stages.default_steps(stages.defenses()) == ["spatial_smoothing", "jpeg_compression", "gaussian_augmentation"]
 
 
 @pytest.mark.parametrize("name", ["infer", *stages.defenses()])
-def test_a_step_takes_as_many_datasets_as_a_pipeline_hands_to_it(name):
-    one, three = step(name), with_datasets(step(name), 3)
-    assert with_datasets(one, 1) is one
+def test_a_step_takes_as_many_datasets_as_a_pipeline_passes_to_it(name):
+    single, three = step(name), with_datasets(step(name), 3)
+    assert with_datasets(single, 1) is single
     added = {"dataset_2", "dataset_3"}
-    assert set(three.component_spec.inputs) - added == set(one.component_spec.inputs)
-    assert all(three.component_spec.inputs[each].optional for each in added)
-    assert three.component_spec.outputs == one.component_spec.outputs
-    assert (
-        inspect.signature(three.python_func).return_annotation == inspect.signature(one.python_func).return_annotation
-    )
+    assert set(three.component_spec.inputs) - added == set(single.component_spec.inputs)
+    assert all(three.component_spec.inputs[dataset].optional for dataset in added)
+    assert three.component_spec.outputs == single.component_spec.outputs
+    returned = [inspect.signature(component.python_func).return_annotation for component in (single, three)]
+    assert returned[0] == returned[1]
 
 
 def test_a_new_defense_needs_no_change_in_the_report():

@@ -42,9 +42,9 @@ def load(tmp_path, mlflow_store):
 
     def run(data_dir="", **parameters):
         path = tmp_path / "out" / "dataset"
-        told = load_dataset(dataset=path, **{**FROM_FOLDER, "data_dir": str(data_dir), **parameters})
-        assert told["shards"] == []
-        return path, told["metadata"]
+        result = load_dataset(dataset=path, **{**FROM_FOLDER, "data_dir": str(data_dir), **parameters})
+        assert result["shards"] == []
+        return path, result["metadata"]
 
     return run
 
@@ -157,7 +157,7 @@ class TestUnreadable:
         with pytest.raises(ValueError, match="cannot be read") as error:
             load(folder)
         assert str(error.value).startswith(
-            "1 of 6 images cannot be read; mend or remove them, or set skip_unreadable "
+            "1 of 6 images cannot be read; repair or remove them, or set skip_unreadable "
             f"(of load_dataset or evaluation). {damaged}: {kind}"
         )
         [run] = runs(mlflow_store)
@@ -206,7 +206,7 @@ class TestUnreadable:
 
     def test_without_any_readable_image_there_is_no_dataset(self, load, folder, damage, nothing_is_left):
         damaged = [damage(str(file.relative_to(folder)), "empty") for file in sorted(folder.glob("*/*"))]
-        with pytest.raises(ValueError, match="data_dir must hold readable images; none of 6 is") as error:
+        with pytest.raises(ValueError, match="data_dir must contain readable images; none of 6 is") as error:
             load(folder, skip_unreadable=True)
         assert all(name in str(error.value) for name in damaged)
 
@@ -221,7 +221,7 @@ class TestUnreadable:
 
 class TestBadFolder:
     @pytest.mark.parametrize(
-        ("place", "said"),
+        ("place", "rule"),
         [
             ("", "data_dir must be given. Received: data_dir=''"),
             ("{0}/missing", "data_dir must be an existing folder of <class>/<image> or gs://. Received:"),
@@ -229,26 +229,26 @@ class TestBadFolder:
             ("{0}/empty", "data_dir must hold a folder for each class; it is empty. Received:"),
         ],
     )
-    def test_a_missing_or_empty_one_is_refused_before_mlflow_is_called(self, load, tmp_path, mlflow_store, place, said):
+    def test_a_missing_or_empty_one_is_refused_before_mlflow_is_called(self, load, tmp_path, mlflow_store, place, rule):
         (tmp_path / "file").touch()
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="data_dir must") as error:
             load(place.format(tmp_path))
-        assert str(error.value).startswith(said)
+        assert str(error.value).startswith(rule)
         assert not runs(mlflow_store)
 
     def test_a_class_without_images_is_named(self, load, folder, nothing_is_left):
         (folder / "fox").mkdir()
-        with pytest.raises(ValueError, match="whose class 'fox' has none"):
+        with pytest.raises(ValueError, match="whose class 'fox' is empty"):
             load(folder)
 
     def test_images_outside_class_folders_are_named(self, load, folder, nothing_is_left):
         shutil.copyfile(folder / "cat" / "0000.png", folder / "stray.png")
-        with pytest.raises(ValueError, match=r"with the image 'stray\.png' in no class folder"):
+        with pytest.raises(ValueError, match=r"with the image 'stray\.png' outside the class folders"):
             load(folder)
 
     @pytest.mark.parametrize(
-        ("parameters", "said"),
+        ("parameters", "message"),
         [
             ({"model_architecture": "resnet"}, "model_architecture must be one of shallow_net, le_net, alex_net, "),
             ({"split": "test"}, "split must be one of training, testing. Received: split='test'"),
@@ -266,10 +266,10 @@ class TestBadFolder:
             ),
         ],
     )
-    def test_bad_parameters_are_refused_before_anything_starts(self, load, folder, mlflow_store, parameters, said):
+    def test_bad_parameters_are_refused_before_anything_starts(self, load, folder, mlflow_store, parameters, message):
         with pytest.raises(ValueError, match="must be") as error:
             load(folder, **parameters)
-        assert str(error.value).startswith(said)
+        assert str(error.value).startswith(message)
         assert not runs(mlflow_store)
 
 
@@ -311,7 +311,7 @@ class TestFromMlflow:
         assert newest.data.params["dataset_sha256"] == logged["sha256"]
 
     def test_an_unknown_run_is_told(self, take, nothing_is_left):
-        with pytest.raises(TrackingError, match=f"MLflow holds no such run. Received: run_id='{'0' * 32}'"):
+        with pytest.raises(TrackingError, match=f"MLflow has no such run. Received: run_id='{'0' * 32}'"):
             take("0" * 32)
 
     @pytest.mark.parametrize("run", ["stage", "pipeline"])
@@ -319,14 +319,14 @@ class TestFromMlflow:
     def test_an_unknown_tar_is_told_with_those_that_are_there(self, take, nothing_is_left, run, tar):
         with pytest.raises(TrackingError, match="dataset_tar_name must be") as error:
             take(run, tar)
-        assert "which holds load_dataset.tar. Received:" in str(error.value)
+        assert "which has load_dataset.tar. Received:" in str(error.value)
         assert f"dataset_tar_name={tar!r}" in str(error.value)
 
     def test_a_name_that_several_stages_have_is_told(self, take, load, folder, logged, monkeypatch, tmp_path):
         monkeypatch.setenv("MLFLOW_RUN_ID", logged["pipeline"])
         load(folder, split="training")
         monkeypatch.delenv("MLFLOW_RUN_ID")
-        with pytest.raises(TrackingError, match="several stages hold that name: give the run id of one"):
+        with pytest.raises(TrackingError, match="several stages logged this name: give the run id of one stage"):
             take("pipeline")
         assert take("stage")[1]["sha256"] == logged["sha256"]
 
@@ -334,7 +334,7 @@ class TestFromMlflow:
         with pytest.raises(DatasetError) as error:
             take(name="fgm")
         assert str(error.value) == (
-            "dataset_name must be a folder in the tar, of 'load_dataset'. Received: dataset_name='fgm'"
+            "dataset_name must be a folder in the tar: 'load_dataset'. Received: dataset_name='fgm'"
         )
 
     def test_one_of_several_datasets_is_taken_as_if_it_were_alone(self, take, logged, mlflow_store, tmp_path):
@@ -343,26 +343,28 @@ class TestFromMlflow:
         with Dataset(tar) as loaded:
             samples = list(loaded.samples())
             headers = [dataclasses.replace(loaded.header, name=name) for name in ("fgm", "fgm_aware_of_x")]
-        (tmp_path / "made").mkdir()
-        reverse = [dataclasses.replace(one, pixels=one.pixels[::-1]) for one in samples]
-        writer.write_all(tmp_path / "made" / "fgm.tar", zip(headers, (samples, reverse), strict=True))
-        mlflow_store.log_artifact(logged["stage"], str(tmp_path / "made" / "fgm.tar"))
+        (tmp_path / "tars").mkdir()
+        reverse = [dataclasses.replace(sample, pixels=sample.pixels[::-1]) for sample in samples]
+        writer.write_all(tmp_path / "tars" / "fgm.tar", zip(headers, (samples, reverse), strict=True))
+        mlflow_store.log_artifact(logged["stage"], str(tmp_path / "tars" / "fgm.tar"))
         for name, expected in (("fgm", samples), ("fgm_aware_of_x", reverse)):
             path, returned = take(tar="fgm.tar", name=name)
             with Dataset(path) as taken:
                 assert taken.header.name == name
-                found = list(taken.samples())
-            np.testing.assert_array_equal([one.pixels for one in found], [one.pixels for one in expected])
+                downloaded = list(taken.samples())
+            np.testing.assert_array_equal(
+                [sample.pixels for sample in downloaded], [sample.pixels for sample in expected]
+            )
             assert returned["sha256"] == sha256_of_dataset(path)
-            with Dataset(tmp_path / "made" / "fgm.tar", name) as among:
+            with Dataset(tmp_path / "tars" / "fgm.tar", name) as among:
                 assert among.sha256 == returned["sha256"]
 
     @pytest.mark.parametrize("architecture", ["alex_net", "resnet50"])
     def test_a_dataset_of_another_shape_is_told(self, take, nothing_is_left, architecture):
         shape = ARCHITECTURES[architecture].input_shape
-        with pytest.raises(ValueError, match="give the model_architecture that the dataset was loaded for") as error:
+        with pytest.raises(ValueError, match="set model_architecture to the one that the dataset") as error:
             take(model_architecture=architecture)
-        assert f"The dataset's images are (28, 28, 1), the model takes {shape}" in str(error.value)
+        assert f"The dataset's images are (28, 28, 1), but the model takes {shape}" in str(error.value)
 
     @pytest.mark.parametrize("damage", ["cut short", "hostile", "no tar"])
     def test_fault_unsafe_tar_extraction(self, take, logged, mlflow_store, tmp_path, nothing_is_left, damage):

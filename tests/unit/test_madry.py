@@ -66,30 +66,30 @@ def test_perturb_is_arts_pgd(le_net, x, y, eps, eps_step, max_iter):
 
     # Without AutoGraph, as Keras compiles a training step.
     for perturbed in (perturb, tf.function(perturb, autograph=False)):
-        found = perturbed(tf.constant(x), tf.constant(y)).numpy()
+        x_adv = perturbed(tf.constant(x), tf.constant(y)).numpy()
         # A gradient that is float noise around zero may have another sign, and then the steps after it differ too.
-        assert np.isclose(found, expected, rtol=0, atol=1e-5).mean() > 0.99
-        assert np.abs(found - x).max() <= eps + 1e-6
-        assert found.min() >= 0
-        assert found.max() <= 1
+        assert np.isclose(x_adv, expected, rtol=0, atol=1e-5).mean() > 0.99
+        assert np.abs(x_adv - x).max() <= eps + 1e-6
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
 
 
 def test_perturb_begins_at_its_start(le_net, x, y):
     logits, _ = classifier.logits_of(le_net)
     start = np.clip(x + np.random.default_rng(0).uniform(-0.1, 0.1, x.shape), 0, 1).astype(np.float32)
-    found = madry.perturb(logits, x, y, tf.constant(start), eps=0.1, eps_step=0.001, max_iter=2).numpy()
-    assert np.abs(found - start).max() <= 0.002 + 1e-6
-    assert np.abs(found - x).max() <= 0.1 + 1e-6
+    x_adv = madry.perturb(logits, x, y, tf.constant(start), eps=0.1, eps_step=0.001, max_iter=2).numpy()
+    assert np.abs(x_adv - start).max() <= 0.002 + 1e-6
+    assert np.abs(x_adv - x).max() <= 0.1 + 1e-6
 
 
 def test_perturb_raises_the_loss_of_the_true_label(le_net, x, y):
     logits, _ = classifier.logits_of(le_net)
     loss = keras.losses.CategoricalCrossentropy()
-    found = [
+    losses = [
         float(loss(y, le_net(madry.perturb(logits, x, y, tf.constant(x), eps=0.2, eps_step=0.05, max_iter=steps))))
         for steps in (1, 2, 4)
     ]
-    assert float(loss(y, le_net(x))) < found[0] < found[1] < found[2]
+    assert float(loss(y, le_net(x))) < losses[0] < losses[1] < losses[2]
 
 
 def trained(x, y, *, eager=False, batch_size=32, **changed):
@@ -137,11 +137,11 @@ def test_a_step_learns_from_the_attacked_images_alone(x, y, monkeypatch):
     """With the attack's outcome known, the step must be that of plain training on it."""
     outcome = np.random.default_rng(0).random(x.shape, dtype=np.float32)
     monkeypatch.setattr(madry, "perturb", lambda *_, **__: tf.constant(outcome))
-    found = trained(x, y)
+    weights = trained(x, y)
     plain = architectures.build("shallow_net", 10, "none", "", 0)
     plain.compile(optimizer=keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
     plain.train_on_batch(outcome, y)
-    assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(found, plain.get_weights(), strict=True))
+    assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(weights, plain.get_weights(), strict=True))
 
 
 def test_the_attack_follows_the_weights_as_they_train(x, y):

@@ -59,12 +59,12 @@ def test_fault_an_imagenet_model_is_scored_with_its_preprocessing(name, photogra
     plain = application(weights=None)
     plain.set_weights(weights_of(network, name))
     levels = photographs.astype(np.float32)
-    found = network.predict(to_float(photographs), verbose=0)
-    assert found.shape == (4, 1000)
-    assert np.allclose(found, plain.predict(preprocess(levels.copy()), verbose=0), rtol=1e-4, atol=1e-6)
+    probabilities = network.predict(to_float(photographs), verbose=0)
+    assert probabilities.shape == (4, 1000)
+    assert np.allclose(probabilities, plain.predict(preprocess(levels.copy()), verbose=0), rtol=1e-4, atol=1e-6)
     # The random weights do see the difference that it makes.
     for wrong in (to_float(photographs), levels, preprocess(levels[..., ::-1].copy())):
-        assert not np.allclose(found, plain.predict(wrong, verbose=0), rtol=1e-2, atol=1e-6)
+        assert not np.allclose(probabilities, plain.predict(wrong, verbose=0), rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
@@ -94,8 +94,8 @@ def same(one, two):
 @pytest.mark.slow
 def test_weights_come_from_a_local_file(resnet50, resnet50_file):
     path, sha256 = resnet50_file
-    found = architectures.build_imagenet("resnet50", str(path), sha256.upper(), 0)
-    assert same(weights_of(found, "resnet50"), weights_of(resnet50, "resnet50"))
+    network = architectures.build_imagenet("resnet50", str(path), sha256.upper(), 0)
+    assert same(weights_of(network, "resnet50"), weights_of(resnet50, "resnet50"))
 
 
 @pytest.mark.slow
@@ -106,8 +106,8 @@ def test_weights_come_from_a_file_in_the_form_that_keras_publishes(resnet50, tmp
     path = tmp_path / "resnet50_weights_tf_dim_ordering_tf_kernels.h5"
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, resnet50.get_layer("resnet50"))
-    found = architectures.build_imagenet("resnet50", str(path), "", 0)
-    assert same(weights_of(found, "resnet50"), weights_of(resnet50, "resnet50"))
+    network = architectures.build_imagenet("resnet50", str(path), "", 0)
+    assert same(weights_of(network, "resnet50"), weights_of(resnet50, "resnet50"))
 
 
 @pytest.mark.slow
@@ -115,10 +115,10 @@ def test_weights_come_from_a_file_in_the_form_that_keras_publishes(resnet50, tmp
 def test_a_base_takes_weights_without_a_top_and_keeps_them_frozen(tmp_path):
     base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(224, 224, 3))
     base.save_weights(tmp_path / "base.weights.h5")
-    found = architectures.build("resnet50", 3, str(tmp_path / "base.weights.h5"), "", 0)
-    assert same(weights_of(found, "resnet50"), base.get_weights())
-    assert found.get_layer("resnet50").trainable_weights == []
-    assert len(found.trainable_weights) == 4  # the kernels and biases of the two new layers
+    network = architectures.build("resnet50", 3, str(tmp_path / "base.weights.h5"), "", 0)
+    assert same(weights_of(network, "resnet50"), base.get_weights())
+    assert network.get_layer("resnet50").trainable_weights == []
+    assert len(network.trainable_weights) == 4  # the kernels and biases of the two new layers
     with pytest.raises(ValueError, match=r"weights must be .* ResNet50, with its top. Received: 'base.weights.h5'"):
         architectures.build_imagenet("resnet50", str(tmp_path / "base.weights.h5"), "", 0)
 
@@ -126,7 +126,7 @@ def test_a_base_takes_weights_without_a_top_and_keeps_them_frozen(tmp_path):
 @pytest.mark.parametrize("file", ["text.weights.h5", "text.h5", "text.bin"])
 def test_a_file_that_holds_no_weights_is_told_by_name(tmp_path, file):
     (tmp_path / file).write_text("nothing of the kind")
-    with pytest.raises(ValueError, match=f"^weights must be .* with its top. Received: '{file}', of which Keras says"):
+    with pytest.raises(ValueError, match=f"^weights must be .* with its top. Received: '{file}'. Error of Keras"):
         architectures.build_imagenet("resnet50", str(tmp_path / file), "", 0)
 
 
@@ -178,22 +178,22 @@ INIT = {"model_tag": "", "model_architecture": "resnet50", "weights": "none", "w
 def test_init_model_registers_the_whole_imagenet_model(mlflow_store, tmp_path, resnet50_file, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "lab")
     path, sha256 = resnet50_file
-    given = {"weights": str(path), "weights_sha256": sha256, "model_tag": "mirror"}
-    found = init_task.init_model(model=tmp_path / "model", **INIT | given)
+    changed = {"weights": str(path), "weights_sha256": sha256, "model_tag": "mirror"}
+    description = init_task.init_model(model=tmp_path / "model", **INIT | changed)
     card = Card.read(tmp_path / "model")
-    assert dataclasses.asdict(card) == found
+    assert dataclasses.asdict(card) == description
     assert card.class_names == architectures.imagenet_classes()
     assert (card.architecture, card.input_shape, card.weights) == ("resnet50", (224, 224, 3), str(path))
     assert (card.name, card.version) == ("lab_mirror_resnet50", "1")
     loaded = load_task.load_model(model=tmp_path / "loaded", name=card.name, model_architecture="resnet50")
-    assert loaded == found
+    assert loaded == description
     assert model_artifact.load(tmp_path / "loaded").output_shape == (None, 1000)
 
 
 WRONG = [
     (
         {"model_architecture": "le_net"},
-        "model_architecture must be one of resnet50, vgg16, the pretrained ones; others are trained. Received: ",
+        "model_architecture must be one of resnet50, vgg16, which are pretrained; train the others. Received: ",
     ),
     (
         {"weights": "/nowhere.h5"},
@@ -272,20 +272,23 @@ def flip(folder):
 
 
 DAMAGES = {
-    "no card": (lambda folder: (folder / "model.json").unlink(), "holds no model.json .* Register it by `train`"),
-    "no model": (lambda folder: (folder / "model.keras").unlink(), "The model holds no model.keras"),
-    "one bit": (flip, "model.keras has sha256 [0-9a-f]{64}, model.json says [0-9a-f]{64}: it is damaged or replaced"),
+    "no card": (lambda folder: (folder / "model.json").unlink(), "has no model.json .* Register it with `train`"),
+    "no model": (lambda folder: (folder / "model.keras").unlink(), "The model has no model.keras"),
+    "one bit": (
+        flip,
+        "model.keras has sha256 [0-9a-f]{64}, but model.json says [0-9a-f]{64}: it is damaged",
+    ),
     "cut short": (
         lambda folder: (folder / "model.json").write_text('{"architecture": "le'),
-        "not of the expected form",
+        "does not have the expected form",
     ),
-    "a list": (lambda folder: (folder / "model.json").write_text("[]"), "not of the expected form"),
-    "bytes": (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe"), "not of the expected form"),
-    "shape": (changed(input_shape=[28, 28]), "not of the expected form"),
-    "classes": (changed(class_names=None), "not of the expected form"),
-    "unknown field": (changed(more=1), "not of the expected form"),
-    "missing field": (without("architecture"), "not of the expected form"),
-    "missing hash": (without("sha256"), "not of the expected form"),
+    "a list": (lambda folder: (folder / "model.json").write_text("[]"), "does not have the expected form"),
+    "bytes": (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe"), "does not have the expected form"),
+    "shape": (changed(input_shape=[28, 28]), "does not have the expected form"),
+    "classes": (changed(class_names=None), "does not have the expected form"),
+    "unknown field": (changed(more=1), "does not have the expected form"),
+    "missing field": (without("architecture"), "does not have the expected form"),
+    "missing hash": (without("sha256"), "does not have the expected form"),
 }
 
 
@@ -319,7 +322,7 @@ def test_classes_are_matched_by_name():
     ):
         card.indices_of(("x", "b", "y"), (28, 28, 1))
     with pytest.raises(
-        ModelError, match="images are 28×28×3, the model le_net takes 28×28×1: load them with model_arch"
+        ModelError, match="images are 28×28×3, but the model le_net takes 28×28×1: load them with model_arch"
     ):
         card.indices_of(("a",), (28, 28, 3))
 
@@ -353,9 +356,9 @@ def registered(mlflow_store, le_net_artifact):
 def test_load_model_brings_the_file_and_its_description(registered, le_net_artifact, tmp_path, mlflow_store):
     for name, version in (("lab_le_net", "2"), ("lab_le_net@best", "1")):
         folder = tmp_path / version
-        found = load_task.load_model(model=folder, name=name, model_architecture="le_net")
+        description = load_task.load_model(model=folder, name=name, model_architecture="le_net")
         card = Card.read(folder)
-        assert dataclasses.asdict(card) == found
+        assert dataclasses.asdict(card) == description
         assert (card.name, card.version) == ("lab_le_net", version)
         assert card.class_names == tuple("0123456789")
         assert (folder / "model.keras").read_bytes() == (le_net_artifact / "model.keras").read_bytes()
@@ -376,7 +379,7 @@ def test_load_model_refuses_another_architecture(registered, tmp_path):
 
 
 def test_load_model_refuses_a_model_that_is_not_there(mlflow_store, tmp_path):
-    with pytest.raises(TrackingError, match="it holds none: run `train` or `init_model` first"):
+    with pytest.raises(TrackingError, match="no model is registered: run `train` or `init_model` first"):
         load_task.load_model(model=tmp_path / "model", name="lab_le_net", model_architecture="le_net")
     assert not (tmp_path / "model").exists()
 

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 DIRECTION = RNG.standard_normal(1000).astype(np.float32)  # of the outputs: what the gradient is taken of
 
 
-def found(model, x):
+def computed(model, x):
     with tf.GradientTape() as tape:
         x = tf.constant(x)
         tape.watch(x)
@@ -24,7 +24,10 @@ def found(model, x):
 
 def assert_same(model, quick):
     x = RNG.random((3, *model.input_shape[1:]), np.float32)
-    (outputs, gradient), (quick_outputs, quick_gradient) = found(model, x), found(quick, x)
+    (outputs, gradient), (quick_outputs, quick_gradient) = (
+        computed(model, x),
+        computed(quick, x),
+    )
     np.testing.assert_array_equal(quick_outputs, outputs)
     np.testing.assert_allclose(quick_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
     assert gradient.any()

@@ -1,4 +1,4 @@
-"""What a pipeline would do with its arguments, and what is wrong with them, before anything starts."""
+"""The steps that a pipeline will run with its arguments, and the validation of the arguments before any starts."""
 
 import pytest
 from kfp import dsl
@@ -97,10 +97,10 @@ def test_tasks_come_in_a_fixed_order_after_those_that_they_wait_for():
     assert plan.in_order({}) == []
 
 
-def test_what_is_to_be_loaded_is_looked_up_before_anything_takes_time(data_dir):
+def test_loading_steps_come_before_steps_that_take_time(data_dir):
     evaluation = catalog.pipelines()["evaluation_trained"]
-    given = {"data_dir_test": data_dir, "data_dir_train": data_dir, "model_architecture": "le_net"}
-    tasks = [step.task for step in planned(evaluation, **given)]
+    arguments = {"data_dir_test": data_dir, "data_dir_train": data_dir, "model_architecture": "le_net"}
+    tasks = [step.task for step in planned(evaluation, **arguments)]
     defenses = ["gaussian-augmentation", "jpeg-compression", "spatial-smoothing"]
     assert tasks[:3] == ["load-dataset", "load-dataset-2", "train"]
     assert [task for task in tasks[3:] if task not in ("security-curve", "infer")] == ["fgm", *defenses, "report"]
@@ -112,7 +112,7 @@ def test_good_arguments_have_no_problem(data_dir):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parameters", "said"),
+    ("arguments", "parameters", "message"),
     [
         ({"eps": -0.3}, ("eps",), "the attack: eps must be in (0, 1]. Received: eps=-0.3"),
         ({"eps": float("nan")}, ("eps",), "Received: eps=nan"),
@@ -122,13 +122,13 @@ def test_good_arguments_have_no_problem(data_dir):
         ({"data_dir": "/nowhere"}, ("data_dir",), "Received: data_dir='/nowhere'"),
     ],
 )
-def test_a_broken_rule_is_told_with_the_parameter_that_decides_it(data_dir, arguments, parameters, said):
+def test_an_invalid_argument_is_reported_with_its_parameter(data_dir, arguments, parameters, message):
     (problem,) = problems(attack, **{"data_dir": data_dir, **arguments})
-    assert said in problem.message
+    assert message in problem.message
     assert problem.parameters == parameters
 
 
-def test_all_broken_rules_are_told_at_once(data_dir):
+def test_all_invalid_arguments_are_reported_at_once(data_dir):
     assert len(problems(attack, data_dir=data_dir, eps=2.0, model="")) == 2
 
 
@@ -148,7 +148,7 @@ def test_a_branch_that_depends_on_a_step_is_counted_and_checked(data_dir):
     assert problem.parameters == ("quality",)
 
 
-def test_a_value_that_a_step_will_find_is_not_guessed(data_dir):
+def test_a_value_from_another_step_is_not_guessed(data_dir):
     (step,) = [step for step in planned(strength_from_a_step, data_dir=data_dir) if step.function == "fgm"]
     assert "eps" not in step.arguments
     assert step.later == {"eps"}
@@ -157,18 +157,21 @@ def test_a_value_that_a_step_will_find_is_not_guessed(data_dir):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({}, "data_dir must be given"),
-        ({"data_dir": "x", "epsilon": 1.0}, "epsilon is no parameter of attack. Its parameters: data_dir, model, eps"),
-        ({"data_dir": 3}, "data_dir must be a text. Received: data_dir=3"),
+        (
+            {"data_dir": "x", "epsilon": 1.0},
+            "epsilon is not a parameter of attack. Its parameters: data_dir, model, eps",
+        ),
+        ({"data_dir": 3}, "data_dir must be a string. Received: data_dir=3"),
         ({"data_dir": "x", "eps": "abc"}, "eps must be a number. Received: eps='abc'"),
         ({"data_dir": "x", "eps": True}, "eps must be a number. Received: eps=True"),
         ({"data_dir": "x", "images_per_batch": 1.5}, "images_per_batch must be an integer. Received"),
     ],
 )
-def test_arguments_that_do_not_fit_the_signature(arguments, said):
-    with pytest.raises(BadArgumentsError, match=said.replace("(", r"\(")):
+def test_arguments_that_do_not_fit_the_signature(arguments, message):
+    with pytest.raises(BadArgumentsError, match=message.replace("(", r"\(")):
         plan.complete(attack, arguments)
 
 

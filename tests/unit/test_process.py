@@ -27,10 +27,10 @@ def step(body, tmp_path):
 
 
 def run(starter, command, **variables):
-    heard = []
-    code, lines = starter.run(command, {**os.environ, **variables}, heard.append)
-    assert lines == heard[-process.KEPT_LINES :]
-    return code, [line for line in heard if line.startswith("> ")]
+    printed = []
+    code, lines = starter.run(command, {**os.environ, **variables}, printed.append)
+    assert lines == printed[-process.KEPT_LINES :]
+    return code, [line for line in printed if line.startswith("> ")]
 
 
 def test_a_step_prints_ends_and_sees_its_variables(starter, tmp_path):
@@ -63,7 +63,7 @@ def test_the_status_of_a_step_that_fails(starter, tmp_path, body, status):
     assert run(starter, step(body, tmp_path))[0] == status
 
 
-def test_another_command_is_run_as_it_is(starter):
+def test_another_command_is_run_unchanged(starter):
     assert run(starter, ["sh", "-c", 'echo "> $WHO"; exit 3'], WHO="shell") == (3, ["> shell"])
 
 
@@ -93,11 +93,11 @@ def test_two_steps_run_at_once(starter, tmp_path):
 
 
 def test_an_interrupt_reaches_the_step_and_what_it_started(starter, tmp_path):
-    def hear(line):
+    def on_line(line):
         if line == "> ready":
             raise KeyboardInterrupt
 
-    started, told = tmp_path / "pid", tmp_path / "told"
+    started, interrupted = tmp_path / "pid", tmp_path / "interrupted"
     body = (
         "import subprocess, pathlib\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
@@ -106,12 +106,12 @@ def test_an_interrupt_reaches_the_step_and_what_it_started(starter, tmp_path):
         "    print('> ready')\n"
         "    child.wait()\n"
         "except KeyboardInterrupt:\n"
-        f"    pathlib.Path({str(told)!r}).touch()\n"
+        f"    pathlib.Path({str(interrupted)!r}).touch()\n"
         "    raise"
     )
     with pytest.raises(KeyboardInterrupt):
-        starter.run(step(body, tmp_path), os.environ, hear)
-    assert told.exists()
+        starter.run(step(body, tmp_path), os.environ, on_line)
+    assert interrupted.exists()
     for _ in range(100):
         try:
             os.kill(int(started.read_text()), 0)
@@ -119,10 +119,10 @@ def test_an_interrupt_reaches_the_step_and_what_it_started(starter, tmp_path):
             break
         time.sleep(0.05)
     else:
-        pytest.fail("what the step had started goes on")
+        pytest.fail("a process that the step started is still running")
 
 
-def test_a_starter_that_was_killed_reads_as_a_step_that_was_killed(tmp_path):
+def test_a_killed_starter_is_reported_as_a_killed_step(tmp_path):
     with process.ProcessLauncher(os.environ) as running:
         os.kill(running._zygote.pid, signal.SIGKILL)
         running._zygote.wait()

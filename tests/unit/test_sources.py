@@ -42,7 +42,7 @@ def write(root: Path, *names: str) -> str:
     return str(root)
 
 
-def found(folder: sources.ImageFolder) -> list[tuple[str, str, str]]:
+def listed(folder: sources.ImageFolder) -> list[tuple[str, str, str]]:
     return [(folder.class_names[image.class_index], image.path, image.stem) for image in folder.images]
 
 
@@ -51,7 +51,7 @@ def test_images_come_by_class_and_path_and_can_be_read(tmp_path):
     folder = list_images(root + "/")
     assert folder.class_names == ("10", "2", "cat", "dog")
     assert folder.counts == (1, 1, 2, 2)
-    assert found(folder) == [
+    assert listed(folder) == [
         ("10", "x", "x"),
         ("2", "y.png", "y"),
         ("cat", "b.JPG", "b"),
@@ -67,9 +67,9 @@ def test_hidden_files_junk_and_what_lies_beside_the_classes_is_ignored(tmp_path)
     root = write(
         tmp_path,
         *("a/1.png", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", "a/Icon\r", "a/.ipynb_checkpoints/1.png"),
-        *("README.md", "labels.csv", ".git/config", "__MACOSX/a/._1.png", "lost+found/"),
+        *("README.md", "labels.csv", ".git/config", "__MACOSX/a/._1.png", "lost+listed/"),
     )
-    assert found(list_images(root)) == [("a", "1.png", "1")]
+    assert listed(list_images(root)) == [("a", "1.png", "1")]
 
 
 def test_a_file_of_unknown_kind_is_not_left_out_in_silence(tmp_path):
@@ -85,7 +85,7 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "data/b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/a/3.png").symlink_to(tmp_path / "elsewhere/1.png")
     folder = list_images(str(tmp_path / "data"))
-    assert found(folder) == [("a", "2.png", "2"), ("a", "3.png", "3"), ("b", "1.png", "1")]
+    assert listed(folder) == [("a", "2.png", "2"), ("a", "3.png", "3"), ("b", "1.png", "1")]
     assert folder.read(folder.images[1]) == b"elsewhere/1.png"
 
 
@@ -118,14 +118,14 @@ def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "<class>/<file>.* Received: data_dir='.*', which has no class folder"),
-        (["README.md"], "which has no class folder"),
-        (["1.png", "2.png"], "<class>/<file>.* Received: .*with the image '[12].png' in no class folder"),
-        (["a/1.png", "2.JPEG"], "with the image '2.JPEG' in no class folder"),
-        (["a/1.png", "empty/"], "Every class folder must hold an image. .*whose class 'empty' has none"),
-        (["a/1.png", "b/.hidden.png"], "whose class 'b' has none"),
-        (["a/1.png", "b/deeper/"], "whose class 'b' has none"),
-        (["a/x.png", "a/x.jpg", "a/x_jpg.png"], "'x.jpg' and 'x_jpg.png' would both be called 'x_jpg'.* class 'a'"),
+        ([], "<class>/<file>.* Received: data_dir='.*', which has no class folders"),
+        (["README.md"], "which has no class folders"),
+        (["1.png", "2.png"], "<class>/<file>.* Received: .*with the image '[12].png' outside the class folders"),
+        (["a/1.png", "2.JPEG"], "with the image '2.JPEG' outside the class folders"),
+        (["a/1.png", "empty/"], "Every class folder must contain an image. .*whose class 'empty' is empty"),
+        (["a/1.png", "b/.hidden.png"], "whose class 'b' is empty"),
+        (["a/1.png", "b/deeper/"], "whose class 'b' is empty"),
+        (["a/x.png", "a/x.jpg", "a/x_jpg.png"], "'x.jpg' and 'x_jpg.png' would both be named 'x_jpg'.* class 'a'"),
         (["a/" + "x" * 201 + ".png"], "longer than 200 bytes"),
         (["a/line\nbreak.png"], "control characters"),
         (["a\x7f/1.png"], "control characters"),
@@ -143,9 +143,9 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path, names, message):
     [
         ("", "<class>/<file>.* Received: data_dir='', which does not exist"),
         ("/nowhere/at/all", "Received: data_dir='/nowhere/at/all', which does not exist"),
-        (__file__, "which is no folder"),
+        (__file__, "which is not a folder"),
         ("s3://bucket/data", r"must be a local path or start with gs://\. Received: 's3://bucket/data'"),
-        ("gs://", "Received: data_dir='gs://', which names no bucket"),
+        ("gs://", "Received: data_dir='gs://', which has no bucket"),
     ],
 )
 def test_a_data_dir_that_is_no_folder_is_explained(data_dir, message):
@@ -162,7 +162,7 @@ def test_paths_that_lead_elsewhere_are_refused(monkeypatch, name):
             return iter(["a/1.png", name])
 
     monkeypatch.setattr(sources, "_open_store", lambda _: Store())
-    with pytest.raises(ValueError, match=f"Received: '{re.escape(name)}' in 'there', which is no plain relative path"):
+    with pytest.raises(ValueError, match=f"Received: '{re.escape(name)}' in 'there', which is not a plain"):
         list_images("there")
 
 
@@ -188,7 +188,7 @@ def test_stems(paths, stems):
 
 
 def test_stems_that_cannot_be_told_apart_are_refused():
-    with pytest.raises(ValueError, match=r"'x/a.jpg' and 'x__a.jpg' would both be called 'x__a_jpg'"):
+    with pytest.raises(ValueError, match=r"'x/a.jpg' and 'x__a.jpg' would both be named 'x__a_jpg'"):
         unique_stems(["x/a.jpg", "x__a.jpg"])
 
 
@@ -215,7 +215,7 @@ def test_stems_without_collisions_are_just_the_names(paths):
 
 def test_google_is_not_imported_for_local_files(tmp_path):
     code = (
-        "import sys; from evasion.components.common import sources; "
+        "import sys; from evasion.components.common.data import sources; "
         f"sources.list_images({write(tmp_path, 'a/1.png')!r}); "
         "assert not [name for name in sys.modules if name.startswith('google.cloud')]"
     )
@@ -282,7 +282,7 @@ def test_a_bucket_lists_and_reads_like_a_folder(bucket, tmp_path, ending):
 
 
 def test_a_whole_bucket_can_be_the_data_dir(bucket):
-    assert found(list_images(upload(bucket, "a/1.png", "a/"))) == [("a", "1.png", "1")]
+    assert listed(list_images(upload(bucket, "a/1.png", "a/"))) == [("a", "1.png", "1")]
 
 
 def test_real_pictures_are_read_ahead_from_a_bucket_in_order(bucket):
@@ -301,10 +301,10 @@ def test_real_pictures_are_read_ahead_from_a_bucket_in_order(bucket):
 @pytest.mark.parametrize(
     ("names", "prefix", "message"),
     [
-        (["data/a/1.png"], "/date", "Received: data_dir='gs://.*/date', which has no class folder"),
-        (["data/1.png"], "/data", "with the image '1.png' in no class folder"),
-        (["data/a/1.png", "data/b/"], "/data", "whose class 'b' has none"),
-        (["data/a/x//1.png"], "/data", "Received: 'a/x//1.png' in .* which is no plain relative path"),
+        (["data/a/1.png"], "/date", "Received: data_dir='gs://.*/date', which has no class folders"),
+        (["data/1.png"], "/data", "with the image '1.png' outside the class folders"),
+        (["data/a/1.png", "data/b/"], "/data", "whose class 'b' is empty"),
+        (["data/a/x//1.png"], "/data", "Received: 'a/x//1.png' in .* which is not a plain relative path"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_explained(bucket, names, prefix, message):
@@ -404,7 +404,7 @@ def test_a_service_that_stays_down_is_an_error_of_the_system(faults, bucket, mon
     uri = upload(bucket, "a/1.png")
     monkeypatch.setattr(sources, "_RETRY_SECONDS", 0.1)
     faults += [lambda body: (503, b"busy")] * 50
-    with pytest.raises(OSError, match=f"'{uri}' could not be read, retries included"):
+    with pytest.raises(OSError, match=f"'{uri}' could not be read after several retries"):
         list_images(uri)
 
 
@@ -414,10 +414,10 @@ def test_a_service_that_nobody_answers_for_is_an_error_of_the_system(bucket, mon
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    with pytest.raises(OSError, match=f"'gs://{bucket.name}' could not be read, retries included"):
+    with pytest.raises(OSError, match=f"'gs://{bucket.name}' could not be read after several retries"):
         list_images(f"gs://{bucket.name}")
     monkeypatch.setattr(folder._store._bucket.client._connection, "API_BASE_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(OSError, match=f"'gs://{bucket.name}/a/1.png' could not be read, retries included"):
+    with pytest.raises(OSError, match=f"'gs://{bucket.name}/a/1.png' could not be read after several retries"):
         folder.read(folder.images[0])
 
 
@@ -425,7 +425,7 @@ def test_missing_permission_is_explained(faults, bucket):
     uri = upload(bucket, "a/1.png")
     folder = list_images(uri)
     faults += [lambda body: (403, b"no")] * 2
-    with pytest.raises(ValueError, match=r"1.png' may not be read .*roles/storage.objectViewer"):
+    with pytest.raises(ValueError, match=r"Permission denied to read '.*1.png'.*roles/storage.objectViewer"):
         folder.read(folder.images[0])
     with pytest.raises(ValueError, match=f"'{uri}' may not be read"):
         list_images(uri)
@@ -434,7 +434,7 @@ def test_missing_permission_is_explained(faults, bucket):
 def test_bytes_that_changed_on_the_way_are_noticed(faults, bucket):
     folder = list_images(upload(bucket, "a/1.png"))
     faults.append(lambda body: (200, body.replace(b"1", b"2")))
-    with pytest.raises(OSError, match=r"1.png' arrived damaged: its checksum is wrong"):
+    with pytest.raises(OSError, match=r"1.png' was damaged in transfer: its checksum is wrong"):
         folder.read(folder.images[0])
 
 
@@ -507,7 +507,7 @@ def test_a_file_that_cannot_be_fetched_is_explained(bucket, tmp_path, uri, messa
 def test_a_download_that_arrives_damaged_leaves_nothing_behind(faults, bucket, tmp_path):
     uri = upload(bucket, "w.h5")
     faults.append(lambda body: (200, b"other bytes"))
-    with pytest.raises(OSError, match="arrived damaged"):
+    with pytest.raises(OSError, match="was damaged in transfer"):
         fetch_file(f"{uri}/w.h5", tmp_path / "folder" / "w.h5")
     assert list((tmp_path / "folder").iterdir()) == []
 

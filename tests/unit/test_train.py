@@ -164,8 +164,8 @@ def test_every_optimizer_steps_as_kerass_own(train, digits, make_dataset, optimi
     expected.optimizer.learning_rate = 0.01
     for _ in range(2):
         expected.train_on_batch(to_float(pixels), np.eye(4, dtype=np.float32)[labels])
-    found = weights_of(result)
-    for one, two in zip(found, expected.get_weights(), strict=True):
+    weights = weights_of(result)
+    for one, two in zip(weights, expected.get_weights(), strict=True):
         assert np.allclose(one, two, atol=1e-5)
 
 
@@ -186,9 +186,9 @@ class Numbered(keras.Model):
     @staticmethod
     def numbers(data):
         x, y = data
-        found = np.rint(x.numpy()[:, 0, 0, 0] * 255).astype(int).tolist()
-        assert y.numpy().argmax(axis=1).tolist() == [int(number >= IMAGES // 2) for number in found]
-        return found
+        numbers = np.rint(x.numpy()[:, 0, 0, 0] * 255).astype(int).tolist()
+        assert y.numpy().argmax(axis=1).tolist() == [int(number >= IMAGES // 2) for number in numbers]
+        return numbers
 
     def train_step(self, data):
         self.trained.append(self.numbers(data))

@@ -65,7 +65,7 @@ def test_good_values_pass(rule, values):
 
 
 @pytest.mark.parametrize(
-    ("rule", "said", "values"),
+    ("rule", "expected", "values"),
     [
         (eps, "eps must be in (0, 1]", [0, -0.3, 1.0001, 8, math.nan, math.inf, -math.inf, "0.3", None, True]),
         (ratio, "ratio must be in [0, 1]", [-1e-9, 2, math.nan, "1"]),
@@ -79,12 +79,12 @@ def test_good_values_pass(rule, values):
         (digits, "weights_sha256 must be 64 hexadecimal digits or empty", ["0" * 63, "g" * 64, "0" * 65]),
     ],
 )
-def test_bad_values_are_told_with_their_rule(rule, said, values):
+def test_bad_values_are_told_with_their_rule(rule, expected, values):
     for value in values:
         with pytest.raises(ValueError, match="must be") as error:
             rule(value)
         message = str(error.value)
-        assert message == f"{said}. Received: {message.partition(' must')[0]}={value!r}"
+        assert message == f"{expected}. Received: {message.partition(' must')[0]}={value!r}"
 
 
 def test_a_number_too_large_for_a_float_is_out_of_range():
@@ -101,19 +101,19 @@ class TestExistingFolder:
         validate.existing_folder("data_dir", "gs://bucket/prefix")
 
     @pytest.mark.parametrize(
-        ("place", "said"),
+        ("place", "message"),
         [
             ("missing", "data_dir must be an existing folder of <class>/<image> or gs://. Received: data_dir="),
             ("file", "data_dir must be an existing folder of <class>/<image> or gs://. Received: data_dir="),
             ("empty", "data_dir must hold a folder for each class; it is empty. Received: data_dir="),
         ],
     )
-    def test_another_is_told(self, tmp_path, place, said):
+    def test_another_is_told(self, tmp_path, place, message):
         (tmp_path / "file").touch()
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="must") as error:
             validate.existing_folder("data_dir", str(tmp_path / place))
-        assert str(error.value) == f"{said}{str(tmp_path / place)!r}"
+        assert str(error.value) == f"{message}{str(tmp_path / place)!r}"
 
     def test_no_folder_is_told(self):
         with pytest.raises(ValueError, match=r"data_dir must be given\. Received: data_dir=''"):

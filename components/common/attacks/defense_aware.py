@@ -1,4 +1,4 @@
-"""A model behind a defense, as an attacker who knows the defense sees it."""
+"""A model behind a defense: the target of an attacker who knows the defense."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from evasion.components.common.models.classifier import Classifier
 
 
 class Defended(Classifier):
-    """A classifier whose images go through a preprocessing defense first.
+    """A classifier that passes its images through a preprocessing defense first.
 
-    Outputs are those of the defended images. The gradient is the model's at the defended image, handed to the image
-    itself as if the defense were the identity: the straight-through form of BPDA (Athalye et al. 2018,
-    arXiv:1802.00420, section 4.1). Of a defense that draws at random, outputs and gradients are averaged over draws:
-    EOT (Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397). The draws are the
-    attacker's own, not those that the defense will make; they depend on the seed and the image alone, so neither on the
-    images before it nor on the shard that it is in.
+    The outputs are those for the defended images. The gradient is the model's at the defended image, used for the
+    original image as if the defense were the identity: the straight-through form of BPDA (Athalye et al. 2018,
+    arXiv:1802.00420, section 4.1). If the defense is random, outputs and gradients are averaged over draws: EOT
+    (Athalye et al. 2018, "Synthesizing Robust Adversarial Examples", arXiv:1707.07397). The attacker draws for itself;
+    the defense will draw other numbers. The draws depend on the seed and the image alone, not on the images before it
+    or on its shard.
 
     Args:
         model: The `keras.Model`.
         transformation: The defense.
-        eot_samples: Draws to average over, of a defense that is random.
-        seed: Of the draws.
+        eot_samples: Draws to average over if the defense is random.
+        seed: Seed of the draws.
     """
 
     def __init__(self, model: Any, transformation: Transformation, *, eot_samples: int, seed: int) -> None:
@@ -36,15 +36,15 @@ class Defended(Classifier):
         self._seed = seed
 
     def attacked_outputs(self, x: Floats) -> Floats:
-        """Return `outputs`; the gradient is found with them unless it is that of further draws."""
+        """Return `outputs`. Unless the defense is random, the gradient is computed in the same pass."""
         if self._transformation.random:
             return self.outputs(x)
         (defended,) = self._defended(x)
         return super().attacked_outputs(defended)
 
     def outputs(self, x: Floats) -> Floats:
-        """Return the outputs for the defended images; over several draws, the logarithm of their mean probability."""
-        draws = [super(Defended, self).outputs(one) for one in self._defended(x)]
+        """Return the outputs for the defended images; of several draws, the logarithm of their mean probability."""
+        draws = [super(Defended, self).outputs(defended) for defended in self._defended(x)]
         if len(draws) == 1:
             return draws[0]
         if not self.from_logits:
@@ -57,17 +57,17 @@ class Defended(Classifier):
     def loss_gradient(self, x: Floats, y: Floats) -> Floats:
         """Return the mean over draws of the gradient at the defended images."""
         total: npt.NDArray[np.float32] = np.zeros_like(x)
-        for one in self._defended(x):
-            total += super().loss_gradient(one, y)
+        for defended in self._defended(x):
+            total += super().loss_gradient(defended, y)
         return total / np.float32(self._draws)
 
     def _defended(self, x: Floats) -> Iterable[Floats]:
-        """Yield the batch as the defense makes it of the images that would be saved, once a draw."""
+        """Yield the defended batch once for each draw. The defense gets the 8-bit images that would be saved."""
         pixels = to_pixels(x)
-        randoms = [self._random(image) if self._transformation.random else None for image in pixels]
+        generators = [self._generator(image) if self._transformation.random else None for image in pixels]
         for _ in range(self._draws):
-            yield to_float(np.stack([*map(self._transformation.apply, pixels, randoms)]))
+            yield to_float(np.stack([*map(self._transformation.apply, pixels, generators)]))
 
-    def _random(self, image: Pixels) -> np.random.Generator:
-        drawn = hashlib.sha256(image.tobytes()).digest()
-        return np.random.default_rng([self._seed, 2, int.from_bytes(drawn[:8], "big")])
+    def _generator(self, image: Pixels) -> np.random.Generator:
+        digest = hashlib.sha256(image.tobytes()).digest()
+        return np.random.default_rng([self._seed, 2, int.from_bytes(digest[:8], "big")])

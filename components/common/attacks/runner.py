@@ -1,4 +1,4 @@
-"""An attack on a packed dataset, streamed: all that an attack's `task.py` does not do itself."""
+"""Runs an attack on a packed dataset as a stream: everything that an attack's `task.py` does not do itself."""
 
 import dataclasses
 import math
@@ -16,30 +16,64 @@ from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.derivation import Change, Derived, write
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
+from evasion.components.common.data.provenance import ATTACK, AWARE, OBLIVIOUS
 from evasion.components.common.defenses.known import Defense, defenses_of
 from evasion.components.common.models.artifact import Card
 
-AWARE, OBLIVIOUS = "defense-aware", "oblivious"
 SMALL_BATCH_BYTES = 2**20  # up to which two batches are attacked at once, so that no core waits for the other's part
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """What an attack does to one batch, said by `generate` or by `compiled`.
+    """An attack on one batch, over predictions and gradients of the target. It can attack any target.
 
     Attributes:
-        generate: Given images, float32 in [0, 1], and one-hot labels to move away from, returns attacked images.
+        generate: Takes images, float32 in [0, 1], and one-hot labels to move away from; returns the attacked images.
         stays_without_gradient: Whether an image whose gradient is zero everywhere stays as it is.
-        columns: Called after `generate`: further columns of `samples.csv` with a value for each image of the batch.
-        compiled: The same in one pass, for an attack on the bare model: given a batch as it is saved, uint8, returns
-            the model's outputs, the attacked images, uint8, and for each whether its gradient is zero everywhere.
-            Called on threads.
+        columns: Called after `generate`; returns further columns of `samples.csv`, a value for each image of the batch.
     """
 
-    generate: Callable[[Floats, Floats], Floats] | None = None
+    generate: Callable[[Floats, Floats], Floats]
     stays_without_gradient: bool = True
     columns: Callable[[], Mapping[str, list[Any]]] = dict
-    compiled: Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]] | None = None
+
+
+CompiledAttack = Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]
+"""The same attack in one pass, on the bare model alone.
+
+It takes a batch as it is saved, uint8, and returns the model's outputs, the attacked images, uint8, and for each image
+whether its gradient is zero everywhere. Several threads call it.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _AttackedBatch:
+    """The result for one batch.
+
+    Attributes:
+        probabilities: The bare model's, before the attack, shape (images, classes).
+        pixels: The attacked images, uint8.
+        without_gradient: For each image, whether its gradient is zero everywhere.
+        columns: Further columns of `samples.csv`.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    pixels: Pixels
+    without_gradient: npt.NDArray[np.bool_]
+    columns: Mapping[str, list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _BatchAttack:
+    """An attack on batches of 8-bit images.
+
+    Attributes:
+        attack: Attacks one batch.
+        thread_safe: Whether several threads may call it at once.
+    """
+
+    attack: Callable[[Pixels], _AttackedBatch]
+    thread_safe: bool
 
 
 def run(
@@ -52,26 +86,28 @@ def run(
     parameters: Mapping[str, Any],
     seed: int,
     make: Callable[[Any, int], Attack],
+    make_compiled: Callable[[Any, int], CompiledAttack] | None = None,
 ) -> dict[str, float]:
     """Attack a dataset by several attackers and save the results in one tar.
 
     Args:
-        stage: The attack's name; MLflow's artifact `<stage>.tar` is named after it, and in it the dataset that an
-            oblivious attacker makes. That of an attacker who knows a defense is `<stage>_aware_of_<defense>`.
+        stage: The attack's name. The dataset of the oblivious attacker has this name, that of an attacker who knows a
+            defense is named `<stage>_aware_of_<defense>`, and MLflow's artifact is named `<stage>.tar`.
         dataset: The images to attack.
         model: The model artifact.
-        adversarial: Where the attacked datasets go.
-        defenses: The defenses that further attackers know, one each, as `known.defenses_of` reads them.
-        parameters: The attack's own parameters, `batch_size` and `eot_samples` among them.
-        seed: The seed asked for.
-        make: Given what is attacked, a `Classifier` whose `art` is ART's, and the seed used, returns the attack.
+        adversarial: The tar to write.
+        defenses: The defenses that further attackers know, one attacker for each defense; `known.defenses_of` reads it.
+        parameters: The attack's own parameters, with `batch_size` and `eot_samples`.
+        seed: The stage's seed; -1 draws one.
+        make: Takes the target, a `Classifier` whose `art` is ART's, and the seed; returns the attack.
+        make_compiled: Takes the same and returns the same attack, compiled; None if the attack has no compiled form.
 
     Returns:
-        Summaries of the distances between the saved images and their parents, as `derive.write` names them.
+        Summaries of the distances between the saved images and their parents, named as by `derivation.write`.
     """
     used = {**parameters, "seed": seeding.resolve(seed)}
-    known = defenses_of(defenses)
-    with tracking.stage(stage, {**used, "defenses": defenses}) as run, Dataset(dataset) as clean:
+    known_defenses = defenses_of(defenses)
+    with tracking.stage(stage, {**used, "defenses": defenses}) as stage_run, Dataset(dataset) as clean:
         card = Card.read(model)
         card.indices_of(clean.header.class_names, clean.header.image_shape)  # refused before TensorFlow is loaded
 
@@ -79,40 +115,57 @@ def run(
 
         bare = classifier.load(model)
 
-        def derived(defense: Defense | None) -> Derived:
-            header = clean.header.derive(
-                name=f"{stage}_aware_of_{defense.stage}" if defense else stage,
-                prefix="adv_",
-                entry={
-                    "stage": stage,
-                    "kind": "attack",
-                    "parameters": dict(parameters),
-                    "seed": used["seed"],
-                    "versions": versions.recorded(model=True),
-                    "parent_sha256": clean.sha256,
-                    "model_sha256": card.sha256,
-                    "gradient_from_logits": bare.from_logits,
-                    "knowledge": AWARE if defense else OBLIVIOUS,
-                    "defense": defense.describe() if defense else None,
-                },
-            )
+        entry = _entry(stage, parameters, used["seed"], clean, card, bare)
 
-            def changes() -> Iterator[list[Change]]:
-                target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
-                attack = make(target, used["seed"])
-                yield from _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
+        def changes(defense: Defense | None) -> Iterator[list[Change]]:
+            target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
+            attack = _batch_attack(bare, target, used["seed"], make, make_compiled)
+            yield from _changes(clean, attack, used["batch_size"], card.class_names)
 
-            return Derived(header, "adv_", changes())
+        stage_run.tag({"dataset_sha256": clean.sha256})
+        distances = write(
+            adversarial, [_derived(clean, entry, defense, changes(defense)) for defense in (None, *known_defenses)]
+        )
+        stage_run.log_metrics(distances)
+        stage_run.log_file(adversarial, f"{stage}.tar")
+    return distances
 
-        run.tag({"dataset_sha256": clean.sha256})
-        described = write(adversarial, [derived(defense) for defense in (None, *known)])
-        run.log_metrics(described)
-        run.log_file(adversarial, f"{stage}.tar")
-    return described
+
+def _derived(
+    clean: Dataset, entry: Mapping[str, Any], defense: Defense | None, changes: Iterator[list[Change]]
+) -> Derived:
+    """Return the dataset of one attacker."""
+    stage = entry["stage"]
+    header = clean.header.derive(
+        name=f"{stage}_aware_of_{defense.stage}" if defense else stage,
+        prefix="adv_",
+        entry={
+            **entry,
+            "knowledge": AWARE if defense else OBLIVIOUS,
+            "defense": defense.describe() if defense else None,
+        },
+    )
+    return Derived(header, "adv_", changes)
+
+
+def _entry(
+    stage: str, parameters: Mapping[str, Any], seed: int, clean: Dataset, card: Card, bare: Any
+) -> dict[str, Any]:
+    """Return the part of the provenance's entry that is the same for all attackers."""
+    return {
+        "stage": stage,
+        "kind": ATTACK,
+        "parameters": dict(parameters),
+        "seed": seed,
+        "versions": versions.recorded(model=True),
+        "parent_sha256": clean.sha256,
+        "model_sha256": card.sha256,
+        "gradient_from_logits": bare.from_logits,
+    }
 
 
 def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) -> Any:
-    """Return what an attacker aims at: the model, or the model behind the defense that the attacker knows."""
+    """Return the attacker's target: the model, or the model behind the defense that the attacker knows."""
     if defense is None:
         return bare
     from evasion.components.common.attacks.defense_aware import Defended
@@ -120,56 +173,70 @@ def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) ->
     return Defended(bare.model, defense.transformation, eot_samples=eot_samples, seed=seed)
 
 
-def _changes(
-    clean: Dataset, bare: Any, target: Any, attack: Attack, batch_size: int, class_names: tuple[str, ...]
-) -> Iterator[list[Change]]:
-    """Attack batch by batch.
+def _batch_attack(
+    bare: Any,
+    target: Any,
+    seed: int,
+    make: Callable[[Any, int], Attack],
+    make_compiled: Callable[[Any, int], CompiledAttack] | None,
+) -> _BatchAttack:
+    """Return the compiled attack if there is one and the target is the bare model; otherwise the one over the target.
 
-    The labels are the predictions of what is attacked, not the true ones, which would leak them into the image
-    (Kurakin et al. 2017, arXiv:1611.01236): what ART does with `y=None`, in one prediction of which the confidence
-    is kept. What the row of an image says of the time before the attack is the bare model's.
+    A compiled attack computes the model's own gradients, so it cannot attack a model behind a defense.
     """
-    from evasion.components.common.models.classifier import stack
+    if make_compiled is not None and target is bare:
+        compiled = make_compiled(target, seed)
 
-    def changed(batch: list[Sample]) -> list[Change]:
-        pixels = stack(batch)
-        if attack.compiled:
-            outputs, attacked, unmoved = attack.compiled(pixels)
-            before = bare.probabilities_of(outputs)
-            columns: Mapping[str, list[Any]] = {}
-        else:
-            before, attacked, unmoved = _generated(to_float(pixels), bare, target, attack)
-            columns = attack.columns()
-        predicted = before.argmax(axis=1)
-        return [
-            Change(
-                sample,
-                attacked[place],
-                fields={
-                    "clean_prediction": class_names[predicted[place]],
-                    "clean_confidence": f"{before[place, predicted[place]]:.9g}",
-                    "zero_gradient": int(unmoved[place]),
-                    **{name: values[place] for name, values in columns.items()},
-                },
-            )
-            for place, sample in enumerate(batch)
-        ]
+        def attack_compiled(pixels: Pixels) -> _AttackedBatch:
+            outputs, attacked, without_gradient = compiled(pixels)
+            return _AttackedBatch(bare.probabilities_of(outputs), attacked, without_gradient, {})
 
-    # ART's attacks keep what they found; and the steps of large batches take memory.
-    small = batch_size * math.prod(clean.header.image_shape) <= SMALL_BATCH_BYTES
-    threads = 2 if attack.compiled and small else 1
-    with closing(ordered_map(changed, clean.batches(batch_size), threads=threads, ahead=threads)) as changes:
-        yield from changes
+        return _BatchAttack(attack_compiled, thread_safe=True)
+    attack = make(target, seed)
+    # ART's attacks keep state between calls.
+    return _BatchAttack(lambda pixels: _generate(to_float(pixels), bare, target, attack), thread_safe=False)
 
 
-def _generated(
-    x: Floats, bare: Any, target: Any, attack: Attack
-) -> tuple[npt.NDArray[np.float64], Pixels, npt.NDArray[np.bool_]]:
-    """Return the bare model's probabilities for a batch, the attacked images, and which of them had no gradient."""
+def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> _AttackedBatch:
+    """Attack a batch.
+
+    The labels are the target's predictions, not the true ones, which would leak them into the image (Kurakin et al.
+    2017, arXiv:1611.01236). ART does the same with `y=None`; here the outputs serve for the confidence as well.
+    """
     outputs = target.attacked_outputs(x)
     before = bare.probabilities_of(outputs) if target is bare else bare.probabilities(x)
     y = np.eye(before.shape[1], dtype=np.float32)[outputs.argmax(axis=1)]
-    assert attack.generate is not None  # noqa: S101  (or it would be compiled)
     x_adv = attack.generate(x, y)
     gradient: Floats = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
-    return before, to_pixels(x_adv), np.logical_not(gradient.any(axis=(1, 2, 3)))
+    without_gradient = np.logical_not(gradient.any(axis=(1, 2, 3)))
+    return _AttackedBatch(before, to_pixels(x_adv), without_gradient, attack.columns())
+
+
+def _changes(
+    clean: Dataset, attack: _BatchAttack, batch_size: int, class_names: tuple[str, ...]
+) -> Iterator[list[Change]]:
+    """Attack batch by batch. The prediction recorded for an image is that of the bare model before the attack."""
+    from evasion.components.common.models.classifier import stack
+
+    def changed(batch: list[Sample]) -> list[Change]:
+        attacked = attack.attack(stack(batch))
+        predicted = attacked.probabilities.argmax(axis=1)
+        return [
+            Change(
+                sample,
+                attacked.pixels[index],
+                fields={
+                    "clean_prediction": class_names[predicted[index]],
+                    "clean_confidence": f"{attacked.probabilities[index, predicted[index]]:.9g}",
+                    "zero_gradient": int(attacked.without_gradient[index]),
+                    **{name: values[index] for name, values in attacked.columns.items()},
+                },
+            )
+            for index, sample in enumerate(batch)
+        ]
+
+    # The steps of large batches take memory.
+    small = batch_size * math.prod(clean.header.image_shape) <= SMALL_BATCH_BYTES
+    threads = 2 if attack.thread_safe and small else 1
+    with closing(ordered_map(changed, clean.batches(batch_size), threads=threads, ahead=threads)) as changes:
+        yield from changes

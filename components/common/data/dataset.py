@@ -1,4 +1,4 @@
-"""Reads the datasets of a tar, image by image."""
+"""Reads the datasets in a tar, image by image."""
 
 import csv
 import dataclasses
@@ -40,10 +40,10 @@ COPIED_BYTES = 1 << 20
 
 
 class _Member(tarfile.TarInfo):
-    """A header in a tar, looked at before tarfile follows what it says.
+    """A member header, checked before tarfile acts on it.
 
-    Of a size below 0 tarfile reads in circles, and what extends a header it reads whole. So the one kind of header is
-    taken that describes a plain file, and the two that tell its long name.
+    With a negative size tarfile loops forever, and it reads header extensions as a whole. Therefore only the header of
+    a plain file is accepted, and the two extensions that contain its long name.
     """
 
     @classmethod
@@ -51,22 +51,22 @@ class _Member(tarfile.TarInfo):
         member = super().frombuf(buf, encoding, errors)
         if member.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
             if not 0 <= member.size <= MAX_NAME_BYTES:
-                raise DatasetError(f"A name says it has {member.size} bytes; at most {MAX_NAME_BYTES} are read.")
+                raise DatasetError(f"The header of a name says {member.size} bytes; the limit is {MAX_NAME_BYTES}.")
         elif member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are taken.")
+            raise DatasetError(f"{member.name!r} is a link, a device or a folder; only plain files are allowed.")
         return member
 
 
 @dataclasses.dataclass
-class _Place:
-    """Where a dataset and its images lie in a tar, as a look at every member found it.
+class _Location:
+    """The location of a dataset and its images in a tar, from a scan of every member.
 
     Attributes:
         header: The dataset's description.
-        start, end: The bytes of the tar that are the dataset's.
-        offsets, sizes, labels: Of each image, in order.
+        start, end: The range of bytes that the dataset occupies.
+        offsets, sizes, labels: Those of each image, in order.
         table: The member `samples.csv`.
-        paths: The hash of the images' paths, which the rows of the table must name.
+        paths: The hash of the images' paths, which the rows of the table must contain.
     """
 
     header: Header
@@ -80,55 +80,55 @@ class _Place:
 
 
 class Dataset:
-    """A dataset in a tar, for reading; open it as a context manager.
+    """A dataset in a tar, for reading. Open it as a context manager.
 
     Args:
         path: The tar.
-        name: The `dataset_name` it must hold; `""` for the one that it holds, if it is only one.
+        name: The `dataset_name` to read; `""` for the only dataset of the tar.
 
     Raises:
-        DatasetError: If the tar is damaged, cut short, holds anything but datasets, not one of this name, or several
-            and no name is given.
+        DatasetError: If the tar is damaged or truncated, contains anything but datasets, has no dataset of this name,
+            or has several while the name is empty.
     """
 
     def __init__(self, path: Path, name: str = "") -> None:
-        places = _scanned(path)
-        names = [place.header.name for place in places]
+        locations = _scan(path)
+        names = [location.header.name for location in locations]
         if name and name not in names:
             raise DatasetError(
-                f"dataset_name must be a folder in the tar, of {', '.join(map(repr, names))}. "
+                f"dataset_name must be a folder in the tar: {', '.join(map(repr, names))}. "
                 f"Received: dataset_name={name!r}"
             )
         if not name and len(names) > 1:
-            raise DatasetError(f"dataset_name must be given for {path.name}, which holds {', '.join(names)}.")
-        self._set(path, places[names.index(name) if name else 0])
+            raise DatasetError(f"dataset_name must be given for {path.name}, which contains {', '.join(names)}.")
+        self._set(path, locations[names.index(name) if name else 0])
 
     @classmethod
     def all_in(cls, path: Path) -> list[Self]:
         """Return every dataset of a tar, in order, not yet opened.
 
         Raises:
-            DatasetError: If the tar is damaged, cut short, or holds anything but datasets.
+            DatasetError: If the tar is damaged or truncated, or contains anything but datasets.
         """
         datasets = []
-        for place in _scanned(path):
+        for location in _scan(path):
             dataset = cls.__new__(cls)
-            dataset._set(path, place)
+            dataset._set(path, location)
             datasets.append(dataset)
         return datasets
 
     @classmethod
     def to_work_on(cls, tars: Iterable[Path], defense: str = "") -> list[Self]:
-        """Return the datasets of several tars that a stage has to work on, in order, not yet opened.
+        """Return the datasets of several tars that a stage has to process, in order, not yet opened.
 
-        Of several in a tar those are left out that an attack aimed at a defense which they have not met.
+        If a tar has several datasets, those of attacks that know a defense are left out until that defense is applied.
 
         Args:
             tars: The tars.
-            defense: The stage's own name if it is a defense: what is aimed at it is kept.
+            defense: The stage's own name if it is a defense: datasets of attacks that know it are kept.
 
         Raises:
-            DatasetError: If none is left, or a tar is none of datasets.
+            DatasetError: If no dataset is left, or a tar contains anything but datasets.
         """
         tars = list(tars)
         chosen = [
@@ -140,13 +140,13 @@ class Dataset:
         ]
         if not chosen:
             names = ", ".join(tar.name for tar in tars)
-            raise DatasetError(f"{names} must hold a dataset that awaits no other defense. Received: none")
+            raise DatasetError(f"{names} must contain a dataset that awaits no other defense. Received: none")
         return chosen
 
-    def _set(self, path: Path, place: _Place) -> None:
+    def _set(self, path: Path, location: _Location) -> None:
         self.path = path
-        self.header = place.header
-        self._place = place
+        self.header = location.header
+        self._location = location
         self._sha256 = ""
 
     def __enter__(self) -> Self:
@@ -163,7 +163,7 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """The hash of the dataset's bytes in the tar: the same whatever else the tar holds."""
+        """The hash of the dataset's bytes in the tar. It does not depend on the tar's other datasets."""
         if not self._sha256:
             digest = hashlib.sha256()
             for block in self._blocks():
@@ -172,20 +172,20 @@ class Dataset:
         return self._sha256
 
     def copy_to(self, path: Path) -> None:
-        """Write a tar of this dataset alone; the file appears under its name only when it is whole."""
+        """Write a tar of this dataset alone. The file appears under its name only when it is complete."""
         with replacing(path) as temporary, temporary.open("wb") as file:
             for block in self._blocks():
                 file.write(block)
-            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar
+            file.write(bytes(2 * tarfile.BLOCKSIZE))  # marks the end of a tar
 
     def _blocks(self) -> Iterator[bytes]:
-        for start in range(self._place.start, self._place.end, COPIED_BYTES):
-            yield os.pread(self._file.fileno(), min(COPIED_BYTES, self._place.end - start), start)
+        for start in range(self._location.start, self._location.end, COPIED_BYTES):
+            yield os.pread(self._file.fileno(), min(COPIED_BYTES, self._location.end - start), start)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
         """The class index of every image, in order, shape (images,)."""
-        return np.frombuffer(self._place.labels, dtype=np.int32)
+        return np.frombuffer(self._location.labels, dtype=np.int32)
 
     def samples(self) -> Generator[Sample, None, None]:
         """Yield every image in order with its row of `samples.csv`, decoding ahead on threads."""
@@ -205,8 +205,8 @@ class Dataset:
             yield batch
 
     def pixels(self, index: int) -> Pixels:
-        """Return one image by its place; safe to call from several threads."""
-        size, offset = self._place.sizes[index], self._place.offsets[index]
+        """Return the image at an index. Several threads may call it at once."""
+        size, offset = self._location.sizes[index], self._location.offsets[index]
         try:
             return decode_png(os.pread(self._file.fileno(), size, offset), self.header.image_shape)
         except UnreadableImage as error:
@@ -214,23 +214,24 @@ class Dataset:
             name = _Member.frombuf(header, "utf-8", "replace").name
             raise DatasetError(f"{name!r} in {self.path.name} cannot be read: {error}") from error
 
-    def _sample(self, numbered: tuple[int, dict[str, str]]) -> Sample:
-        index, row = numbered
+    def _sample(self, indexed_row: tuple[int, dict[str, str]]) -> Sample:
+        index, row = indexed_row
+        label, path = self._location.labels[index], row["path"]
         fields = {name: value for name, value in row.items() if name not in COLUMNS}
-        return Sample(self._place.labels[index], stem_of(row["path"]), self.pixels(index), row["path"], fields, index)
+        return Sample(label, stem_of(path), self.pixels(index), path, fields, index)
 
     def _rows(self) -> Iterator[dict[str, str]]:
-        """Yield the rows of `samples.csv`, holding them to the images' paths."""
+        """Yield the rows of `samples.csv`, and check that they match the images' paths."""
         paths = hashlib.sha256()
-        count = taken = 0
-        table = self._place.table
+        count = length = 0
+        table = self._location.table
 
         def lines(text: io.TextIOWrapper) -> Iterator[str]:
-            """Yield the lines of one row after the other; a hostile row may claim the whole file."""
-            nonlocal taken
+            """Yield the lines, and limit the length of a row: a hostile row may span the whole file."""
+            nonlocal length
             while line := text.readline(MAX_ROW_BYTES):
-                taken += len(line)
-                if taken > MAX_ROW_BYTES:
+                length += len(line)
+                if length > MAX_ROW_BYTES:
                     raise DatasetError(f"{ROWS}: row {count + 1} has more than {MAX_ROW_BYTES} characters.")
                 yield line
 
@@ -241,122 +242,133 @@ class Dataset:
                 if tuple(rows.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
                     raise DatasetError(f"{ROWS} must begin with the columns {', '.join(COLUMNS)}.")
                 for row in rows:
-                    count, taken = count + 1, 0
+                    count, length = count + 1, 0
                     if count > self.header.images:
                         break
                     if None in row or None in row.values():
-                        raise DatasetError(f"{ROWS}: row {count} has not as many fields as there are columns.")
+                        raise DatasetError(f"{ROWS}: row {count} does not have a field for each column.")
                     paths.update(row["path"].encode() + b"\n")
                     yield row
         except (csv.Error, UnicodeError) as error:
-            raise DatasetError(f"{ROWS} cannot be read behind row {count}: {error}") from error
-        if count != self.header.images or paths.digest() != self._place.paths:
-            raise DatasetError(f"{ROWS} does not name the images of {self.path.name} in their order.")
+            raise DatasetError(f"{ROWS} cannot be read after row {count}: {error}") from error
+        if count != self.header.images or paths.digest() != self._location.paths:
+            raise DatasetError(f"{ROWS} does not list the images of {self.path.name} in their order.")
 
 
 class _Range(io.RawIOBase):
-    """Bytes of an open file, read without moving its position, so that several can be read at once."""
+    """A range of bytes of an open file. Reads do not move its position, so several ranges can be read at once."""
 
     def __init__(self, file: int, start: int, size: int) -> None:
-        self._file, self._at, self._end = file, start, start + size
+        self._file, self._position, self._end = file, start, start + size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        content = os.pread(self._file, min(len(buffer), self._end - self._at), self._at)
+        content = os.pread(self._file, min(len(buffer), self._end - self._position), self._position)
         buffer[: len(content)] = content
-        self._at += len(content)
+        self._position += len(content)
         return len(content)
 
 
-def _scanned(path: Path) -> list[_Place]:
-    """Look at every member of a tar once, and return where its datasets lie."""
+def _scan(path: Path) -> list[_Location]:
+    """Read the header of every member of a tar once; return where its datasets are."""
     with path.open("rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
-                places: list[_Place] = []
-                headers = 0
-                size = os.fstat(file.fileno()).st_size
-                while (member := _next(tar, size)) is not None:
-                    if len(places) == MAX_DATASETS:
-                        raise DatasetError(f"{path.name} holds more than {MAX_DATASETS} datasets.")
-                    headers += member.size
-                    if headers > MAX_HEADER_BYTES:
+                locations: list[_Location] = []
+                header_bytes = 0
+                tar_bytes = os.fstat(file.fileno()).st_size
+                while (member := _next(tar, tar_bytes)) is not None:
+                    if len(locations) == MAX_DATASETS:
+                        raise DatasetError(f"{path.name} contains more than {MAX_DATASETS} datasets.")
+                    header_bytes += member.size
+                    if header_bytes > MAX_HEADER_BYTES:
                         raise DatasetError(
-                            f"{member.name} says, with those before it, it has {headers} bytes; "
-                            f"at most {MAX_HEADER_BYTES} are read."
+                            f"{member.name} and the headers before it have {header_bytes} bytes; "
+                            f"the limit is {MAX_HEADER_BYTES}."
                         )
-                    places.append(_scanned_one(path, tar, member, size))
+                    locations.append(_scan_dataset(path, tar, member, tar_bytes))
         except DatasetError:
             raise
         except (tarfile.TarError, EOFError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            raise DatasetError(f"{path.name} is no uncompressed tar, is damaged or cut short: {error}") from error
-        names = [place.header.name for place in places]
+            raise DatasetError(f"{path.name} is not an uncompressed tar, is damaged or truncated: {error}") from error
+        names = [location.header.name for location in locations]
         if len(set(names)) < len(names):
-            raise DatasetError(f"{path.name} holds two datasets of one name: {', '.join(names)}.")
+            raise DatasetError(f"{path.name} contains two datasets of the same name: {', '.join(names)}.")
         if not names:
             raise DatasetError(f"{path.name} must begin with <dataset_name>/{HEADER}.")
-        if os.pread(file.fileno(), tarfile.BLOCKSIZE, places[-1].end) != bytes(tarfile.BLOCKSIZE):
-            raise DatasetError(f"{path.name} ends without the mark of a tar's end: it was cut short.")
-        return places
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, locations[-1].end) != bytes(tarfile.BLOCKSIZE):
+            raise DatasetError(f"{path.name} is truncated: the end marker of the tar is missing.")
+        return locations
 
 
-def _scanned_one(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, tar_bytes: int) -> _Place:
-    """Look at every member of a dataset, of which `member` is the first, and return where it lies."""
-    offsets, sizes, labels = array("Q"), array("I"), array("i")
+def _scan_dataset(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, tar_bytes: int) -> _Location:
+    """Read the header of every member of a dataset; `member` is the first. Return where the dataset is."""
     start = member.offset
+    header = _read_header(path, tar, member)
+    largest = _largest_png(header.image_shape)
+    labels_of_folders = {f"{header.name}/{name}": index for index, name in enumerate(header.class_names)}
+    offsets, sizes, labels = array("Q"), array("I"), array("i")
+    counts = [0] * len(labels_of_folders)
+    paths = hashlib.sha256()
+    while True:
+        entry = _next(tar, tar_bytes)
+        if entry is None:
+            raise DatasetError(f"{path.name} is truncated: it ends before {ROWS}.")
+        if entry.name == f"{header.name}/{ROWS}":
+            break
+        folder, _, file = entry.name.rpartition("/")
+        if folder not in labels_of_folders or not file.endswith(".png") or not SAFE_FOLDER.fullmatch(file):
+            raise DatasetError(f"{entry.name!r} is not <dataset_name>/<class>/<stem>.png of a known class.")
+        if entry.size > largest:
+            raise DatasetError(f"{entry.name} has {entry.size} bytes; an image of its shape has at most {largest}.")
+        label = labels_of_folders[folder]
+        counts[label] += 1
+        if counts[label] > header.counts[label]:
+            raise DatasetError(f"{folder} has more than the {header.counts[label]} images of {HEADER}.")
+        offsets.append(entry.offset_data)
+        sizes.append(entry.size)
+        labels.append(label)
+        paths.update(f"{header.class_names[label]}/{file}\n".encode())
+    if entry.size > MAX_ROW_BYTES * (header.images + 1):
+        raise DatasetError(f"{ROWS} has {entry.size} bytes, too many for {header.images} images.")
+    if tuple(counts) != header.counts:
+        raise DatasetError(f"{path.name} has {sum(counts)} images; {HEADER} says {header.images}.")
+    end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return _Location(header, start, end, offsets, sizes, labels, entry, paths.digest())
+
+
+def _read_header(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Header:
+    """Return the dataset's header that `member` contains."""
     if not member.name.endswith(f"/{HEADER}"):
         raise DatasetError(
             f"{path.name} must begin with <dataset_name>/{HEADER}."
-            if start == 0
-            else f"{member.name!r} follows {ROWS}, which must be the last of a dataset."
+            if member.offset == 0
+            else f"{member.name!r} follows {ROWS}, which must be the last file of a dataset."
         )
     content = tar.extractfile(member)
     assert content is not None  # noqa: S101  (a regular file has content)
     header = Header.from_json(content.read())
     if member.name != f"{header.name}/{HEADER}":
-        raise DatasetError(f"{member.name}: the folder must be the name in {HEADER}, {header.name!r}.")
-    height, width, channels = header.image_shape
-    largest = 2 * height * (width * channels + 1) + 4096  # a PNG that compresses to nothing less
-    places = {f"{header.name}/{name}": index for index, name in enumerate(header.class_names)}
-    counts = [0] * len(places)
-    paths = hashlib.sha256()
-    while True:
-        found = _next(tar, tar_bytes)
-        if found is None:
-            raise DatasetError(f"{path.name} ends before {ROWS}: it was cut short.")
-        if found.name == f"{header.name}/{ROWS}":
-            break
-        folder, _, file = found.name.rpartition("/")
-        if folder not in places or not file.endswith(".png") or not SAFE_FOLDER.fullmatch(file):
-            raise DatasetError(f"{found.name!r} is not <dataset_name>/<class>/<stem>.png of a known class.")
-        if found.size > largest:
-            raise DatasetError(f"{found.name} says it has {found.size} bytes; its shape allows {largest}.")
-        label = places[folder]
-        counts[label] += 1
-        if counts[label] > header.counts[label]:
-            raise DatasetError(f"{folder} has more images than the {header.counts[label]} of {HEADER}.")
-        offsets.append(found.offset_data)
-        sizes.append(found.size)
-        labels.append(label)
-        paths.update(f"{header.class_names[label]}/{file}\n".encode())
-    if found.size > MAX_ROW_BYTES * (header.images + 1):
-        raise DatasetError(f"{ROWS} says it has {found.size} bytes, too many for {header.images} images.")
-    if tuple(counts) != header.counts:
-        raise DatasetError(f"{path.name} has {sum(counts)} images, {HEADER} says {header.images}.")
-    end = found.offset_data + -(-found.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return _Place(header, start, end, offsets, sizes, labels, found, paths.digest())
+        raise DatasetError(f"{member.name}: the folder must have the name in {HEADER}, {header.name!r}.")
+    return header
+
+
+def _largest_png(image_shape: tuple[int, int, int]) -> int:
+    """Return a bound on the size of a PNG, which holds even if its pixels cannot be compressed."""
+    height, width, channels = image_shape
+    return 2 * height * (width * channels + 1) + 4096
 
 
 def _next(tar: tarfile.TarFile, tar_bytes: int) -> tarfile.TarInfo | None:
-    """Return the next member, a plain file that lies in the tar as a whole."""
+    """Return the next member, a plain file that is completely inside the tar."""
     member = tar.next()
     if member is None:
         return None
     forget_members(tar)
     if member.issparse():
-        raise DatasetError(f"{member.name!r} is a sparse file; only plain files are taken.")
+        raise DatasetError(f"{member.name!r} is a sparse file; only plain files are allowed.")
     if not 0 <= member.size <= tar_bytes - member.offset_data:
-        raise DatasetError(f"{member.name!r} says it has {member.size} bytes; they are not there.")
+        raise DatasetError(f"{member.name!r} has {member.size} bytes according to its header; the tar is shorter.")
     return member

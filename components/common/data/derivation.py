@@ -1,4 +1,4 @@
-"""Datasets derived from datasets, image by image: what attacks and defenses share."""
+"""Derives datasets from datasets, image by image, for attacks and defenses."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ class Change:
     """One image of the new dataset.
 
     Attributes:
-        parent: The image that it was made of.
-        pixels: What it has become, uint8.
-        suffix: Put behind the file name, where one image becomes several.
+        parent: The image that it is derived from.
+        pixels: Its pixels, uint8.
+        suffix: Appended to the file name if one image becomes several.
         fields: Columns of `samples.csv` to add to those of the parent.
     """
 
@@ -33,13 +33,13 @@ class Change:
 
 @dataclasses.dataclass
 class Derived:
-    """A dataset that a stage makes.
+    """A dataset that a stage derives.
 
     Attributes:
         header: Its description.
-        prefix: What stands before the name of each file.
-        batches: Its images, some at a time; nothing is computed before they are asked for.
-        summary: Of the distances of the images to their parents; filled while they are written.
+        prefix: Prefix of each file name.
+        batches: Its images, several at a time; nothing is computed before they are requested.
+        summary: Summary of the distances between the images and their parents, filled while they are written.
     """
 
     header: Header
@@ -47,11 +47,14 @@ class Derived:
     batches: Iterable[Sequence[Change]]
     summary: distances.Summary = dataclasses.field(default_factory=distances.Summary)
 
-    def samples(self, what: str) -> Iterator[Sample]:
+    def samples(self, unit: str) -> Iterator[Sample]:
         """Yield the images as they are saved.
 
-        The distances are those of the 8-bit images; each stands in the image's row as well. A batch is computed while
-        the one before it is measured, encoded and written.
+        The distances are those of the 8-bit images; they are columns of the image's row as well. A batch is computed
+        while the previous one is measured, encoded and written.
+
+        Args:
+            unit: The name of the images in the progress report.
         """
         with (
             closing(prefetched(self.batches)) as computed,
@@ -59,9 +62,9 @@ class Derived:
                 ordered_map(self._sample, chain.from_iterable(computed), **ahead(self.header.image_shape))
             ) as measured,
         ):
-            for one in track(measured, self.header.images, what):
-                self.summary.add(one.fields)
-                yield one
+            for sample in track(measured, self.header.images, unit):
+                self.summary.add(sample.fields)
+                yield sample
 
     def _sample(self, change: Change) -> Sample:
         parent = change.parent
@@ -74,14 +77,16 @@ def write(output: Path, derived: Sequence[Derived]) -> dict[str, float]:
     """Write datasets into one tar.
 
     Returns:
-        The summaries of distances, flat: of the first dataset `l_2_norm_mean` and so on, of each further one with its
-        name before, `fgm_aware_of_jpeg_compression/l_2_norm_mean`.
+        The summaries of distances, flat: those of the first dataset as `l_2_norm_mean` and so on, those of a further
+        dataset with its name as a prefix, as `fgm_aware_of_jpeg_compression/l_2_norm_mean`.
     """
     several = len(derived) > 1
-    what = [f"images of {one.header.name}" if several else "images" for one in derived]
-    writer.write_all(output, ((one.header, one.samples(counted)) for one, counted in zip(derived, what, strict=True)))
+    units = [f"images of {dataset.header.name}" if several else "images" for dataset in derived]
+    writer.write_all(
+        output, ((dataset.header, dataset.samples(unit)) for dataset, unit in zip(derived, units, strict=True))
+    )
     flat: dict[str, float] = {}
-    for place, one in enumerate(derived):
-        before = f"{one.header.name}/" if place else ""
-        flat |= {f"{before}{name}": value for name, value in distances.flat(one.summary.describe()).items()}
+    for index, dataset in enumerate(derived):
+        prefix = f"{dataset.header.name}/" if index else ""
+        flat |= {f"{prefix}{name}": value for name, value in distances.flat(dataset.summary.describe()).items()}
     return flat

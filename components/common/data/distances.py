@@ -1,4 +1,4 @@
-"""Distances between an image and what was made of it, and their summaries over a dataset."""
+"""Distances between an image and its parent, and their summaries over a dataset."""
 
 import math
 from array import array
@@ -14,41 +14,41 @@ DISTANCES = ("l_1_norm", "l_2_norm", "l_infinity_norm", "cosine_similarity", "wa
 
 
 def between(before: Pixels, after: Pixels) -> dict[str, float]:
-    """Return how far two 8-bit images are from each other, on the scale of pixels in [0, 1].
+    """Return the distances between two 8-bit images, on the scale of pixels in [0, 1].
 
     Args:
         before: uint8, any shape.
         after: uint8, the same shape.
 
     Returns:
-        The l_1, l_2 and l_infinity norms of the difference; the cosine similarity of the two (1 where both are
-        black, 0 where one is); and the Wasserstein distance between their distributions of pixel values.
+        The l_1, l_2 and l_infinity norms of the difference; the cosine similarity of the two images (1 if both are
+        black, 0 if one is); and the Wasserstein distance between their distributions of pixel values.
     """
-    one, two = before.ravel(), after.ravel()
-    # Sums of integers, which floats hold exactly.
-    squares = cv2.norm(one, cv2.NORM_L2SQR), cv2.norm(two, cv2.NORM_L2SQR)
-    difference = cv2.norm(one, two, cv2.NORM_L2SQR)
+    a, b = before.ravel(), after.ravel()
+    # Sums of integers, which floats represent exactly.
+    squares = cv2.norm(a, cv2.NORM_L2SQR), cv2.norm(b, cv2.NORM_L2SQR)
+    difference = cv2.norm(a, b, cv2.NORM_L2SQR)
     product = (sum(squares) - difference) / 2  # of the two images, by the cosine rule
     cosine = product / math.sqrt(squares[0] * squares[1]) if all(squares) else float(squares[0] == squares[1])
-    # Of two histograms over the same levels it is the area between their cumulated shares.
-    levels = np.bincount(two, minlength=256) - np.bincount(one, minlength=256)
+    # The Wasserstein distance of two histograms over the same levels is the area between their cumulative shares.
+    levels = np.bincount(b, minlength=256) - np.bincount(a, minlength=256)
     return {
-        "l_1_norm": cv2.norm(one, two, cv2.NORM_L1) / 255,
+        "l_1_norm": cv2.norm(a, b, cv2.NORM_L1) / 255,
         "l_2_norm": math.sqrt(difference) / 255,
-        "l_infinity_norm": cv2.norm(one, two, cv2.NORM_INF) / 255,
+        "l_infinity_norm": cv2.norm(a, b, cv2.NORM_INF) / 255,
         "cosine_similarity": min(cosine, 1.0),
         "wasserstein_distance": float(np.abs(np.cumsum(levels)).sum()) / (255 * before.size),
     }
 
 
 class Summary:
-    """Collects the distances of each image, 8 bytes each, and describes them."""
+    """Collects the distances of all images, 8 bytes per value, and summarizes them."""
 
     def __init__(self) -> None:
         self._values = {name: array("d") for name in DISTANCES}
 
     def add(self, row: Mapping[str, float | str]) -> None:
-        """Take the distances among the columns of one image."""
+        """Add the distances in the row of one image."""
         for name in DISTANCES:
             self._values[name].append(float(row[name]))
 
@@ -70,5 +70,5 @@ def _describe(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def flat(described: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return nested summaries under names such as `l_2_norm_mean`, as MLflow and Kubeflow take them."""
-    return {f"{name}_{what}": value for name, parts in described.items() for what, value in parts.items()}
+    """Return nested summaries flat, with names such as `l_2_norm_mean`, as MLflow and Kubeflow need them."""
+    return {f"{name}_{statistic}": value for name, parts in described.items() for statistic, value in parts.items()}

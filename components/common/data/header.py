@@ -1,13 +1,13 @@
 """The format of the dataset artifact: one uncompressed tar of 8-bit PNGs, read and written as a stream.
 
-It holds one dataset or several, one after the other. Layout of each, in this order:
+It contains one dataset or several, one after the other. Each has these members, in this order:
 
-    <name>/dataset.json            what the images are and where they come from (`Header`)
+    <name>/dataset.json            description and origin of the images (`Header`)
     <name>/<class>/<stem>.png      8-bit gray or RGB, lossless
-    <name>/samples.csv             a row per image: path, label, source, then what stages recorded of it
+    <name>/samples.csv             a row per image: path, label, source, and the columns that stages add
 
-The tar is never unpacked. Opening it looks at every member once (names, types, sizes, counts), so that a
-hostile or damaged file is refused before any image is used; what is kept of that look is 20 bytes an image.
+The tar is never unpacked. Opening it checks every member once (names, types, sizes, counts), so that a hostile or
+damaged file is rejected before any image is used. This keeps 20 bytes per image in memory.
 """
 
 import dataclasses
@@ -17,9 +17,11 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from evasion.components.common.data import provenance
 from evasion.components.common.data.pixels import Pixels
 
-SPLITS = ("training", "testing")
+TRAINING, TESTING = "training", "testing"
+SPLITS = (TRAINING, TESTING)
 
 HEADER = "dataset.json"
 
@@ -27,37 +29,36 @@ ROWS = "samples.csv"
 
 COLUMNS = ("path", "label", "source")
 
-
 MAX_HEADER_BYTES = 16 << 20
 
 MAX_ROW_BYTES = 16 << 10
 
 MAX_NAME_BYTES = 8 << 10
 
-MAX_DATASETS = 256  # in a tar: their headers are in memory
+MAX_DATASETS = 256  # in a tar; their headers are in memory
 
-MAX_SIDE = 2048  # of an image; some hundreds of them are in memory at once, and no classifier here takes larger ones
+MAX_SIDE = 2048  # of an image; hundreds of images are in memory at once, and no classifier here takes larger ones
 
 SAFE_FOLDER = re.compile(r"(?!\.\.?$)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 
 class DatasetError(ValueError):
-    """A dataset artifact that is damaged, hostile, or not one at all."""
+    """A dataset artifact is damaged or hostile, or the file is not a dataset artifact."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-    """What `dataset.json` holds.
+    """The content of `dataset.json`.
 
     Attributes:
         name: The folder inside the tar (the seed's `dataset_name`).
-        class_names: In index order. A class without an image keeps its index.
-        counts: Images of each class, in the same order.
+        class_names: The classes in index order. A class without an image keeps its index.
+        counts: The number of images of each class, in the same order.
         image_shape: (height, width, channels), channels 1 or 3.
-        split: `training` or `testing`: which of `apply_fit` and `apply_predict` speaks of these images.
-        prefix: What the stages so far have put before each file name, such as `def_adv_`.
-        provenance: An entry a stage, the oldest first: stage, kind (load, attack, defense), parameters,
-            seed, versions, and the sha256 of the dataset and the model it used.
+        split: `training` or `testing`. `apply_fit` refers to the first, `apply_predict` to the second.
+        prefix: The prefix that stages have added to each file name, such as `def_adv_`.
+        provenance: An entry for each stage, the oldest first: stage, kind (load, attack, defense), parameters, seed,
+            versions, and the sha256 of the dataset and the model that it used.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Header:
             if not SAFE_FOLDER.fullmatch(name):
                 raise DatasetError(f"A class name must be one plain folder name. Received: {name!r}")
         if len(set(self.class_names)) != len(self.class_names) or len(self.counts) != len(self.class_names):
-            raise DatasetError("Class names must differ from each other and have a count each.")
+            raise DatasetError("Class names must be unique and each must have a count.")
         height, width, channels = self.image_shape
         if channels not in (1, 3) or not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise DatasetError(
@@ -87,35 +88,35 @@ class Header:
 
     @property
     def images(self) -> int:
-        """How many images the dataset holds."""
+        """The number of images."""
         return sum(self.counts)
 
     @property
     def title(self) -> str:
-        """What was done to the images, the last first: `clean`, `fgm`, `jpeg_compression fgm aware`."""
+        """The stages applied to the images, the last first: `clean`, `fgm`, `jpeg_compression fgm aware`."""
         attacks, defenses = [], []
         for entry in self.provenance:
-            if entry["kind"] == "attack":
+            if entry["kind"] == provenance.ATTACK:
                 attacks.append(f"{entry['stage']} aware" if entry.get("defense") else str(entry["stage"]))
-            elif entry["kind"] == "defense":
+            elif entry["kind"] == provenance.DEFENSE:
                 defenses.append(str(entry["stage"]))
         return " ".join([*reversed(defenses), *reversed(attacks or ["clean"])])
 
     @property
     def awaited_defense(self) -> str:
-        """The defense that the last stage, an attack, was aimed at and that the images have not met yet, or `""`."""
-        known = self.provenance[-1].get("defense") if self.provenance else None
-        return str(known["stage"]) if known else ""
+        """The defense that the last stage, an attack, knows and that has not been applied yet, or `""`."""
+        defense = self.provenance[-1].get("defense") if self.provenance else None
+        return str(defense["stage"]) if defense else ""
 
     def original(self, path: str) -> str:
-        """Return the path that an image had before any stage put a prefix before its name."""
+        """Return the path that an image had before any stage added a prefix to its name."""
         folder, _, name = path.rpartition("/")
         return f"{folder}/{name.removeprefix(self.prefix)}"
 
     def derive(
         self, *, name: str, prefix: str, entry: Mapping[str, Any], counts: Sequence[int] | None = None
     ) -> "Header":
-        """Return the header of a dataset that a stage makes of this one."""
+        """Return the header of a dataset that a stage derives from this one."""
         return dataclasses.replace(
             self,
             name=name,
@@ -130,38 +131,38 @@ class Header:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Read `dataset.json`; what is not of its form is a `DatasetError`."""
+        """Read `dataset.json`; raise a `DatasetError` if its content is invalid."""
         try:
-            found = json.loads(text)
-            height, width, channels = (int(side) for side in found["image_shape"])
+            content = json.loads(text)
+            height, width, channels = (int(side) for side in content["image_shape"])
             header = cls(
-                name=str(found["name"]),
-                class_names=tuple(str(name) for name in found["class_names"]),
-                counts=tuple(int(count) for count in found["counts"]),
+                name=str(content["name"]),
+                class_names=tuple(str(name) for name in content["class_names"]),
+                counts=tuple(int(count) for count in content["counts"]),
                 image_shape=(height, width, channels),
-                split=str(found["split"]),
-                prefix=str(found["prefix"]),
-                provenance=tuple(dict(entry) for entry in found["provenance"]),
+                split=str(content["split"]),
+                prefix=str(content["prefix"]),
+                provenance=tuple(dict(entry) for entry in content["provenance"]),
             )
-            _ = header.title, header.awaited_defense  # what is read of the provenance is there
+            _ = header.title, header.awaited_defense  # fails if the provenance is incomplete
             return header
         except DatasetError:
             raise
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise DatasetError(f"{HEADER} is not of the expected form: {error!r}") from error
+            raise DatasetError(f"{HEADER} does not have the expected form: {error!r}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image with what is known of it.
+    """One image with its row of `samples.csv`.
 
     Attributes:
         label: Index of its class in `Header.class_names`.
         stem: File name without folder and extension.
         pixels: uint8, (height, width, channels).
-        source: Where it came from: path in the parent dataset, or the file that was loaded.
+        source: Its origin: the path in the parent dataset, or the file that was loaded.
         fields: Further columns of `samples.csv`. Every sample of a dataset has the same ones.
-        index: Its place in the dataset it was read from.
+        index: Its index in the dataset that it was read from.
     """
 
     label: int
@@ -173,10 +174,10 @@ class Sample:
 
 
 def stem_of(path: str) -> str:
-    """Return the file name of `<class>/<stem>.png` without its ending."""
+    """Return the file name of `<class>/<stem>.png` without its extension."""
     return path.rpartition("/")[2].removesuffix(".png")
 
 
 def forget_members(tar: tarfile.TarFile) -> None:
-    """Drop what tarfile remembers of every member: memory must not grow with the number of images."""
+    """Clear tarfile's list of members: memory must not grow with the number of images."""
     tar.members.clear()  # type: ignore[attr-defined]

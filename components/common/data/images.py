@@ -1,16 +1,16 @@
-"""Image files to arrays and back: any picture a user brings, and the PNGs this package writes itself.
+"""Converts image files to arrays and back: users' images of any format, and the PNGs of this package.
 
-What a picture becomes, whatever its format (JPEG, PNG, BMP, GIF or WebP; of an animation, the first frame):
+Every format (JPEG, PNG, BMP, GIF or WebP; the first frame of an animation) is converted in the same way:
 
 - EXIF orientation is applied, as every viewer does.
-- Transparent parts show white. A browser shows them so, and pictures with alpha are mostly made for a white
-  page. Dropping the alpha channel instead would show whatever colour an editor left below it.
-- 16 bits become 8 by their high byte, as libpng, TensorFlow and scikit-image do it. Pillow does so for RGB
-  but clips gray at 255.
-- CMYK, Adobe's inverted kind too, becomes RGB by Pillow's plain formula; colour profiles are not applied.
-- A picture of another size is stretched to the asked one, bilinear with antialiasing, without a crop.
+- Transparent parts become white, as in a browser; most images with alpha are made for a white page. Dropping the
+  alpha channel instead would show the colour that an editor left below it.
+- 16 bits are reduced to the high byte, as in libpng, TensorFlow and scikit-image. Pillow does so for RGB, but clips
+  gray at 255.
+- CMYK, including Adobe's inverted kind, is converted to RGB by Pillow's plain formula; colour profiles are not applied.
+- An image of another size is resized to the requested one, bilinear with antialiasing, without cropping.
 
-Pillow lets some damaged files pass; `decode` checks for those itself, so that no half picture enters a dataset.
+Pillow accepts some damaged files; `decode` detects them itself, so that no incomplete image enters a dataset.
 """
 
 import io
@@ -29,41 +29,41 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
-# Images are worked on in threads already.
+# This package already processes images in threads.
 cv2.setNumThreads(1)
 
 MAX_PIXELS = 89_478_485
-"""Most pixels a file may unpack to: Pillow's own limit, 256 MiB of RGB. A few bytes can claim billions."""
+"""The largest number of pixels of a file: Pillow's own limit, 256 MiB of RGB. A few bytes can claim billions."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF")
 
-# Of zlib's strategies the one that only looks for runs. Measured on 224x224 photographs, clean and attacked: 2.2 ms
-# an image, where zlib's default takes 5.3 ms at level 1 for files as large. No compression at all takes 2.1 ms, and
-# half as much room again.
 _PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+# The strategy of zlib that only looks for runs. Measured on 224x224 photographs, clean and attacked: 2.2 ms per image;
+# zlib's default takes 5.3 ms at level 1 for files of the same size. Without compression: 2.1 ms, and files half as
+# large again.
 _PNG = (cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 # A JPEG marker, as opposed to the stuffed bytes and restart markers inside the compressed data.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_END = 0xD9
-# Data that any Huffman table reads as some picture, with every restart marker a decoder may be waiting for.
+# Data that any Huffman table decodes to some image, with every restart marker that a decoder may expect.
 _JPEG_FILLER = b"".join(b"\x55" * 32 + bytes([0xFF, 0xD0 + n]) for n in range(8)) + b"\x55" * 32
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - a reason, as in "unreadable image: truncated"
-    """A file that cannot be turned into the right pixels. The message is the reason, without the file's name.
+    """A file cannot be converted to pixels. The message is the reason, without the file's name.
 
     It starts with "empty", "truncated", "corrupt", "not an image", "too large" or "not a regular file".
     """
 
 
 def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
-    """Turn an image file into pixels of the asked shape; the module's docstring says by which rules.
+    """Convert an image file to pixels of a shape, by the rules in the module's docstring.
 
     Args:
-        data: The file's content, or where it lies.
+        data: The file's content or path.
         shape: (height, width, channels), with 1 channel for gray and 3 for RGB.
 
     Returns:
@@ -77,14 +77,14 @@ def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
     if not content:
         raise UnreadableImage("empty: the file has 0 bytes")
     with _reasons(content):
-        picture = _flat(_upright(_load(content)), _MODES[channels])
+        picture = _convert(_rotate(_load(content)), _MODES[channels])
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(picture).reshape(shape)
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Write pixels as an 8-bit PNG, gray or RGB: lossless, and the same bytes for the same pixels.
+    """Encode pixels as an 8-bit PNG, gray or RGB: lossless, and the same bytes for the same pixels.
 
     Args:
         pixels: uint8 pixels of shape (height, width, 1 or 3).
@@ -99,21 +99,21 @@ def encode_png(pixels: Pixels) -> bytes:
         raise ValueError(
             f"pixels must be uint8 of shape (height, width, 1 or 3). Received: {pixels.dtype} of shape {pixels.shape}"
         )
-    written, data = cv2.imencode(".png", swapped(pixels), _PNG)
-    if not written:
+    encoded, data = cv2.imencode(".png", swapped(pixels), _PNG)
+    if not encoded:
         raise RuntimeError(f"OpenCV did not encode pixels of shape {pixels.shape}.")
     return data.tobytes()
 
 
 def swapped(pixels: Pixels) -> Pixels:
-    """Return RGB pixels as the BGR that OpenCV takes, or BGR as RGB; gray ones as they are."""
+    """Convert RGB pixels to BGR, which OpenCV uses, or BGR to RGB; return gray pixels unchanged."""
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels  # type: ignore[return-value]
 
 
 def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:
-    """Read a PNG that `encode_png` wrote, and no other.
+    """Decode a PNG that `encode_png` wrote; reject any other.
 
-    The header must say what is expected before anything is unpacked, so a small file cannot fill the memory.
+    The header is compared with the expected one before decoding, so a small file cannot fill the memory.
 
     Args:
         data: The PNG file's content.
@@ -123,42 +123,43 @@ def decode_png(data: bytes, shape: tuple[int, int, int]) -> Pixels:
         uint8 pixels of exactly this shape.
 
     Raises:
-        UnreadableImage: If the file is no 8-bit gray or RGB PNG of this shape, truncated, or fails its checksums.
+        UnreadableImage: If the file is not an 8-bit gray or RGB PNG of this shape, truncated, or has a wrong checksum.
     """
     height, width, channels = shape
     color_type = {1: 0, 3: 2}[channels]
     header = struct.pack(">8sI4sIIBBBBB", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", width, height, 8, color_type, 0, 0, 0)
     if not data.startswith(header):
-        reason = "not an image of this dataset" if data else "empty: 0 bytes where there should be one"
+        reason = "not an image of this dataset" if data else "empty: 0 bytes instead of an image"
         raise UnreadableImage(f"{reason}: an 8-bit {_MODES[channels]} PNG of {width}x{height} pixels")
-    # OpenCV checks every checksum and that no pixel is missing; the pixels come first and the end mark last.
+    # OpenCV verifies every checksum and that no pixel is missing; the pixels come first and the end marker last.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data.endswith(_PNG_END) else None
     if not data.startswith(b"IDAT", len(header) + 8) or pixels is None or pixels.size != math.prod(shape):
         with _reasons(data):
-            _load(data)  # tells what is wrong, where Pillow sees it
+            _load(data)  # raises the reason if Pillow detects it
         raise UnreadableImage("corrupt: its pixels cannot be read")
     return swapped(pixels.reshape(shape))  # type: ignore[arg-type]
 
 
 @contextmanager
 def _reasons(content: bytes) -> Iterator[None]:
+    """Convert the exceptions of decoders to `UnreadableImage` with a reason."""
     try:
         yield
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        known = content.startswith(_MAGIC)
-        reason = "corrupt: its header cannot be read" if known else "not an image: no JPEG, PNG, BMP, GIF or WebP"
+        is_image = content.startswith(_MAGIC)
+        reason = "corrupt: its header cannot be read" if is_image else "not an image: no JPEG, PNG, BMP, GIF or WebP"
         raise UnreadableImage(reason) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"too large: more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # a damaged file makes Pillow's parsers raise nearly anything
-        cut = "truncated" in str(error).lower() or _riff_size(content) > len(content)
-        raise UnreadableImage(f"{'truncated' if cut else 'corrupt'}: {error}") from error
+    except Exception as error:  # Pillow's parsers raise almost any exception for a damaged file
+        truncated = "truncated" in str(error).lower() or _riff_size(content) > len(content)
+        raise UnreadableImage(f"{'truncated' if truncated else 'corrupt'}: {error}") from error
 
 
 def _riff_size(content: bytes) -> int:
-    """The size a WebP file says it has; its decoder calls a shorter one no worse than undecodable."""
+    """Return the size in a WebP file's header; the decoder does not distinguish truncated files from corrupt ones."""
     return 8 + int.from_bytes(content[4:8], "little") if content.startswith(b"RIFF") else 0
 
 
@@ -167,12 +168,12 @@ def _load(content: bytes) -> Image.Image:
         if picture.width * picture.height > MAX_PIXELS:
             raise UnreadableImage(f"too large: {picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
         if picture.format == "PNG":
-            # Loading stops at the last row and never looks at checksums; `verify` reads them all, but
-            # leaves nothing to load.
+            # Loading stops at the last row and ignores checksums; `verify` checks them all, but the image cannot be
+            # loaded afterwards.
             picture.verify()
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as again:
-                again.load()
-                return again
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as reopened:
+                reopened.load()
+                return reopened
         picture.load()
     if picture.format in ("JPEG", "MPO"):
         _check_whole_jpeg(content, picture)
@@ -180,13 +181,12 @@ def _load(content: bytes) -> Image.Image:
 
 
 def _check_whole_jpeg(content: bytes, picture: Image.Image) -> None:
-    """Find what libjpeg fills up with gray and no more than a warning, which Pillow does not pass on.
+    """Reject incomplete files, which libjpeg fills with gray. It only warns, and Pillow ignores the warning.
 
-    That happens to a file whose end was never written (zeros to its full length), and to a truncated one that
-    some tool closed with an end marker. In the first there is no end marker. In the second, anything put
-    before the end marker is taken for the missing picture and changes pixels; in a whole one it is skipped.
-    That costs a second decoding, done only where the last pixel is the gray of missing data, or where a
-    progressive file may lack its later, finer scans.
+    Either the end of the file was never written (zeros up to its full length), or a tool closed a truncated file with
+    an end marker. The first has no end marker. In the second, data inserted before the end marker is decoded as the
+    missing part and changes pixels; in a complete file it is skipped. This takes a second decoding, so it is done only
+    if the last pixel is the gray of missing data, or if a progressive file may lack its later, finer scans.
     """
     end = _jpeg_end(content)
     if end < 0:
@@ -194,14 +194,14 @@ def _check_whole_jpeg(content: bytes, picture: Image.Image) -> None:
     last = picture.getpixel((picture.width - 1, picture.height - 1))
     missing = all(value in (127, 128) for value in (last if isinstance(last, tuple) else (last,)))
     if missing or "progressive" in picture.info:
-        longer = io.BytesIO(content[:end] + _JPEG_FILLER + content[end:])
-        with Image.open(longer, formats=_FORMATS) as filled:
+        extended = io.BytesIO(content[:end] + _JPEG_FILLER + content[end:])
+        with Image.open(extended, formats=_FORMATS) as filled:
             if filled.tobytes() != picture.tobytes():
                 raise UnreadableImage("truncated: the JPEG ends before its picture does")
 
 
 def _jpeg_end(content: bytes) -> int:
-    """Where the end marker of the first picture stands, -1 if nowhere; thumbnails inside segments do not count."""
+    """Return the position of the first image's end marker, or -1. Thumbnails inside segments are skipped."""
     position = 2
     while marker := _JPEG_MARKER.search(content, position):
         if content[marker.start() + 1] == _JPEG_END:
@@ -210,15 +210,15 @@ def _jpeg_end(content: bytes) -> int:
     return -1
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _rotate(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF raises nearly anything; the pixels are whole, and shown as they are stored
+    except Exception:  # damaged EXIF raises almost any exception; the pixels are complete and stay as they are stored
         return picture
 
 
-def _flat(picture: Image.Image, mode: str) -> Image.Image:
-    """Eight bits, no alpha, and the asked mode."""
+def _convert(picture: Image.Image, mode: str) -> Image.Image:
+    """Return the image with 8 bits, without alpha, in the requested mode."""
     if picture.mode.startswith("I"):
         picture = _eight_bits(picture)
     if picture.has_transparency_data:

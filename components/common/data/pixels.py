@@ -1,4 +1,4 @@
-"""Pixels as they are saved, in 8 bits, and as models take them, in [0, 1]."""
+"""Pixels in 8 bits, as they are saved, and in [0, 1], as models take them."""
 
 import math
 
@@ -27,14 +27,14 @@ def to_pixels(x: Floats) -> Pixels:
 
 
 CHUNK_BYTES = 64 << 10  # of pixels that a thread takes at once
-AHEAD_BYTES = 32 << 20  # of pixels, decoded and waiting for the next hand
+AHEAD_BYTES = 32 << 20  # of decoded pixels that wait for the consumer
 
 
 def ahead(image_shape: tuple[int, int, int]) -> dict[str, int]:
-    """Return how `ordered_map` shall work on images of this shape: far enough ahead, in bounded memory.
+    """Return arguments of `ordered_map` for images of this shape: enough work ahead, in bounded memory.
 
-    Small images are soon done, so that two threads would mostly wait for the interpreter: they get one, and many of
-    them are handed over at once.
+    Small images take little time, so two threads would mostly wait for the interpreter lock: they get one thread and
+    large chunks.
     """
     size = math.prod(image_shape)
     chunk = min(max(CHUNK_BYTES // size, 8), 64)

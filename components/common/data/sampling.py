@@ -1,4 +1,4 @@
-"""Which images of a dataset a report shows: the same ones in every evaluation, and whatever the shards."""
+"""Selects the images that a report shows: the same in every evaluation and with any number of shards."""
 
 import hashlib
 
@@ -6,5 +6,5 @@ SHOWN = 24
 
 
 def rank(original: str) -> int:
-    """Return an image's place in the queue, drawn from its original path: those with the lowest are shown."""
+    """Return a rank derived from an image's original path. The images with the lowest ranks are shown."""
     return int.from_bytes(hashlib.sha256(original.encode()).digest()[:8], "big")

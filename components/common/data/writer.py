@@ -30,18 +30,18 @@ def write(path: Path, header: Header, samples: Iterable[Sample]) -> None:
 
 
 def write_all(path: Path, datasets: Iterable[tuple[Header, Iterable[Sample]]]) -> None:
-    """Write a tar of one dataset or several; the file appears under its name only when it is whole.
+    """Write a tar of one dataset or several. The file appears under its name only when it is complete.
 
     Images are encoded on threads while `samples` computes the next ones; at most `AHEAD_BYTES` of them wait in memory.
 
     Args:
         path: Where to write the tar.
-        datasets: Of each dataset its description and its images, in the order in which they are stored. The counts in
-            the description must be those of the images. One is taken after the one before it is written.
+        datasets: The header and the images of each dataset, in the order in which they are stored. The counts in the
+            header must be those of the images. A dataset is requested after the previous one is written.
 
     Raises:
-        ValueError: If two datasets have one name.
-        RuntimeError: If the images are not as many, or not of the shape, that their header says.
+        ValueError: If two datasets have the same name.
+        RuntimeError: If the number or the shape of the images differs from the header.
     """
     written: set[str] = set()
     with (
@@ -51,12 +51,12 @@ def write_all(path: Path, datasets: Iterable[tuple[Header, Iterable[Sample]]]) -
     ):
         for header, samples in datasets:
             if header.name in written:
-                raise ValueError(f"Datasets in one tar must have names of their own. Received twice: {header.name}")
+                raise ValueError(f"Datasets in a tar must have different names. Received twice: {header.name}")
             written.add(header.name)
-            _write_one(tar, header, samples, path.parent)
+            _write_dataset(tar, header, samples, path.parent)
 
 
-def _write_one(tar: tarfile.TarFile, header: Header, samples: Iterable[Sample], folder: Path) -> None:
+def _write_dataset(tar: tarfile.TarFile, header: Header, samples: Iterable[Sample], folder: Path) -> None:
     written = [0] * len(header.class_names)
 
     def encoded(sample: Sample) -> tuple[Sample, bytes]:
@@ -81,7 +81,7 @@ def _write_one(tar: tarfile.TarFile, header: Header, samples: Iterable[Sample], 
             rows.writerow(row)
             written[sample.label] += 1
         if tuple(written) != header.counts:
-            raise RuntimeError(f"{header.name}: {sum(written)} images of {header.images} were written: {written}")
+            raise RuntimeError(f"{header.name}: wrote {written} images of the classes instead of {[*header.counts]}")
         if rows is None:
             csv.DictWriter(table, COLUMNS).writeheader()
         table.flush()
@@ -92,7 +92,7 @@ def _write_one(tar: tarfile.TarFile, header: Header, samples: Iterable[Sample], 
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes | io.BufferedReader, size: int = -1) -> None:
-    member = tarfile.TarInfo(name)  # no time, user or mode of this machine: same images, same bytes
+    member = tarfile.TarInfo(name)  # without time, user or mode, so that the same images give the same bytes
     member.size = len(content) if isinstance(content, bytes) else size
     tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else content)
     forget_members(tar)

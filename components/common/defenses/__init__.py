@@ -1,1 +1,1 @@
-"""Defenses: what a defense does to one image, the runner that every defense shares, and what an attacker knows of it."""
+"""Defenses: what a defense does to one image, the runner that all defenses share, and what an attacker knows."""

@@ -1,8 +1,8 @@
 """The five architectures of the original testbed, and the weights of the two pretrained ones.
 
-Every model takes float32 images in [0, 1], NHWC, and ends in `Softmax` over separate logits, so that an attack
-can take its loss from logits. ResNet50 and VGG16 hold their own preprocessing. Only built-in layers are used:
-a saved file loads in plain Keras. Nothing here imports Keras before a model is built.
+Every model takes float32 images in [0, 1], NHWC, and ends in `Softmax` over separate logits, so that an attack can
+compute its loss from logits. ResNet50 and VGG16 contain their own preprocessing. The layers are all built-in, so plain
+Keras loads a saved file. Keras is imported only when a model is built.
 """
 
 import csv
@@ -15,17 +15,17 @@ from typing import Any
 
 from evasion.components.common.data.sources import fetch_file
 
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)  # what keras.applications' `caffe` mode subtracts
+IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)  # the mean that keras.applications' `caffe` mode subtracts
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How a named model is built.
+    """The definition of a model.
 
     Attributes:
         input_shape: (height, width, channels) of one image.
-        layers: Given a Keras input tensor, the number of classes and weights, returns the logits tensor.
-        application: The name in `keras.applications`, or `""` for a model that is only trained from nothing.
+        layers: Takes a Keras input tensor, the number of classes and weights; returns the logits tensor.
+        application: The name in `keras.applications`, or `""` for a model that has no pretrained weights.
     """
 
     input_shape: tuple[int, int, int]
@@ -75,7 +75,7 @@ def _alex_net(x: Any, classes: int, weights: str) -> Any:
 
 
 def _transfer(application: str) -> Callable[[Any, int, str], Any]:
-    """Return the layers of `train`: a frozen base without its top, and a new head."""
+    """Return the layers that `train` uses: a frozen base without its top, and a new head."""
 
     def head(x: Any, classes: int, weights: str) -> Any:
         from keras import layers
@@ -107,10 +107,10 @@ def build(name: str, classes: int, weights: str, weights_sha256: str, seed: int)
         name: A key of `ARCHITECTURES`.
         classes: Number of classes.
         weights: For a pretrained architecture `imagenet`, `none` or a weights file of the base without its top
-            (local or gs://); the others start from Keras's default initialisers and take no weights.
-        weights_sha256: What that file's hash must be, or `""`.
-        seed: Of Keras's random numbers, from the weights on: the download of a file, which may draw some for its
-            pauses, comes before.
+            (local or gs://). The other architectures start from Keras's default initialisers and take no weights.
+        weights_sha256: The hash that the file must have, or `""`.
+        seed: Seed of Keras's random numbers. It is set after the download of a file, which may draw random numbers for
+            its pauses.
     """
     import keras
 
@@ -124,7 +124,7 @@ def build(name: str, classes: int, weights: str, weights_sha256: str, seed: int)
 
 
 def build_imagenet(name: str, weights: str, weights_sha256: str, seed: int) -> Any:
-    """Return the whole 1,000-class ImageNet `keras.Model`; arguments as of `build`, the file with its top."""
+    """Return the complete 1,000-class ImageNet `keras.Model`. See `build`; a weights file must include the top."""
     import keras
 
     architecture = ARCHITECTURES[name]
@@ -143,7 +143,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def _local(weights: str, sha256: str, folder: Path) -> str:
-    """Return `weights` as Keras takes them: imagenet, none, or the path of a local copy whose hash was checked."""
+    """Return `weights` as Keras takes them: imagenet, none, or the path of a local copy with a verified hash."""
     if weights in ("imagenet", "none"):
         return weights
     return str(fetch_file(weights, folder / Path(weights).name, sha256=sha256))
@@ -161,12 +161,12 @@ def _application(name: str, weights: str, *, include_top: bool) -> Any:
             raise
         raise ValueError(
             f"weights must be a .weights.h5 or .h5 file of Keras's {name}, {'with' if include_top else 'without'} its "
-            f"top. Received: {Path(weights).name!r}, of which Keras says: {str(error).partition(chr(10))[0]}"
+            f"top. Received: {Path(weights).name!r}. Error of Keras: {str(error).partition(chr(10))[0]}"
         ) from error
 
 
 def _imagenet_preprocessing(x: Any) -> Any:
-    """Return [0, 1] RGB as 0-255 BGR less the ImageNet mean: one frozen 1x1 convolution, a built-in layer."""
+    """Convert [0, 1] RGB to 0-255 BGR minus the ImageNet mean, by one frozen 1x1 convolution, a built-in layer."""
     import numpy as np
     from keras import initializers, layers
 

@@ -1,4 +1,4 @@
-"""A Keras model as an ART classifier: gradients from logits, compiled, batch by batch."""
+"""A Keras model as an ART classifier, with compiled gradients from logits, batch by batch."""
 
 import functools
 import warnings
@@ -16,9 +16,9 @@ from evasion.components.common.models import artifact as model_artifact
 def logits_of(model: Any) -> tuple[Any, bool]:
     """Return a model whose outputs are logits, and whether that was possible.
 
-    A softmax that has saturated gives gradients of exactly zero, which look like robustness (Carlini and
-    Wagner 2017, section VII). So the loss is taken before it: of the layer in front of a last `Softmax` layer,
-    or of a last `Dense` layer without its softmax activation. A model that ends otherwise is returned as it is.
+    A saturated softmax gives gradients of exactly zero, which look like robustness (Carlini and Wagner 2017, section
+    VII). The loss is therefore computed before it: from the layer before a last `Softmax` layer, or from a last `Dense`
+    layer without its softmax activation. Any other model is returned unchanged.
     """
     import keras
 
@@ -42,12 +42,12 @@ def load(folder: Path) -> "Classifier":
 
 
 class Classifier:
-    """A model with what attacks and evaluations ask of it.
+    """A model with the functions that attacks and evaluations need.
 
     Attributes:
         model: The `keras.Model`, float32 (images, height, width, channels) in [0, 1] to probabilities.
-        logits: The same before its softmax.
-        from_logits: Whether `logits` really are logits.
+        logits: The same model without its softmax.
+        from_logits: Whether the outputs of `logits` are logits.
     """
 
     def __init__(self, model: Any) -> None:
@@ -59,7 +59,7 @@ class Classifier:
         self.model = model
         self.logits, self.from_logits = logits_of(model)
         logits = optimized(self.logits)
-        # A sum over images: the gradient of an image does not depend on the batch it is in.
+        # A sum over images, so that the gradient of an image does not depend on its batch.
         self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
         loss = self.loss
         signature = [
@@ -88,32 +88,32 @@ class Classifier:
             return outputs, tape.gradient(value, x)
 
         self.forward, self.gradient, self.both = forward, gradient, both
-        self._found: tuple[Floats, Floats, Floats] | None = None
+        self._last: tuple[Floats, Floats, Floats] | None = None  # images, outputs and gradient of `attacked_outputs`
 
     def outputs(self, x: Floats) -> Floats:
-        """Return the outputs of one batch, shape (images, classes): logits where there are any."""
+        """Return the outputs of one batch, shape (images, classes): logits if `from_logits`."""
         return cast(Floats, self.forward(x).numpy())
 
     def attacked_outputs(self, x: Floats) -> Floats:
         """Return the outputs of one batch that an attack will move away from its predicted labels.
 
-        The gradient for these is found in the same pass, and kept for the `loss_gradient` that asks for it: two
-        thirds of the time of one after the other.
+        The same pass computes the gradient of the loss for these labels, and `loss_gradient` returns it later. This
+        takes two thirds of the time of two passes.
         """
-        outputs, gradient = (found.numpy() for found in self.both(x))
-        self._found = x, outputs, gradient
+        outputs, gradient = (tensor.numpy() for tensor in self.both(x))
+        self._last = x, outputs, gradient
         return cast(Floats, outputs)
 
     def loss_gradient(self, x: Floats, y: Floats) -> Floats:
-        """Return the gradient of each image's loss by its pixels.
+        """Return the gradient of each image's loss with respect to its pixels.
 
         Args:
             x: One batch.
             y: One-hot labels, shape (images, classes).
         """
-        if self._found is not None:
-            of, outputs, gradient = self._found
-            if np.array_equal(outputs.argmax(axis=1), y.argmax(axis=1)) and np.array_equal(of, x):
+        if self._last is not None:
+            images, outputs, gradient = self._last
+            if np.array_equal(outputs.argmax(axis=1), y.argmax(axis=1)) and np.array_equal(images, x):
                 return gradient.copy()
         return cast(Floats, self.gradient(x, y).numpy())
 
@@ -121,18 +121,18 @@ class Classifier:
         """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.
 
         Raises:
-            ModelError: If the model gives anything but finite numbers.
+            ModelError: If an output of the model is not a finite number.
         """
         return self.probabilities_of(self.outputs(x))
 
     def probabilities_of(self, outputs: Floats) -> npt.NDArray[np.float64]:
-        """Return class probabilities of outputs; the errors are those of `probabilities`."""
+        """Return the class probabilities of outputs. The errors are those of `probabilities`."""
         import tensorflow as tf
 
         if not np.isfinite(outputs).all():
             raise model_artifact.ModelError(
-                "The model's outputs must be finite numbers; some are not, as after a training that diverged. "
-                "Train it again, with a smaller learning_rate."
+                "The model's outputs must be finite numbers, but some are not: training may have diverged. "
+                "Train the model again with a smaller learning_rate."
             )
         exact = outputs.astype(np.float64)
         return cast(npt.NDArray[np.float64], tf.nn.softmax(exact).numpy() if self.from_logits else exact)
@@ -141,8 +141,8 @@ class Classifier:
     def art(self) -> Any:
         """The model as an `art.estimators.classification.TensorFlowV2Classifier` over logits, clip values (0, 1).
 
-        ART's attacks run on it as on ART's own class, with compiled predictions and gradients. It is made when an
-        attack asks for it: an evaluation does without the second that ART takes to import.
+        ART's attacks run on it as on ART's own class, with compiled predictions and gradients. It is created on first
+        use, so that an evaluation does not spend the second that importing ART takes.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
@@ -151,7 +151,7 @@ class Classifier:
         target = self
 
         class Compiled(TensorFlowV2Classifier):  # type: ignore[misc]
-            """ART's class, whose predict forgets batch_size and whose gradient runs uncompiled."""
+            """ART's class with `batch_size` honoured in `predict` and a compiled gradient."""
 
             def predict(self, x: Any, batch_size: int = 128, training_mode: bool = False, **_: Any) -> Any:
                 if training_mode:

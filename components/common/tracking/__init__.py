@@ -1,17 +1,17 @@
-"""MLflow: one run a stage below one run a pipeline; the only module that imports it.
+"""MLflow tracking: a run for each stage, nested in the run of its pipeline. No other package imports MLflow.
 
-Where runs go is MLflow's own business (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of the
-pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets; where they do not, it is the one that
-bears the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` opens and ends. Without either a stage's run
-stands alone. A stage opens its run before it works, or while it works on its first images, so that a wrong address
-fails at once, and logs results when it has them: if MLflow has gone by then, the artifacts are kept and the stage
-says that tracking is incomplete.
+MLflow's own variables say where runs are stored (`MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or `_ID`). The run of
+the pipeline is `MLFLOW_RUN_ID`, which the local runner or Kubeflow's backend sets. Otherwise it is the run tagged with
+the id of Kubeflow's run (`KFP_RUN_ID`), which the step `track_run` opens and ends. Without either, a stage's run has no
+parent. A stage opens its run before it starts work, or while it processes its first images, so that a wrong address
+fails at once. It logs results when it has them: if MLflow is no longer available then, the artifacts are kept and the
+stage warns that tracking is incomplete.
 
-Every run bears tags that say where it comes from: the commit of the steps' code (`mlflow.source.git.commit`), the
-image (`mlflow.docker.image.uri`), Kubeflow's run (`kfp_run_id`); a stage's, the dataset that it worked on
-(`dataset_sha256`) and the report that came of it (`parent_report`; that of a comparison, the hashes of its reports,
-which their runs bear as `report_sha256`); a pipeline's, its testing data, the commit that asked for it (`git_commit`)
-and Kubeflow's page of the run (`kfp_run_url`).
+Tags record the origin of every run: the commit of the steps' code (`mlflow.source.git.commit`), the image
+(`mlflow.docker.image.uri`) and Kubeflow's run (`kfp_run_id`). A stage's run also has the dataset that the stage
+processed (`dataset_sha256`) and the resulting report (`parent_report`); the run of a comparison has the hashes of its
+reports, and the runs of these reports have them as `report_sha256`. A pipeline's run also has its testing data, the
+commit for which the run was started (`git_commit`) and Kubeflow's page of the run (`kfp_run_url`).
 """
 
 from evasion.components.common.tracking.client import (
@@ -30,7 +30,7 @@ from evasion.components.common.tracking.pipeline_run import (
     page_of_pipeline_run,
     pipeline_run,
 )
-from evasion.components.common.tracking.stage_run import IMAGE, REVISION, StageRun, stage, stage_meanwhile
+from evasion.components.common.tracking.stage_run import IMAGE, REVISION, Opening, StageRun, stage, stage_meanwhile
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
@@ -39,6 +39,7 @@ __all__ = [
     "KUBEFLOW_TAG",
     "REVISION",
     "LoginError",
+    "Opening",
     "StageRun",
     "TrackingError",
     "check_access",

@@ -1,36 +1,36 @@
-"""The connection to MLflow: where it is, how long to wait for it, and its errors without passwords."""
+"""The connection to MLflow: its address, timeouts, and errors without passwords."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-# MLflow reports its use to its makers unless told not to; closed networks hang on it, and nobody here was asked.
+# MLflow sends telemetry by default. It blocks in closed networks, and users have not agreed to it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Its bars of transfers take a line of a log for every step of theirs.
+# Each update of MLflow's progress bars would be a line in the log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 PARENT = "MLFLOW_RUN_ID"
 KUBEFLOW_RUN = "KFP_RUN_ID"  # set by pipelines/placement.py
-KUBEFLOW_TAG = "kfp.pipeline_run_id"  # as Kubeflow's backend tags the runs that it opens itself
+KUBEFLOW_TAG = "kfp.pipeline_run_id"  # the tag that Kubeflow's backend sets on runs that it opens itself
 ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 DEFAULT_EXPERIMENT = "evasion"
 PARENT_TAG = "mlflow.parentRunId"
-MOST_RUNS = 50_000  # that MLflow hands out at once: some thousand shards' stages
-# At the start an answer must come at once; at the end MLflow's own retries have half a minute.
+MOST_RUNS = 50_000  # MLflow's limit for one search; enough for the stages of thousands of shards
+# At the start of a stage MLflow must answer at once; at the end its own retries take up to half a minute.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-# In Kubeflow, where the first step has found MLflow there, what follows waits some four minutes for it to come back: it
-# may have been moved to another node, and hours of other steps would be lost.
+# In Kubeflow the first step has reached MLflow, so later steps wait about four minutes for it to come back: its pod may
+# be moving to another node, and a failure would lose hours of other steps' work.
 LASTING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 
 
 class TrackingError(RuntimeError):
-    """MLflow cannot be reached, or does not hold what was asked of it."""
+    """MLflow cannot be reached, or does not have the requested object."""
 
 
 class LoginError(TrackingError):
-    """MLflow wants a login, or another one."""
+    """MLflow requires a login, or rejects the present one."""
 
 
 def connect() -> Any:
@@ -41,12 +41,12 @@ def connect() -> Any:
 
 
 def surrounding_run(client: Any) -> Any | None:
-    """Return the pipeline's run, if there is one."""
+    """Return the pipeline's run, or None."""
     if identifier := os.environ.get(PARENT):
         return client.get_run(identifier)
     if kubeflow_run := os.environ.get(KUBEFLOW_RUN):
-        tagged = f"tags.`{KUBEFLOW_TAG}` = '{kubeflow_run}'"
-        return next(iter(client.search_runs([current_experiment(client).experiment_id], tagged, max_results=1)), None)
+        query = f"tags.`{KUBEFLOW_TAG}` = '{kubeflow_run}'"
+        return next(iter(client.search_runs([current_experiment(client).experiment_id], query, max_results=1)), None)
     return None
 
 
@@ -55,22 +55,22 @@ def current_experiment(client: Any) -> Any:
     if identifier := os.environ.get("MLFLOW_EXPERIMENT_ID"):
         return client.get_experiment(identifier)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_EXPERIMENT)
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         from mlflow.exceptions import MlflowException
 
         root = os.environ.get(ARTIFACT_ROOT)
-        with suppress(MlflowException):  # another stage may have made it meanwhile
+        with suppress(MlflowException):  # another stage may have created it in the meantime
             client.create_experiment(name, artifact_location=f"{root}/{name}" if root else None)
-        found = client.get_experiment_by_name(name)
-    if found is None:
-        raise TrackingError(f"MLflow did not make the experiment {name!r}.")
-    return found
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        raise TrackingError(f"MLflow did not create the experiment {name!r}.")
+    return experiment
 
 
 @contextmanager
 def tracking_uri(uri: str) -> Iterator[None]:
-    """Let MLflow be at an address for a block, whatever the environment says."""
+    """Use the MLflow at an address in this block, regardless of the environment."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:
@@ -83,7 +83,7 @@ def tracking_uri(uri: str) -> Iterator[None]:
 
 @contextmanager
 def default_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables where the user has not, for a block."""
+    """Set environment variables in this block, except those that the user has set."""
     absent = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(absent)
     try:
@@ -93,21 +93,21 @@ def default_variables(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def patience(elsewhere: Mapping[str, str]) -> Mapping[str, str]:
-    """Return how often MLflow is asked again: in a step of Kubeflow's longer than elsewhere."""
-    return LASTING if os.environ.get(KUBEFLOW_RUN) else elsewhere
+def patience(default: Mapping[str, str]) -> Mapping[str, str]:
+    """Return MLflow's settings for retries: the longest in a step of Kubeflow, otherwise `default`."""
+    return LASTING if os.environ.get(KUBEFLOW_RUN) else default
 
 
 @contextmanager
 def reachable(*, lasting: bool = False) -> Iterator[None]:
-    """Turn MLflow's silence into one clear error, soon; with `lasting` in Kubeflow only when it stays away."""
+    """Raise one clear error soon if MLflow does not answer; with `lasting`, in Kubeflow, only after several minutes."""
     import logging
 
     from mlflow.exceptions import MlflowException
 
-    # They tell of database migrations, and warn of a signature that only Spark needs.
-    for noisy, level in (("mlflow.store.db.utils", "WARNING"), ("alembic", "WARNING"), ("mlflow.tensorflow", "ERROR")):
-        logging.getLogger(noisy).setLevel(level)
+    # They log database migrations, and a warning about a signature that only Spark needs.
+    for logger, level in (("mlflow.store.db.utils", "WARNING"), ("alembic", "WARNING"), ("mlflow.tensorflow", "ERROR")):
+        logging.getLogger(logger).setLevel(level)
     try:
         with default_variables(patience(IMPATIENT) if lasting else IMPATIENT):
             yield
@@ -116,10 +116,10 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
 
         uri = mlflow.get_tracking_uri()
         message = (
-            f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server runs: "
+            f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server is running: "
             f"{str(error).splitlines()[0] if str(error) else error!r}"
         )
-        # Where the address has a password, so have MLflow's own words, which a log would show as the cause.
+        # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
 
 
@@ -130,7 +130,7 @@ def _password(uri: str) -> str | None:
 
 
 def without_password(text: str) -> str:
-    """Return a text of MLflow's without the password that the tracking URI may hold."""
+    """Return a message of MLflow without the password that the tracking URI may contain."""
     import mlflow
 
     password = _password(mlflow.get_tracking_uri())

@@ -1,4 +1,4 @@
-"""Datasets and reports that runs have logged."""
+"""Downloads datasets and reports that runs have logged."""
 
 import os
 import tempfile
@@ -24,15 +24,15 @@ REPORT = ("report/report.html", "report/report.json")
 
 
 def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
-    """Fetch a dataset tar that a stage logged.
+    """Download a dataset tar that a stage logged.
 
     Args:
-        run_id: The run of the stage, or of the pipeline whose stage it was.
+        run_id: The run of the stage or of its pipeline.
         tar_name: The artifact's name.
-        destination: A folder for the file.
+        destination: The folder for the file.
 
     Raises:
-        TrackingError: If the run or the artifact is not there, or several stages of the pipeline logged that name.
+        TrackingError: If the run or the artifact does not exist, or several stages of the pipeline logged this name.
     """
     from mlflow.exceptions import MlflowException
 
@@ -42,20 +42,21 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
             run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise  # it did not answer
-            raise TrackingError(f"MLflow holds no such run. Received: run_id={run_id!r}") from error
+                raise  # MLflow did not answer
+            raise TrackingError(f"MLflow has no such run. Received: run_id={run_id!r}") from error
         children = client.search_runs(
             [run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run.info.run_id}'", max_results=MOST_RUNS
         )
-        names = {
-            one.info.run_id: {file.path for file in client.list_artifacts(one.info.run_id)} for one in (run, *children)
+        identifiers = [run.info.run_id, *(child.info.run_id for child in children)]
+        artifacts = {
+            identifier: {file.path for file in client.list_artifacts(identifier)} for identifier in identifiers
         }
-    holders = [one for one, files in names.items() if tar_name in files]
+    holders = [identifier for identifier, names in artifacts.items() if tar_name in names]
     if len(holders) != 1:
-        found = ", ".join(sorted(name for name in set().union(*names.values()) if name.endswith(".tar"))) or "no tar"
+        tars = ", ".join(sorted(name for name in set().union(*artifacts.values()) if name.endswith(".tar"))) or "no tar"
         raise TrackingError(
-            f"dataset_tar_name must be the name of one artifact of run {run_id}, which holds {found}"
-            f"{' (several stages hold that name: give the run id of one)' if len(holders) > 1 else ''}. "
+            f"dataset_tar_name must be the name of one artifact of run {run_id}, which has {tars}"
+            f"{' (several stages logged this name: give the run id of one stage)' if len(holders) > 1 else ''}. "
             f"Received: dataset_tar_name={tar_name!r}"
         )
     with default_variables(patience(PATIENT)):
@@ -63,27 +64,27 @@ def download_dataset(run_id: str, tar_name: str, destination: Path) -> Path:
 
 
 def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path]:
-    """Fetch the report of a run in Kubeflow, the page and the numbers.
+    """Download the report of a run in Kubeflow, `report.html` and `report.json`.
 
     Args:
         kubeflow_run: The run's id in Kubeflow.
-        uri: Where MLflow is, seen from here.
-        destination: A folder; the files appear in it whole.
+        uri: MLflow's address as seen from this machine.
+        destination: The folder for the files, which appear in it when they are complete.
 
     Raises:
-        TrackingError: If MLflow does not answer, or does not hold the report.
+        TrackingError: If MLflow does not answer, or does not have the report.
     """
     with tracking_uri(uri), reachable():
         client = connect()
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
 
         def tagged(name: str, value: str) -> list[Any]:
             return list(client.search_runs(experiments, f"tags.`{name}` = '{value}'", max_results=MOST_RUNS))
 
-        # Where Kubeflow's backend keeps the run, the report lies below the run that it opened for the step.
-        held, below = tagged(KUBEFLOW_TAG, kubeflow_run), []
-        while held:
-            for run in held:
+        # If Kubeflow's backend manages the run, the report belongs to a child of the run that it opened for the step.
+        runs, children = tagged(KUBEFLOW_TAG, kubeflow_run), []
+        while runs:
+            for run in runs:
                 files = {file.path for file in client.list_artifacts(run.info.run_id, "report")}
                 if files >= set(REPORT):
                     with default_variables(patience(PATIENT)), tempfile.TemporaryDirectory(dir=destination) as folder:
@@ -93,23 +94,23 @@ def download_report(kubeflow_run: str, uri: str, destination: Path) -> list[Path
                             )
                             for name in REPORT
                         ]
-                below += tagged(PARENT_TAG, run.info.run_id)
-            held, below = below, []
+                children += tagged(PARENT_TAG, run.info.run_id)
+            runs, children = children, []
     raise TrackingError(
-        f"MLflow holds no report of Kubeflow's run {kubeflow_run}: the log of the step `report` says whether tracking "
-        "was incomplete."
+        f"MLflow has no report of Kubeflow's run {kubeflow_run}. Check the log of the step `report` for a warning that "
+        "tracking is incomplete."
     )
 
 
 def check_access(uri: str) -> None:
-    """Ask MLflow for its experiments, as whom the environment says.
+    """Request MLflow's experiments with the credentials of the environment.
 
     Args:
-        uri: Where MLflow is.
+        uri: MLflow's address.
 
     Raises:
-        LoginError: It does not take the login.
-        TrackingError: It does not answer.
+        LoginError: If MLflow rejects the login.
+        TrackingError: If MLflow does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -119,9 +120,9 @@ def check_access(uri: str) -> None:
         except MlflowException as error:
             if error.error_code not in ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"):
                 raise
-            who = os.environ.get("MLFLOW_TRACKING_USERNAME")
-            refuses = f"does not take the login of {who}" if who else "asks for a login"
+            user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+            problem = f"rejects the login of {user}" if user else "requires a login"
             raise LoginError(
-                f"MLflow at {without_password(uri)} {refuses}. "
+                f"MLflow at {without_password(uri)} {problem}. "
                 "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             ) from error

@@ -1,4 +1,4 @@
-"""Registered models: their names, and their files to and from MLflow."""
+"""Registers models in MLflow and downloads them."""
 
 import re
 from pathlib import Path
@@ -14,77 +14,84 @@ from evasion.components.common.tracking.client import (
     without_password,
 )
 
-_RESERVED = "/:@'\"?%"  # MLflow refuses the first two; the others end a name in its URIs and searches
+_RESERVED = "/:@'\"?%"  # MLflow rejects the first two; the others end a name in its URIs and searches
 
 
 def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
-    """Return `{experiment}_{model_tag}_{model_architecture}`, without the tag where it is blank.
+    """Return `{experiment}_{model_tag}_{model_architecture}`, without the tag if it is blank.
 
     Raises:
-        TrackingError: If the experiment's name cannot be part of a registered model's.
+        TrackingError: If the experiment's name cannot be part of a registered model's name.
     """
-    if found := sorted(set(experiment) & set(_RESERVED)):
+    if reserved := sorted(set(experiment) & set(_RESERVED)):
         raise TrackingError(
-            f"A model is registered under its experiment's name, which must not hold {' '.join(found)}: set "
-            f"MLFLOW_EXPERIMENT_NAME to another one. Received: experiment={experiment!r}"
+            f"The experiment's name is part of the registered model's name and must not contain {' '.join(reserved)}: "
+            f"set MLFLOW_EXPERIMENT_NAME to another name. Received: experiment={experiment!r}"
         )
     return "_".join(part for part in (experiment, model_tag.strip(), model_architecture) if part)
 
 
 def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
-    """Fetch a registered model.
+    """Download a registered model.
 
     Args:
         model: `name` (its newest version), `name/version`, `name@alias`, or a `models:/…` URI.
-        destination: A folder for its files.
+        destination: The folder for its files.
 
     Returns:
-        The folder that holds `model.keras` and `model.json`, the registered name and the version.
+        The folder with `model.keras` and `model.json`, the registered name and the version.
 
     Raises:
-        TrackingError: If MLflow does not hold the model, with the names or versions that it does hold.
+        TrackingError: If MLflow does not have the model. The message lists the names or versions that it has.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from evasion.components.common.models import artifact
+
     reference = model.removeprefix("models:/").strip("/")
-    with reachable(lasting=True):
-        client = connect()
-        try:
-            if "@" in reference:
-                found = client.get_model_version_by_alias(*reference.rsplit("@", 1))
-            elif re.fullmatch("m-[0-9a-f]{32}", reference):  # MLflow's own id of a model, which may have no name
-                found = None
-            elif "/" in reference and not reference.lower().endswith("/latest"):
-                found = client.get_model_version(*reference.rsplit("/", 1))
-            else:
-                name = reference.rpartition("/")[0] or reference
-                versions = client.search_model_versions(f"name = '{_quoted(name)}'")
-                if not versions:
-                    raise TrackingError(_unknown(client, model))
-                found = max(versions, key=lambda version: int(version.version))
-        except MlflowException as error:
-            raise TrackingError(_unknown(client, model)) from error
-    uri = f"models:/{reference}" if found is None else f"models:/{found.name}/{found.version}"
+    version = _find_version(model, reference)
+    uri = f"models:/{reference}" if version is None else f"models:/{version.name}/{version.version}"
     try:
         with default_variables(patience(PATIENT)):
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except MlflowException as error:
         raise TrackingError(
-            f"MLflow holds no such model. Received: model={model!r}: {without_password(str(error))}"
+            f"MLflow has no such model. Received: model={model!r}: {without_password(str(error))}"
         ) from error
-    from evasion.components.common.models import artifact
-
     files = list(folder.rglob(artifact.FILE))
     if len(files) != 1 or not (folder / artifact.CARD).is_file():
         raise TrackingError(
-            f"{uri} holds no {artifact.FILE} with {artifact.CARD}: register it by `train` or `init_model`."
+            f"{uri} has no {artifact.FILE} with {artifact.CARD}: register the model with `train` or `init_model`."
         )
     files[0].rename(folder / artifact.FILE)
-    return folder, "" if found is None else str(found.name), "" if found is None else str(found.version)
+    return folder, "" if version is None else str(version.name), "" if version is None else str(version.version)
+
+
+def _find_version(model: str, reference: str) -> Any | None:
+    """Return the registered version that `reference` means, or None for MLflow's own id of a model."""
+    from mlflow.exceptions import MlflowException
+
+    with reachable(lasting=True):
+        client = connect()
+        try:
+            if "@" in reference:
+                return client.get_model_version_by_alias(*reference.rsplit("@", 1))
+            if re.fullmatch("m-[0-9a-f]{32}", reference):  # the model may have no name
+                return None
+            if "/" in reference and not reference.lower().endswith("/latest"):
+                return client.get_model_version(*reference.rsplit("/", 1))
+            name = reference.rpartition("/")[0] or reference
+            versions = client.search_model_versions(f"name = '{_quoted(name)}'")
+            if not versions:
+                raise TrackingError(_unknown(client, model))
+            return max(versions, key=lambda version: int(version.version))
+        except MlflowException as error:
+            raise TrackingError(_unknown(client, model)) from error
 
 
 def _unknown(client: Any, model: str) -> str:
+    """Return the message for a model that does not exist, with the versions or names that exist."""
     from mlflow.exceptions import MlflowException
 
     name = model.removeprefix("models:/").partition("/")[0].partition("@")[0]
@@ -95,21 +102,26 @@ def _unknown(client: Any, model: str) -> str:
         except MlflowException:
             versions = []
     if versions:
-        known = f"{name} has versions {', '.join(sorted((str(one.version) for one in versions), key=int))}"
+        numbers = sorted((str(version.version) for version in versions), key=int)
+        existing = f"{name} has versions {', '.join(numbers)}"
     else:
-        names = sorted(one.name for one in client.search_registered_models(max_results=100))
-        known = f"it holds {', '.join(names)}" if names else "it holds none: run `train` or `init_model` first"
-    return f"model must be one that MLflow holds; {known}. Received: model={model!r}"
+        names = sorted(registered.name for registered in client.search_registered_models(max_results=100))
+        existing = (
+            f"the registered models are {', '.join(names)}"
+            if names
+            else "no model is registered: run `train` or `init_model` first"
+        )
+    return f"model must be registered in MLflow; {existing}. Received: model={model!r}"
 
 
 def _quoted(name: str) -> str:
     if "'" in name:
-        raise TrackingError(f"model must not hold a quote. Received: model={name!r}")
+        raise TrackingError(f"model must not contain a quote. Received: model={name!r}")
     return name
 
 
 def log_model(folder: Path, register_as: str, run_id: str) -> str:
-    """Log and register the very file of the artifact, in MLflow's TensorFlow flavour."""
+    """Log and register the artifact's own file in MLflow's TensorFlow flavour."""
     import shutil
 
     import mlflow
@@ -120,7 +132,7 @@ def log_model(folder: Path, register_as: str, run_id: str) -> str:
     keras_model = artifact.load(folder)
 
     class KerasFile:
-        """A flavour for `Model.log`: MLflow's own, with the artifact's file in place of the one it saves anew."""
+        """A flavour for `Model.log`: MLflow's own, with the artifact's file instead of a newly saved one."""
 
         __name__ = "mlflow.tensorflow"
 
@@ -136,7 +148,7 @@ def log_model(folder: Path, register_as: str, run_id: str) -> str:
             shutil.copyfile(folder / artifact.CARD, Path(path, artifact.CARD))
 
     client = connect()
-    # Made here, since `Model.log` would put it into the process's current experiment, not into the run's.
+    # `Model.log` would create it in the current experiment of the process, not in that of the run.
     created = client.create_logged_model(client.get_run(run_id).info.experiment_id, "model", source_run_id=run_id)
     logged = mlflow.models.Model.log(
         artifact_path=None,

@@ -1,4 +1,4 @@
-"""The run of a whole pipeline, on this machine and in Kubeflow."""
+"""The MLflow run of a pipeline, on this machine and in Kubeflow."""
 
 import os
 import sys
@@ -25,12 +25,12 @@ from evasion.components.common.tracking.stage_run import end, ending, lineage_ta
 
 @contextmanager
 def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = "") -> Iterator[str]:
-    """Open the run of a whole pipeline and yield its id; it ends FINISHED, FAILED or KILLED.
+    """Open the run of a pipeline and yield its id. It ends FINISHED, FAILED or KILLED.
 
     Args:
         name: The pipeline's name.
-        parameters: The parameters it was called with.
-        git_commit: The commit that asks for it, or `""`.
+        parameters: The pipeline's parameters.
+        git_commit: The commit for which the run is started, or `""`.
 
     Raises:
         TrackingError: If MLflow does not answer.
@@ -47,19 +47,19 @@ def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = 
 def mark_pipeline_run(
     name: str, status: str, *, run_name: str = "", git_commit: str = "", kubeflow_page: str = ""
 ) -> str:
-    """Open or finish the run of a pipeline in Kubeflow, which stages find by the id of Kubeflow's run.
+    """Open or finish the run of a pipeline in Kubeflow. Stages look it up by the id of Kubeflow's run.
 
-    Where Kubeflow's backend keeps a run in MLflow itself, it is left to it.
+    If Kubeflow's backend manages the run in MLflow itself, nothing is done.
 
     Args:
         name: The pipeline's name.
         status: RUNNING or FINISHED.
-        run_name: What Kubeflow's dashboard calls the run, or `""`.
-        git_commit: The commit that asks for it, or `""`.
-        kubeflow_page: Where Kubeflow's dashboard shows it, or `""`.
+        run_name: The run's name in Kubeflow's dashboard, or `""`.
+        git_commit: The commit for which the run is started, or `""`.
+        kubeflow_page: The run's page in Kubeflow's dashboard, or `""`.
 
     Returns:
-        The run's id, or `""` where there is none to mark.
+        The run's id, or `""` if there is no run to open or finish.
 
     Raises:
         TrackingError: If MLflow does not answer.
@@ -74,7 +74,7 @@ def mark_pipeline_run(
             tags = {"stage": "pipeline", "pipeline": name, KUBEFLOW_TAG: kubeflow_run}
             tags |= lineage_tags(kfp_run_name=run_name, git_commit=git_commit, kfp_run_url=kubeflow_page)
             if kubeflow_page:
-                # What MLflow shows as the run's description.
+                # MLflow shows this tag as the run's description.
                 tags["mlflow.note.content"] = f"[{run_name or kubeflow_run}]({kubeflow_page}) in Kubeflow"
             run = client.create_run(current_experiment(client).experiment_id, run_name=run_name or name, tags=tags)
         elif run is not None and status == "RUNNING":
@@ -85,11 +85,11 @@ def mark_pipeline_run(
 
 
 def fail_pipeline_run() -> None:
-    """End the run of a pipeline in Kubeflow as FAILED, after one of its stages failed.
+    """End the run of a pipeline in Kubeflow as FAILED after one of its stages failed.
 
-    Nothing else would: no step of Kubeflow's runs after one that failed, but one whose graph hides the whole pipeline
-    behind it. Where a further try of the stage succeeds, the last step finishes the run all the same. What goes wrong
-    here is only a warning.
+    Nothing else would end it: Kubeflow runs no step after a failed one, except an exit handler, which would hide the
+    pipeline in a graph of its own. If a later attempt of the stage succeeds, the last step finishes the run. Errors
+    here are only warnings.
     """
     from mlflow.exceptions import MlflowException
 
@@ -106,10 +106,12 @@ def fail_pipeline_run() -> None:
 
 
 def page_of_pipeline_run(address: str) -> str:
-    """Return where MLflow shows the pipeline's run, or that which Kubeflow's backend keeps; `""` without one.
+    """Return the address of MLflow's page of the pipeline's run; `""` without a run.
+
+    If Kubeflow's backend manages the run, it is the page of the run that the backend opened.
 
     Args:
-        address: MLflow's, as people reach it; `""` for the one that the steps use.
+        address: MLflow's address in a browser; `""` for the address that the steps use.
 
     Raises:
         TrackingError: If MLflow does not answer.
@@ -123,24 +125,24 @@ def page_of_pipeline_run(address: str) -> str:
 
 
 def end_open_runs(kubeflow_run: str, uri: str, status: str) -> int:
-    """End what a run in Kubeflow that is over has left open: a pod that is killed ends no run.
+    """End the MLflow runs that a finished run in Kubeflow has left open, since a killed pod does not end its run.
 
     Args:
         kubeflow_run: The run's id in Kubeflow.
-        uri: Where MLflow is, seen from here.
+        uri: MLflow's address as seen from this machine.
         status: FAILED or KILLED.
 
     Returns:
-        How many runs were left open, those of the pipeline and of its stages.
+        The number of runs that were open, of the pipeline and of its stages.
 
     Raises:
-        TrackingError: If MLflow does not answer, or does not let them be ended.
+        TrackingError: If MLflow does not answer, or does not permit ending them.
     """
     with tracking_uri(uri), default_variables({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}), reachable():
         client = connect()
-        experiments = [one.experiment_id for one in client.search_experiments()]
-        left = f"tags.`kfp_run_id` = '{kubeflow_run}' and attributes.status = 'RUNNING'"
-        runs = client.search_runs(experiments, left, max_results=MOST_RUNS) if experiments else []
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        query = f"tags.`kfp_run_id` = '{kubeflow_run}' and attributes.status = 'RUNNING'"
+        runs = client.search_runs(experiments, query, max_results=MOST_RUNS) if experiments else []
         for run in runs:
             client.set_terminated(run.info.run_id, status)
     return len(runs)

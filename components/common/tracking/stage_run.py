@@ -1,4 +1,4 @@
-"""The run of a stage: opened below the run of its pipeline, filled with results, and ended."""
+"""The MLflow run of a stage, nested in the run of its pipeline."""
 
 import dataclasses
 import os
@@ -33,13 +33,13 @@ REVISION = "EVASION_REVISION"  # set by images/Dockerfile and pipelines/local.py
 
 @dataclasses.dataclass
 class StageRun:
-    """The run of a stage that is under way.
+    """The open run of a stage.
 
     Attributes:
         run_id: MLflow's id of the run.
         experiment: The experiment's name, the first part of the models' names.
-        whole: The pipeline's run, where there is one: for a report, which speaks of the whole.
-        complete: False once something could not be logged.
+        whole: The pipeline's run, or None: for results of the whole pipeline, such as the report.
+        complete: False after something could not be logged.
     """
 
     run_id: str
@@ -48,7 +48,7 @@ class StageRun:
     complete: bool = True
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Log what was found out while working, such as the seed drawn."""
+        """Log values that are known only during the work, such as the seed drawn."""
         self._try(lambda client: log_run_parameters(client, self.run_id, parameters))
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -56,11 +56,11 @@ class StageRun:
         self._try(lambda client: log_run_metrics(client, self.run_id, metrics))
 
     def tag(self, tags: Mapping[str, str], name: str = "") -> None:
-        """Tag the run, and give it another name.
+        """Tag the run and rename it.
 
         Args:
-            tags: Texts by name.
-            name: The run's new name, or `""` to keep the one it has.
+            tags: The values of the tags by name.
+            name: The run's new name, or `""` to keep its name.
         """
 
         def log(client: Any) -> None:
@@ -71,23 +71,23 @@ class StageRun:
         self._try(log)
 
     def links_report(self, summary: str) -> None:
-        """Tell the pipeline's run and those of its stages where the report is that they led to.
+        """Tag the pipeline's run and those of its stages with the location of the report.
 
         Args:
-            summary: The name under which this run, that of the pipeline, holds it.
+            summary: The report's name among the artifacts of this run, the pipeline's.
         """
         tags = {"parent_report": f"runs:/{self.run_id}/{summary}"}
 
         def log(client: Any) -> None:
             experiment = client.get_run(self.run_id).info.experiment_id
-            below = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{self.run_id}'", max_results=MOST_RUNS)
-            for identifier in (self.run_id, *(run.info.run_id for run in below)):
+            children = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{self.run_id}'", max_results=MOST_RUNS)
+            for identifier in (self.run_id, *(run.info.run_id for run in children)):
                 log_tags(client, identifier, tags)
 
         self._try(log)
 
     def log_file(self, path: Path, name: str) -> None:
-        """Log a file under `name`, which may hold folders: `report/report.html`."""
+        """Log a file under `name`, which may contain folders: `report/report.html`."""
 
         def log(client: Any) -> None:
             folder, _, file = name.rpartition("/")
@@ -120,19 +120,19 @@ class StageRun:
         except (MlflowException, OSError) as error:
             self.complete = False
             print(
-                f"warning: tracking is incomplete: MLflow failed after the stage's work was done, and what it would "
-                f"have held of run {self.run_id} is in the artifacts alone: {without_password(str(error))}",
+                f"warning: tracking is incomplete: MLflow failed after the stage's work was done. The results of run "
+                f"{self.run_id} are only in the artifacts: {without_password(str(error))}",
                 file=sys.stderr,
             )
 
 
 @contextmanager
 def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[StageRun]:
-    """Open the MLflow run of a stage, below the pipeline's run where there is one.
+    """Open the MLflow run of a stage, nested in the pipeline's run if there is one.
 
     Args:
-        name: The stage's name, which the run takes.
-        parameters: The parameters it was called with.
+        name: The name of the stage and of the run.
+        parameters: The stage's parameters.
 
     Raises:
         TrackingError: If MLflow does not answer.
@@ -143,20 +143,20 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[StageRun]:
 
 
 class Opening:
-    """The run of a stage that a thread is opening while the stage works.
+    """The run of a stage that a thread opens while the stage works.
 
     Args:
-        opened: The run to come.
+        opened: The future of the run.
     """
 
     def __init__(self, opened: "Future[StageRun]") -> None:
         self._opened = opened
 
     def watched(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items of the work until MLflow turns out not to answer; the end waits for its answer.
+        """Yield the items of the work; stop as soon as the run cannot be opened. After the last item, wait for the run.
 
         Raises:
-            TrackingError: If it does not.
+            TrackingError: If MLflow does not answer.
         """
         for item in items:
             if self._opened.done():
@@ -165,7 +165,7 @@ class Opening:
         self._opened.result()
 
     def stage(self) -> StageRun:
-        """Return the run, once it is open.
+        """Wait until the run is open, and return it.
 
         Raises:
             TrackingError: If MLflow does not answer.
@@ -175,9 +175,9 @@ class Opening:
 
 @contextmanager
 def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Opening]:
-    """Like `stage`, for one that has less to import than MLflow: it works while a thread imports that.
+    """Like `stage`, for stages that import less than MLflow does: they work while a thread imports MLflow.
 
-    Hand the work's items through `Opening.watched`, which tells of a wrong address.
+    Pass the work's items through `Opening.watched`, which raises an error for a wrong address.
     """
     with ThreadPoolExecutor(1) as thread:
         opening = Opening(thread.submit(open_stage, name, parameters))
@@ -186,7 +186,7 @@ def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Openin
 
 
 def open_stage(name: str, parameters: Mapping[str, Any]) -> StageRun:
-    """Create the run of a stage, which stays open."""
+    """Create the run of a stage and leave it open."""
     with reachable(lasting=True):
         client = connect()
         parent = surrounding_run(client)
@@ -198,20 +198,20 @@ def open_stage(name: str, parameters: Mapping[str, Any]) -> StageRun:
     return StageRun(run.info.run_id, experiment.name, whole)
 
 
-def lineage_tags(**known: str) -> dict[str, str]:
-    """Return the tags that say where a run comes from, as far as it is known."""
-    found = {
+def lineage_tags(**further: str) -> dict[str, str]:
+    """Return the tags that record the origin of a run, without those that are empty."""
+    tags = {
         "mlflow.source.git.commit": os.environ.get(REVISION, ""),
         "mlflow.docker.image.uri": os.environ.get(IMAGE, ""),
         "kfp_run_id": os.environ.get(KUBEFLOW_RUN, ""),
-        **known,
+        **further,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in tags.items() if value}
 
 
 @contextmanager
 def ending(run_id: Callable[[], str]) -> Iterator[None]:
-    """End a run after a block: FINISHED, KILLED after an interrupt, FAILED after any other error."""
+    """End a run after a block: as FINISHED, after an interrupt as KILLED, after any other error as FAILED."""
     status = "FAILED"
     try:
         yield
@@ -220,20 +220,20 @@ def ending(run_id: Callable[[], str]) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        with suppress(TrackingError):  # never opened, which is told already
+        with suppress(TrackingError):  # it was never opened, and the error has been raised already
             end(run_id(), status)
 
 
 def end(run_id: str, status: str) -> None:
-    """End a run; a failure to do so is only a warning."""
+    """End a run. An error is only a warning."""
     from mlflow.exceptions import MlflowException
 
     try:
         with default_variables(patience(PATIENT)):
             connect().set_terminated(run_id, status)
     except (MlflowException, OSError) as error:
-        told = without_password(str(error))
-        print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {told}", file=sys.stderr)
+        message = without_password(str(error))
+        print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {message}", file=sys.stderr)
 
 
 def log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

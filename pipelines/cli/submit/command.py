@@ -10,25 +10,25 @@ import click
 from click.core import ParameterSource
 
 from evasion.components.common.tracking import DEFAULT_EXPERIMENT
-from evasion.pipelines.cli.commands import PipelineCommand, of_pipeline
+from evasion.pipelines.cli.commands import PipelineCommand, pipeline_command
 from evasion.pipelines.cli.exit_codes import BAD_INPUT
 from evasion.pipelines.cli.options import (
     SETTINGS,
     PipelineCommands,
-    chosen,
     fail,
     help_of,
     options_of,
     placement_of,
     placement_parameters,
+    selected_pipeline,
 )
 from evasion.pipelines.cli.submit.request import Request
 from evasion.pipelines.placement import LINEAGE
 from evasion.pipelines.submit import DASHBOARD, KUBEFLOW
 
-# kfp and MLflow are imported by the functions that need them, so that help comes at once.
+# Functions import kfp and MLflow when they need them, so that --help stays fast.
 
-# A placement's option that bears the name of something else here.
+# Options of a placement whose names have another meaning here.
 RENAMED = {"timeout": "step_timeout"}
 
 
@@ -38,49 +38,40 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it."""
+        """Parse a duration."""
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(value).replace(" ", ""))
+        match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(value).replace(" ", ""))
         seconds = sum(
             int(number or 0) * unit
-            for number, unit in zip(found.groups() if found else (), (3600, 60, 1), strict=False)
+            for number, unit in zip(match.groups() if match else (), (3600, 60, 1), strict=False)
         )
         if not seconds:
-            self.fail(f"{value!r} is no duration, such as 90m, 2h30m or 45s.", param, ctx)
+            self.fail(f"Invalid duration: {value!r}. Use e.g. 90m, 2h30m or 45s.", param, ctx)
         return float(seconds)
 
 
 def _common_options() -> list[click.Option]:
-    """Return the options that every pipeline has beside its own."""
+    """Return the options that all pipelines have in addition to their own."""
+    return [*_connection_options(), *_run_options()]
+
+
+def _connection_options() -> list[click.Option]:
+    """Return the options for the connection to a host."""
     return [
         click.Option(
             ["--host"],
             default="",
             envvar="KFP_HOST",
             show_envvar=True,
-            help="Kubeflow Pipelines' address, such as https://kubeflow.example/pipeline.  [default: that of the "
-            "cluster, in a pod]",
+            help="The address of Kubeflow Pipelines, such as https://kubeflow.example/pipeline.  [default: in a pod, "
+            "the address in the cluster]",
         ),
         click.Option(
             ["--port-forward"],
             is_flag=True,
-            help=f"Reach the cluster of kubectl's context through kubectl: service {DASHBOARD}, namespace {KUBEFLOW}.",
-        ),
-        click.Option(
-            ["--namespace"],
-            default="",
-            envvar="KFP_NAMESPACE",
-            show_envvar=True,
-            help=f"The namespace of the run.  [default: the pod's, or {KUBEFLOW}]",
-        ),
-        click.Option(
-            ["--run-name"], default="", help="What the dashboard calls the run.  [default: pipeline and time]"
-        ),
-        click.Option(
-            ["--git-commit"],
-            default="",
-            help="The commit that asks for the run, recorded in MLflow.  [default: that of the folder you are in]",
+            help="Connect to the cluster of kubectl's context through kubectl, to the service "
+            f"{DASHBOARD} in the namespace {KUBEFLOW}.",
         ),
         click.Option(["--token"], default="", envvar="KFP_TOKEN", show_envvar=True, help="A bearer token."),
         click.Option(
@@ -95,58 +86,79 @@ def _common_options() -> list[click.Option]:
             show_envvar=True,
             help="The header Cookie of a session, such as authservice_session=…",
         ),
-        click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Follow the run until it has ended."),
+    ]
+
+
+def _run_options() -> list[click.Option]:
+    """Return the options for the run and its report."""
+    return [
         click.Option(
-            ["--timeout"], type=Duration(), help="How long to wait, such as 90m; the run goes on.  [default: for ever]"
+            ["--namespace"],
+            default="",
+            envvar="KFP_NAMESPACE",
+            show_envvar=True,
+            help=f"The namespace of the run.  [default: the pod's, or {KUBEFLOW}]",
+        ),
+        click.Option(["--run-name"], default="", help="The run's name in the dashboard.  [default: pipeline and time]"),
+        click.Option(
+            ["--git-commit"],
+            default="",
+            help="The Git commit of the run, recorded in MLflow.  [default: the commit of the current folder]",
+        ),
+        click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait until the run has ended."),
+        click.Option(
+            ["--timeout"],
+            type=Duration(),
+            help="How long to wait, such as 90m; the run itself continues.  [default: no limit]",
         ),
         click.Option(
             ["--terminate-on-interrupt"],
             is_flag=True,
-            help="Terminate the run when this command is interrupted, as a CI job that is cancelled.  [default: ask, "
-            "or let it go on where nobody can answer]",
+            help="Terminate the run when this command is interrupted, for example by a cancelled CI job.  [default: "
+            "ask in a terminal, otherwise let the run continue]",
         ),
         click.Option(
             ["--output"],
             type=click.Path(file_okay=False, path_type=Path),
-            help="The folder for report.html and report.json of the run, fetched from MLflow. One with a password "
-            "takes MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; through --port-forward, without them, those "
-            "of the steps' Secret.",
+            help="The folder for the run's report.html and report.json, fetched from MLflow. The login to MLflow is "
+            "read from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; if these are not set, --port-forward "
+            "uses the steps' Secret.",
         ),
         click.Option(
             ["--tracking-uri"],
             default="",
             envvar="MLFLOW_TRACKING_URI",
             show_envvar=True,
-            help="For --output, MLflow's address seen from here.  [default: the pipeline's own in a pod, or through "
-            "--port-forward]",
+            help="For --output, MLflow's address as seen from this machine.  [default: in a pod or with "
+            "--port-forward, the pipeline's own]",
         ),
         click.Option(
             ["--cron"],
             default="",
-            help='Let the run recur, such as "0 2 * * *", in the time zone of the cluster.',
+            help='Create a recurring run, such as "0 2 * * *", in the time zone of the cluster.',
         ),
     ]
 
 
-class _Submitted(PipelineCommands):
-    """The commands of pipelines, and of files that hold a compiled one."""
+class _SubmitCommands(PipelineCommands):
+    """The commands of pipelines and of compiled files."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Make the command of a pipeline or of a file."""
+        """Return the click command of a pipeline or of a compiled file."""
         if Path(name).suffix in (".yaml", ".yml"):
             return _file_command(Path(name))
         return super().get_command(ctx, name)
 
 
 def _command(command: PipelineCommand) -> click.Command:
-    """Make the command that submits a pipeline."""
+    """Return the click command that submits a pipeline."""
 
     def run(**values: Any) -> None:
         from evasion.pipelines.cli.submit.job import submit_package
         from evasion.pipelines.placement import place
         from evasion.pipelines.submit.package import Package
 
-        pipeline, arguments = chosen(command, values)
+        pipeline, arguments = selected_pipeline(command, values)
         placement = placement_of(values, RENAMED)
         package = Package.of(place(pipeline, placement))
         submit_package(package, command.name, placement.experiment, arguments, _request(values))
@@ -162,14 +174,14 @@ def _command(command: PipelineCommand) -> click.Command:
 
 
 def _file_command(file: Path) -> click.Command:
-    """Make the command that submits a compiled pipeline."""
+    """Return the click command that submits a compiled file."""
     from evasion.pipelines.submit.package import Package
 
     try:
         package = Package.read(file)
     except (OSError, ValueError) as error:
         fail(BAD_INPUT, str(error))
-    command = of_pipeline(package.name, package.pipeline, left_out=tuple(LINEAGE))
+    command = pipeline_command(package.name, package.pipeline, left_out=tuple(LINEAGE))
     experiment = click.Option(
         ["--experiment"], default=DEFAULT_EXPERIMENT, show_default=True, help="The experiment in Kubeflow."
     )
@@ -177,7 +189,7 @@ def _file_command(file: Path) -> click.Command:
     def run(experiment: str, **values: Any) -> None:
         from evasion.pipelines.cli.submit.job import submit_package
 
-        _, arguments = chosen(command, values)
+        _, arguments = selected_pipeline(command, values)
         submit_package(package, package.name, experiment, arguments, _request(values))
 
     return click.Command(
@@ -189,22 +201,22 @@ def _file_command(file: Path) -> click.Command:
     )
 
 
-submit = _Submitted(
+submit = _SubmitCommands(
     name="submit",
     make=_command,
-    help="""Run a pipeline in a cluster: upload it if it is new there, start it, and follow it until it has ended.
+    help="""Run a pipeline in a cluster: upload it if it is new there, start it, and wait until it has ended.
 
-    PIPELINE is a name, or the path of a compiled YAML. Every parameter is an option, as in `evasion run`; so is what
-    the cluster gives to the steps, as in `evasion compile`.
+    PIPELINE is a name, or the path of a compiled YAML file. Every parameter is an option, as in `evasion run`; so are
+    the steps' resources in the cluster, as in `evasion compile`.
 
     \b
-    Ends with:
-      0  the run has succeeded (with --no-wait and --cron: is there)
-      1  it has failed, or the host refuses it
-      2  wrong usage; nothing was sent
-      3  it was cancelled or skipped
-      4  --timeout has passed; the run goes on
-      5  the host, or MLflow for --output, cannot be reached or does not let you
+    Exit codes:
+      0  the run succeeded (with --no-wait or --cron: was created)
+      1  the run failed, or the host refused it
+      2  invalid usage; nothing was sent
+      3  the run was cancelled or skipped
+      4  --timeout has passed; the run continues
+      5  the host, or MLflow for --output, is unreachable or denies access
     """,
     epilog="Example: evasion submit evaluation --host https://kubeflow.example/pipeline --data-dir-test /data/test",
     options_metavar="",
@@ -215,7 +227,7 @@ submit = _Submitted(
 
 
 def _request(values: Mapping[str, Any]) -> Request:
-    request = Request(**{one.name: values[one.name] for one in fields(Request)})
-    named = click.get_current_context().get_parameter_source("host")
-    # What is asked for outdoes what the environment says.
-    return replace(request, host="") if request.port_forward and named is ParameterSource.ENVIRONMENT else request
+    request = Request(**{field.name: values[field.name] for field in fields(Request)})
+    source = click.get_current_context().get_parameter_source("host")
+    # An option takes precedence over an environment variable.
+    return replace(request, host="") if request.port_forward and source is ParameterSource.ENVIRONMENT else request

@@ -1,4 +1,4 @@
-"""Shows how a run in a cluster goes: live in a terminal, in plain lines elsewhere."""
+"""Shows the progress of a run in a cluster: live in a terminal, in plain lines elsewhere."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,12 +13,12 @@ from evasion.pipelines.cli.durations import duration
 from evasion.pipelines.submit.watch import ENDED, StepProgress, WatchListener
 
 WORDS = {
-    "PENDING": "waits for a pod",
+    "PENDING": "waiting for a pod",
     "RUNNING": "started",
     "SUCCEEDED": "done",
     "FAILED": "failed",
     "SKIPPED": "skipped",
-    "CANCELING": "is being cancelled",
+    "CANCELING": "being cancelled",
     "CANCELED": "cancelled",
     "PAUSED": "paused",
 }
@@ -26,7 +26,7 @@ MARKS = {"SUCCEEDED": "[green]✓[/]", "FAILED": "[red]✗[/]"}
 
 
 class WatchLines(WatchListener, AbstractContextManager["WatchLines"]):
-    """A line whenever a step's state has changed."""
+    """Prints a line when a step's state changes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -34,34 +34,34 @@ class WatchLines(WatchListener, AbstractContextManager["WatchLines"]):
         self._silent = False
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to put back."""
+        """Do nothing; the terminal needs no cleanup."""
 
     def changed(self, steps: Sequence[StepProgress]) -> None:
-        """Say what has changed since the last look."""
+        """Print the steps whose state has changed."""
         self._silent = False
-        for one in steps:
-            if one.state and one.state != self._states.get(one.step.task):
-                self._states[one.step.task] = one.state
-                ended = sum(self._states.get(step.step.task, "") in ENDED for step in steps)
-                self.say(one, f"{ended}/{len(steps)}")
+        for progress in steps:
+            task = progress.step.task
+            if progress.state and progress.state != self._states.get(task):
+                self._states[task] = progress.state
+                ended = sum(self._states.get(other.step.task, "") in ENDED for other in steps)
+                self.print_step(progress, f"{ended}/{len(steps)}")
 
     def silent(self, error: str) -> None:
-        """Say once that the host is asked again."""
+        """Print the error once until the host responds again."""
         if not self._silent:
             self._silent = True
             self._console.out(f"trying again: {error}", highlight=False)
 
-    def say(self, one: StepProgress, count: str) -> None:
-        """Write the line of a step; of a failed one, with what Kubeflow says of it."""
-        took = f" in {_took(one)}" if one.state in ENDED and one.started else ""
-        error = f": {one.error}" if one.error else ""
-        self._console.out(
-            f"[{count}] {one.step.name}: {WORDS.get(one.state, one.state.lower())}{took}{error}", highlight=False
-        )
+    def print_step(self, progress: StepProgress, count: str) -> None:
+        """Print the line of a step, with Kubeflow's error message if it failed."""
+        took = f" in {_duration(progress)}" if progress.state in ENDED and progress.started else ""
+        error = f": {progress.error}" if progress.error else ""
+        state = WORDS.get(progress.state, progress.state.lower())
+        self._console.out(f"[{count}] {progress.step.name}: {state}{took}{error}", highlight=False)
 
 
 class WatchBars(WatchLines):
-    """The steps under way at the bottom, each with its time, and a line above for each that has ended."""
+    """Draws the running steps at the bottom, each with its duration, and a line above for each that has ended."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -76,44 +76,45 @@ class WatchBars(WatchLines):
         self._shown: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        """Start to draw."""
+        """Start drawing."""
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop to draw, and give the terminal back."""
+        """Stop drawing, and restore the terminal."""
         self._bars.stop()
 
     def changed(self, steps: Sequence[StepProgress]) -> None:
-        """Move steps from the bottom to the lines above."""
-        for one in steps:
-            if one.state and one.state not in ENDED:
-                self._draw(one)
+        """Draw the running steps, and print the steps that have ended."""
+        for progress in steps:
+            if progress.state and progress.state not in ENDED:
+                self._draw(progress)
         super().changed(steps)
 
-    def say(self, one: StepProgress, count: str) -> None:
-        """Leave a line behind."""
-        if one.state not in ENDED:
+    def print_step(self, progress: StepProgress, count: str) -> None:
+        """Replace the bar of a step that has ended by a line."""
+        if progress.state not in ENDED:
             return
-        if one.step.task in self._shown:
-            self._bars.remove_task(self._shown.pop(one.step.task))
-        told = _took(one) if one.state == "SUCCEEDED" else f"{WORDS[one.state]} after {_took(one)}"
-        self._bars.console.print(
-            f"{MARKS.get(one.state, '[yellow]–[/]')} {count} [bold]{one.step.name}[/] [dim]{told}[/]", highlight=False
-        )
-        if one.error:
-            self._bars.console.print(one.error, style="red", markup=False, highlight=False)
+        if progress.step.task in self._shown:
+            self._bars.remove_task(self._shown.pop(progress.step.task))
+        took = _duration(progress)
+        summary = took if progress.state == "SUCCEEDED" else f"{WORDS[progress.state]} after {took}"
+        mark = MARKS.get(progress.state, "[yellow]–[/]")
+        self._bars.console.print(f"{mark} {count} [bold]{progress.step.name}[/] [dim]{summary}[/]", highlight=False)
+        if progress.error:
+            self._bars.console.print(progress.error, style="red", markup=False, highlight=False)
 
-    def _draw(self, one: StepProgress) -> None:
-        if one.step.task not in self._shown:
-            self._shown[one.step.task] = self._bars.add_task(one.step.name, total=None, state="")
-        bar = self._shown[one.step.task]
-        state = "" if one.state == "RUNNING" else WORDS.get(one.state, one.state.lower())
+    def _draw(self, progress: StepProgress) -> None:
+        step = progress.step
+        if step.task not in self._shown:
+            self._shown[step.task] = self._bars.add_task(step.name, total=None, state="")
+        bar = self._shown[step.task]
+        state = "" if progress.state == "RUNNING" else WORDS.get(progress.state, progress.state.lower())
         self._bars.update(bar, state=state)
         for task in self._bars.tasks:
             if task.id == bar:
-                task.start_time = self._bars.get_time() - one.seconds(datetime.now(UTC))
+                task.start_time = self._bars.get_time() - progress.seconds(datetime.now(UTC))
 
 
-def _took(one: StepProgress) -> str:
-    return duration(one.seconds(datetime.now(UTC)))
+def _duration(progress: StepProgress) -> str:
+    return duration(progress.seconds(datetime.now(UTC)))

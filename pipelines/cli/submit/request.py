@@ -1,4 +1,4 @@
-"""What `evasion submit` is asked to do with a run, and whether the options go together."""
+"""The options of `evasion submit` that do not belong to a pipeline, and their validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evasion.pipelines.submit.auth import in_cluster
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a host, as the options say it."""
+    """The values of these options."""
 
     host: str
     port_forward: bool
@@ -32,16 +32,16 @@ class Request:
 
 
 def validate(request: Request, planned: Sequence[PlannedStep], cron: str) -> None:
-    """Hold the options to each other, before anything is sent."""
+    """Exit if the options contradict each other, before anything is sent."""
     if request.output and (cron or not request.wait):
-        fail(BAD_INPUT, f"--output needs a run to wait for. Leave out {'--cron' if cron else '--no-wait'}.")
+        fail(BAD_INPUT, f"--output requires waiting for the run. Omit {'--cron' if cron else '--no-wait'}.")
     if request.output and not any(step.function == "report" for step in planned):
-        fail(BAD_INPUT, "--output needs a pipeline that makes a report, such as evaluation.")
+        fail(BAD_INPUT, "--output requires a pipeline with a report, such as evaluation.")
     if request.host and request.port_forward:
-        fail(BAD_INPUT, "--host and --port-forward are two ways to one host: give one.")
+        fail(BAD_INPUT, "--host and --port-forward exclude each other. Set only one of them.")
     if not (request.host or request.port_forward or in_cluster()):
-        fail(BAD_INPUT, "Say where Kubeflow Pipelines is. Set --host or --port-forward.")
+        fail(BAD_INPUT, "The address of Kubeflow Pipelines is missing. Set --host or --port-forward.")
     if request.host and urlsplit(request.host).scheme not in ("http", "https"):
         fail(BAD_INPUT, f"host must begin with http:// or https://. Received: host={request.host!r}. Set --host.")
     if request.output and not (request.tracking_uri or request.port_forward or in_cluster()):
-        fail(BAD_INPUT, "--output fetches the report from MLflow: say where it is, seen from here. Set --tracking-uri.")
+        fail(BAD_INPUT, "--output requires MLflow's address as seen from this machine. Set --tracking-uri.")

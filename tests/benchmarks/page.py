@@ -1,23 +1,23 @@
-"""Puts what a benchmark measured into the README."""
+"""Writes the tables of benchmarks into docs/benchmarks.md."""
 
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 def put(benchmark: str, text: str) -> None:
-    """Replace what the README says between the marks of a benchmark.
+    """Replace the text of the page between the marks of a benchmark.
 
     Args:
         benchmark: Its script, such as `speed.py`.
         text: Markdown.
     """
     marked = re.compile(rf"(<!-- made by {re.escape(benchmark)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    content, replaced = marked.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", README.read_text())
+    content, replaced = marked.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", PAGE.read_text())
     if replaced != 1:
-        raise RuntimeError(f"{README.name} must have one place for {benchmark}. Found: {replaced}")
-    README.write_text(content)
+        raise RuntimeError(f"{PAGE.name} must have one place for {benchmark}. Found: {replaced}")
+    PAGE.write_text(content)
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
