@@ -53,11 +53,16 @@ test-cluster: $(KUBECTL_TESTED) $(APISERVER)  ## Apply the manifests to an API s
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
 	$(BIN)/evasion compile all --device cpu --output pipelines/compiled/cpu
-	$(BIN)/evasion compile all --device gpu --output pipelines/compiled/gpu
 	$(BIN)/evasion compile all --steps --output components
 	$(BIN)/python tests/pipelines/interface.py
 
-bench: $(INSTALLED)  ## Measure every stage's speed and memory: docs/benchmarks.md and docs/benchmark.json
+release: $(INSTALLED)  ## Build what a release carries: the wheel, and the pipelines for CPUs and for GPUs
+	rm -rf build/release
+	$(BIN)/uv build --wheel --no-build-isolation --python $(BIN)/python --out-dir build/release
+	$(BIN)/evasion compile all --device cpu --output build/release/cpu
+	$(BIN)/evasion compile all --device gpu --output build/release/gpu
+
+bench: $(INSTALLED)  ## Measure every stage's speed and memory: docs/benchmarks.md and build/benchmark.json
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/speed.py
 

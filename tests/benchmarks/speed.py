@@ -6,7 +6,7 @@ Rows that attack or train start from files and a saved model and end with what t
 load the model and compile what they compile. The stages read and write the packed dataset and keep their run in MLflow;
 bare TensorFlow is handed the images in memory and throws its own away: the limit. Every round times each contender
 once; what is shown are medians over the rounds, and of the ratios within them. The machine and all timings are
-written to docs/benchmark.json (pyperf's format), the tables into docs/benchmarks.md.
+written to build/benchmark.json (pyperf's format), the tables into docs/benchmarks.md.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ with warnings.catch_warnings():
     from art.estimators.classification import TensorFlowV2Classifier
 
 ROOT = Path(__file__).parents[2]
-JSON = ROOT / "docs/benchmark.json"
+JSON = ROOT / "build/benchmark.json"
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 EPS = 8 / 255
 OURS = "stage"

@@ -120,7 +120,7 @@ def step(**resources):
     context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
     container = {
         "name": "main",
-        "image": "evasion-pipelines:0.1.0",
+        "image": "evasion-pipelines:0.2.0",
         "securityContext": {**context, "seccompProfile": {"type": "RuntimeDefault"}},
         "resources": {"requests": resources, "limits": resources},
     }

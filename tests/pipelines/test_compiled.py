@@ -1,9 +1,12 @@
 """The committed YAML files: compiled from this code, byte by byte; their interface; the placement of each step."""
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,11 +21,12 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from evasion.pipelines import catalog, stages
 from evasion.pipelines.catalog import pipelines
 from evasion.pipelines.compiled_yaml import compile_to
-from evasion.pipelines.placement import DEVICES, LINEAGE, Placement, place
+from evasion.pipelines.placement import LINEAGE, Placement, place
 
 STEPS = COMPILED.parents[1] / "components"
 FILES = sorted(COMPILED.rglob("*.yaml"))
-NAMES = [str(file.relative_to(COMPILED)) for file in FILES]
+COMMITTED = [str(file.relative_to(COMPILED)) for file in FILES]
+NAMES = COMMITTED + [name.replace("cpu/", "gpu/") for name in COMMITTED]
 
 # All other steps run a model.
 WITHOUT_MODEL = {
@@ -37,7 +41,7 @@ WITHOUT_MODEL = {
 
 @pytest.fixture(scope="module")
 def recompiled(tmp_path_factory):
-    """All files of `make compile`, compiled by another process with other hashes, in another folder and order."""
+    """All files of `make compile` and `make release`, compiled by another process with other hashes, in another folder and order."""
     folder = tmp_path_factory.mktemp("compiled")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
     folders = {"steps": ["--steps"], "gpu": ["--device", "gpu"], "cpu": ["--device", "cpu"]}
@@ -51,12 +55,21 @@ def contents(folder, pattern):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob(pattern)}
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_compiled_pipelines_are_those_of_this_code(recompiled, device):
-    committed = contents(COMPILED / device, "*")
+def test_the_compiled_pipelines_are_those_of_this_code(recompiled):
+    committed = contents(COMPILED / "cpu", "*")
     assert set(committed) == {f"{name}.yaml" for name in pipelines()}
-    stale = [name for name, content in contents(recompiled / device, "*").items() if committed[name] != content]
+    stale = [name for name, content in contents(recompiled / "cpu", "*").items() if committed[name] != content]
     assert not stale, "these files are stale: run `make compile`"
+
+
+def test_the_pipelines_for_gpus_differ_only_in_where_steps_run(recompiled):
+    """They are part of a release, not of the repository."""
+    compiled_files = contents(recompiled / "gpu", "*")
+    assert set(compiled_files) == {f"{name}.yaml" for name in pipelines()}
+    for name in compiled_files:
+        for_gpus, for_cpus = describe(recompiled / "gpu" / name), text_of(COMPILED / "cpu" / name).read_text()
+        assert for_gpus != for_cpus or name == "spatial_smoothing.yaml"
+        assert for_gpus.partition("where they run")[0] == for_cpus.partition("where they run")[0]
 
 
 def test_the_compiled_steps_are_those_of_this_code(recompiled):
@@ -72,7 +85,7 @@ def test_they_contain_no_paths_of_the_machine():
             assert len(word) < 3 or word.encode() not in content
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COMMITTED)
 def test_the_interface_is_as_described(name):
     """A change here affects users. If it is intended, `make compile` updates the text, and the diff shows it."""
     assert describe(COMPILED / name) == text_of(COMPILED / name).read_text()
@@ -82,9 +95,19 @@ def test_every_description_has_a_pipeline():
     assert set(TEXTS.rglob("*.txt")) == set(map(text_of, FILES))
 
 
+@functools.cache
+def file_of(name):
+    """The file of a compiled pipeline; one for GPUs is compiled now."""
+    if name.startswith("cpu/"):
+        return COMPILED / name
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return compile_to(place(pipelines()[Path(name).stem], Placement(device="gpu")), folder / Path(name).name)
+
+
 def read(name):
     """A compiled pipeline as protobuf messages: the spec, and the Kubernetes settings of each executor."""
-    spec, platform = yaml.safe_load_all((COMPILED / name).read_text())
+    spec, platform = yaml.safe_load_all(file_of(name).read_text())
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     parsed = {key: json_format.ParseDict(value, KubernetesExecutorConfig()) for key, value in settings.items()}
     return json_format.ParseDict(spec, PipelineSpec()), parsed
@@ -122,7 +145,7 @@ def test_an_importer_is_named_by_its_key(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_kfp_reads_it(name):
     pipeline = pipelines()[Path(name).stem]
-    loaded = components.load_component_from_file(str(COMPILED / name))
+    loaded = components.load_component_from_file(str(file_of(name)))
     assert loaded.name == f"evasion-{pipeline.component_spec.name}"
     assert set(loaded.component_spec.inputs) == {*pipeline.component_spec.inputs, *LINEAGE}
     spec, settings = read(name)
