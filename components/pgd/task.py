@@ -75,9 +75,16 @@ def pgd(
         defenses=defenses,
         parameters=parameters,
         seed=seed,
-        make=partial(_make, norm=norm, batch_size=batch_size, **settings),
-        make_compiled=partial(_make_compiled, **settings) if norm == "inf" else None,
+        **ways(norm=norm, batch_size=batch_size, **settings),
     )
+
+
+def ways(*, norm: str, batch_size: int, **settings: Any) -> dict[str, Any]:
+    """Return what makes the attack, and what makes it compiled, as `runner.run` and `runner.batch_attack` take them."""
+    return {
+        "make": partial(_make, norm=norm, batch_size=batch_size, **settings),
+        "make_compiled": partial(_make_compiled, **settings) if norm == "inf" else None,
+    }
 
 
 def _make(target: Any, seed: int, **settings: Any) -> "runner.Attack":

@@ -13,7 +13,7 @@ from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, Series
 from evasion.components.common.results.minimal import Distribution
 from evasion.components.common.results.table import Row, accuracy, best, strongest
-from evasion.components.common.results.treatments import NONE, ProvenanceEntry
+from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment
 from evasion.components.report import confusion, gallery
 
 DISTANCES = {
@@ -65,9 +65,7 @@ def render(
             knowledge=evaluations.knowledge,
             two=AWARE in evaluations.knowledge,
             draws=_draws(evaluations),
-            blocks=[
-                (attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]
-            ],
+            blocks=_blocks(evaluations, rows),
             worst=worst,
             best=best(rows, worst.attack) if worst else None,
             clean=accuracy(evaluations.clean),
@@ -93,6 +91,11 @@ def render(
             untreated=NONE,
         )
     )
+
+
+def _blocks(evaluations: Evaluations, rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
+    """Return the rows of each attack; without one, all rows."""
+    return [(attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]]
 
 
 def _plot(curve: Curve) -> Plot:

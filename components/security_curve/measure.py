@@ -6,7 +6,7 @@ An FGM step is linear in eps, so the direction of the step is computed once.
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from evasion.components.common import versions
 from evasion.components.common.attacks import runner
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import Sample
@@ -25,10 +26,21 @@ from evasion.components.common.models import classifier
 from evasion.components.common.models.artifact import Card
 from evasion.components.common.models.classifier import Classifier
 from evasion.components.common.progress import track
-from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, ControlCount, CurveLine, CurvePoint
+from evasion.components.common.results import json_file
+from evasion.components.common.results.curve import (
+    COMPUTED,
+    NOISE,
+    PGD,
+    SAVED,
+    ControlCount,
+    CurveFile,
+    CurveLine,
+    CurvePoint,
+)
+from evasion.components.common.results.evaluation import DatasetRecord, ModelRecord
 from evasion.components.common.results.treatments import Aim
 from evasion.components.fgm.compiled import direction
-from evasion.components.pgd.task import projected_gradient_descent
+from evasion.components.pgd import task as pgd
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 """Sizes in 8-bit levels, so that rounding loses nothing: about half as much again from point to point."""
@@ -100,9 +112,15 @@ class _Line:
 
 
 def measure(
-    data: Dataset, model: Path, card: Card, defenses: Sequence[Defense], predictions: Path, settings: Settings
-) -> tuple[list[CurveLine], dict[str, ControlCount]]:
-    """Return the lines and the controls, and write the controls' predictions.
+    data: Dataset,
+    model: Path,
+    card: Card,
+    defenses: Sequence[Defense],
+    predictions: Path,
+    sizes: Sequence[float],
+    used: Mapping[str, Any],
+) -> CurveFile:
+    """Return what `curve.json` holds, and write the controls' predictions.
 
     Args:
         data: The images to attack.
@@ -110,11 +128,32 @@ def measure(
         card: Its description.
         defenses: What else to draw curves of, oblivious and defense-aware.
         predictions: Where the class predicted under each control goes, a row an image.
-        settings: What decides the curve.
+        sizes: The sizes of the attack; empty for the default ones.
+        used: The parameters of the step, with the seed that is used.
     """
+    settings = Settings(
+        **{name: used[name] for name in ("norm", "eps", "batch_size", "eot_samples", "seed", "pgd_max_iter")},
+        sizes=grid(used["norm"], used["eps"], sizes, data.header.image_shape),
+    )
     curve = _Measurement(classifier.load(model), card, defenses, settings)
+    _count(data, card, curve, settings.batch_size, predictions)
+    return CurveFile(
+        attack="fgm",
+        **used,
+        chance=1 / sum(count > 0 for count in data.header.counts),
+        images=len(data),
+        dataset=DatasetRecord.of(data.header, data.sha256),
+        model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),
+        versions=versions.recorded(model=True),
+        curves=curve.lines(),
+        controls=curve.control_counts(),
+    )
+
+
+def _count(data: Dataset, card: Card, curve: "_Measurement", batch_size: int, predictions: Path) -> None:
+    """Count batch by batch, and write the rows of the controls."""
     places = card.indices_of(data.header.class_names, data.header.image_shape)
-    batches = track(data.batches(settings.batch_size), -(-len(data) // settings.batch_size), "batches")
+    batches = track(data.batches(batch_size), -(-len(data) // batch_size), "batches")
     with predictions.open("w", newline="", encoding="utf-8") as file:
         rows = csv.DictWriter(file, ["path", "label", *curve.controls])
         rows.writeheader()
@@ -124,7 +163,6 @@ def measure(
             for place, sample in enumerate(batch):
                 guessed = {name: card.class_names[guesses[name][place]] for name in curve.controls}
                 rows.writerow({"path": sample.source, "label": card.class_names[labels[place]], **guessed})
-    return curve.lines(), curve.control_counts()
 
 
 class _Measurement:
@@ -144,8 +182,7 @@ class _Measurement:
         for defense in defenses:
             self._lines.append(self._line("fgm", OBLIVIOUS, defense, None))
             self._lines.append(self._line("fgm", AWARE, defense, defense))
-        self._pgd = projected_gradient_descent(
-            bare.art,
+        attack = pgd.ways(
             norm=settings.norm,
             eps=settings.eps,
             eps_step=settings.eps / PGD_STEPS,
@@ -153,6 +190,7 @@ class _Measurement:
             num_random_init=0,
             batch_size=settings.batch_size,
         )
+        self._pgd = runner.batch_attack(bare, bare, settings.seed, **attack)
         self.controls = {COMPUTED: 0, SAVED: 0, NOISE: 0} | ({PGD: 0} if settings.pgd_max_iter else {})
 
     def _line(
@@ -174,7 +212,8 @@ class _Measurement:
 
     def count(self, batch: list[Sample], labels: npt.NDArray[np.int32]) -> dict[str, Labels]:
         """Count one batch, and return the classes predicted under each control."""
-        x = to_float(classifier.stack(batch))
+        pixels = classifier.stack(batch)
+        x = to_float(pixels)
         before = self._bare.attacked_outputs(x).argmax(axis=1)
         guesses = stacked_predictions(self._predicted, self._versions(batch, x, before))
         for line in self._lines:
@@ -184,7 +223,7 @@ class _Measurement:
         attacked, noise = (guesses[id(line), self._settings.eps] for line in self._lines[:2])
         by_control = {COMPUTED: guesses[COMPUTED], SAVED: attacked, NOISE: noise}
         if PGD in self.controls:
-            by_control[PGD] = self._predicted(self._saved(self._pgd.generate(x, y=self._one_hot[before]), batch, None))
+            by_control[PGD] = self._predicted(to_float(self._pgd.attack(pixels).pixels))
         for name in self.controls:
             self.controls[name] += int((by_control[name] == labels).sum())
         return by_control

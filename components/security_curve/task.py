@@ -1,6 +1,5 @@
 """Robust accuracy over the size of FGM: one gradient an image for all sizes, since an FGM step is linear in eps."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -69,17 +68,16 @@ def security_curve(
     }
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
-    from evasion.components.common import seeding, tracking, versions
+    from evasion.components.common import seeding, tracking
     from evasion.components.common.data.dataset import Dataset
     from evasion.components.common.defenses.known import defenses_of
     from evasion.components.common.files import replacing
     from evasion.components.common.models.artifact import Card
     from evasion.components.common.results import json_file
-    from evasion.components.common.results.curve import CURVE, CurveFile
-    from evasion.components.common.results.evaluation import PREDICTIONS, DatasetRecord, ModelRecord
+    from evasion.components.common.results.curve import CURVE
+    from evasion.components.common.results.evaluation import PREDICTIONS
 
-    resolved = seeding.resolve(seed)
-    used = {**parameters, "seed": resolved}
+    used = {**parameters, "seed": seeding.resolve(seed)}
     known_defenses = defenses_of(defenses)
     logged = {**used, "defenses": defenses}
     with tracking.stage("security_curve", logged) as run, Dataset(dataset) as data, replacing(curve) as folder:
@@ -87,31 +85,12 @@ def security_curve(
         card.indices_of(data.header.class_names, data.header.image_shape)  # refused before TensorFlow is loaded
         folder.mkdir(parents=True)
 
-        from evasion.components.security_curve.measure import Settings, grid, measure
+        from evasion.components.security_curve.measure import measure
 
-        settings = Settings(
-            norm=norm,
-            eps=eps,
-            batch_size=batch_size,
-            eot_samples=eot_samples,
-            seed=resolved,
-            sizes=grid(norm, eps, sizes_of(eps_values, norm), data.header.image_shape),
-            pgd_max_iter=pgd_max_iter,
-        )
-        curves, controls = measure(data, model, card, known_defenses, folder / PREDICTIONS, settings)
-        content = CurveFile(
-            attack="fgm",
-            **used,  # type: ignore[arg-type]
-            chance=1 / sum(count > 0 for count in data.header.counts),
-            images=len(data),
-            dataset=DatasetRecord.of(data.header, data.sha256),
-            model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),
-            versions=versions.recorded(model=True),
-            curves=curves,
-            controls=controls,
-        )
+        sizes = sizes_of(eps_values, norm)
+        content = measure(data, model, card, known_defenses, folder / PREDICTIONS, sizes, used)
         (folder / CURVE).write_text(json_file.to_text(content), encoding="utf-8")
-        metrics = {f"accuracy_{name}": control.correct / len(data) for name, control in controls.items()}
+        metrics = {f"accuracy_{name}": control.correct / len(data) for name, control in content.controls.items()}
         run.tag({"dataset_sha256": data.sha256})
         run.log_metrics(metrics)
         run.log_file(folder / CURVE, CURVE)

@@ -117,6 +117,8 @@ def run_pipeline(
     from evasion.pipelines.cli import run_progress, tables
     from evasion.pipelines.local import runner
     from evasion.pipelines.local.containers import EngineError
+    from evasion.pipelines.local.kfp_patches import KfpVersionError
+    from evasion.pipelines.local.results import StepFailedError
     from evasion.pipelines.plan import BadArgumentsError
 
     progress = Console(stderr=True, quiet=quiet)
@@ -134,9 +136,9 @@ def run_pipeline(
             )
     except BadArgumentsError as error:
         fail(BAD_INPUT, *(with_option_hint(problem.message, problem.parameters) for problem in error.problems))
-    except runner.StepFailedError as error:
+    except StepFailedError as error:
         fail(FAILED, str(error), note=f"All output: {error.log}")
-    except (TrackingError, EngineError, runner.KfpVersionError, OSError) as error:
+    except (TrackingError, EngineError, KfpVersionError, OSError) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from evasion.pipelines.cli.durations import duration
-from evasion.pipelines.local.runner import RunListener, StepResult
+from evasion.pipelines.local.results import RunListener, StepResult
 from evasion.pipelines.plan import PlannedStep
 
 INTERVAL = 10.0  # seconds between two lines of progress outside a terminal

@@ -15,7 +15,7 @@ from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row
 from evasion.components.compare.comparison import Comparison
-from evasion.pipelines.local.runner import Result, StepResult
+from evasion.pipelines.local.results import Result, StepResult
 
 
 def show_result(console: Console, result: Result) -> None:

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from evasion.components.step import step
 from evasion.pipelines.catalog import pipelines
 from evasion.pipelines.local import containers, runner, server
+from evasion.pipelines.local.results import StepFailedError
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def refusing(how: str):
 )
 def test_a_failed_step_reports_its_own_error(run, beside, how, message):
     before = beside()
-    with pytest.raises(runner.StepFailedError) as failure:
+    with pytest.raises(StepFailedError) as failure:
         run(refusing, how=how)
     assert failure.value.message == message
     assert failure.value.step == "refuse"

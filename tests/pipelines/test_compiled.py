@@ -41,7 +41,7 @@ WITHOUT_MODEL = {
 
 @pytest.fixture(scope="module")
 def recompiled(tmp_path_factory):
-    """All files of `make compile` and `make release`, compiled by another process with other hashes, in another folder and order."""
+    """All files of `make compile` and `make release`, compiled by another process with other hashes, elsewhere."""
     folder = tmp_path_factory.mktemp("compiled")
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
     folders = {"steps": ["--steps"], "gpu": ["--device", "gpu"], "cpu": ["--device", "cpu"]}

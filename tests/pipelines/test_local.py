@@ -17,7 +17,9 @@ from mlflow import MlflowClient
 
 from evasion.components.step import step
 from evasion.pipelines import plan
-from evasion.pipelines.local import runner
+from evasion.pipelines.local import kfp_patches, runner
+from evasion.pipelines.local.kfp_patches import KfpVersionError
+from evasion.pipelines.local.results import RunListener, StepFailedError
 from evasion.pipelines.plan import BadArgumentsError
 
 
@@ -151,7 +153,7 @@ def measuring_nothing():
     not_a_number()
 
 
-class Recorder(runner.RunListener):
+class Recorder(RunListener):
     def __init__(self):
         self.events = []
 
@@ -276,7 +278,7 @@ def test_kfp_is_left_as_it_was(packed):
 )
 def test_a_failed_step_ends_the_run_with_its_own_error(output, how, message):
     recorder = Recorder()
-    with pytest.raises(runner.StepFailedError) as failure:
+    with pytest.raises(StepFailedError) as failure:
         runner.run(refusing, {"how": how}, output=output, experiment="e", listener=recorder)
     assert failure.value.step == "refuse"
     assert failure.value.message == message
@@ -313,14 +315,14 @@ def test_a_loop_runs_its_rounds_in_order_and_passes_on_their_results(output):
 
 def test_a_step_that_fails_in_a_loop_ends_the_run_with_its_own_error(output):
     recorder = Recorder()
-    with pytest.raises(runner.StepFailedError) as failure:
+    with pytest.raises(StepFailedError) as failure:
         runner.run(looping, {"fail_at": "part 1"}, output=output, experiment="e", listener=recorder)
     assert str(failure.value) == "work 2/3: part must be another. Received: part='part 1'"
     assert [event[1] for event in recorder.events if event[0] == "started"][-1] == "work 2/3"
 
 
 def test_a_failed_run_is_failed_in_mlflow(output):
-    with pytest.raises(runner.StepFailedError):
+    with pytest.raises(StepFailedError):
         runner.run(refusing, {}, output=output, experiment="failing")
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
@@ -328,16 +330,16 @@ def test_a_failed_run_is_failed_in_mlflow(output):
 
 
 def test_an_error_of_kfp_itself_is_reported_with_its_message(output):
-    with pytest.raises(runner.StepFailedError, match="not_a_number: "):
+    with pytest.raises(StepFailedError, match="not_a_number: "):
         runner.run(measuring_nothing, {}, output=output, experiment="e")
 
 
 @pytest.mark.parametrize("installed", ["2.18.0", "2.1.7", "2.170.0", "3.2.17.0"])
 def test_another_kfp_is_refused_before_anything_starts(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
+    monkeypatch.setattr(kfp_patches, "version", lambda package: {"kfp": installed}[package])
     recorder = Recorder()
     message = re.escape(f"kfp must have version 2.17 to run pipelines on this machine. Received: kfp {installed}")
-    with pytest.raises(runner.KfpVersionError, match=message):
+    with pytest.raises(KfpVersionError, match=message):
         runner.run(packing, {"data_dir": "x"}, output=tmp_path / "runs", listener=recorder)
     assert not (tmp_path / "runs").exists()
     assert recorder.events == []
@@ -345,7 +347,7 @@ def test_another_kfp_is_refused_before_anything_starts(tmp_path, monkeypatch, in
 
 @pytest.mark.parametrize("installed", ["2.17.0", "2.17.3"])
 def test_kfp_of_the_supported_version_is_accepted(tmp_path, monkeypatch, installed):
-    monkeypatch.setattr(runner, "version", lambda package: {"kfp": installed}[package])
+    monkeypatch.setattr(kfp_patches, "version", lambda package: {"kfp": installed}[package])
     with pytest.raises(BadArgumentsError):
         runner.run(packing, {}, output=tmp_path / "runs")
 

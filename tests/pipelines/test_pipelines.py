@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from evasion.pipelines import catalog
 from evasion.pipelines.catalog import pipelines
 from evasion.pipelines.local import runner
+from evasion.pipelines.local.results import StepFailedError
 
 pytestmark = pytest.mark.slow
 
@@ -257,7 +258,7 @@ def test_the_whole_evaluation_of_a_pretrained_model(run, photographs):
 
 
 def test_a_failed_step_reports_its_own_error_and_fails_the_run(run, mnist, output):
-    with pytest.raises(runner.StepFailedError, match=r"model must be registered in MLflow.*no_such_model") as failure:
+    with pytest.raises(StepFailedError, match=r"model must be registered in MLflow.*no_such_model") as failure:
         run("fgm", data_dir=str(mnist / "testing"), model="no_such_model", **LE_NET)
     assert failure.value.step == "load_model"
     tracking = MlflowClient(f"sqlite:///{output}/mlflow.db")

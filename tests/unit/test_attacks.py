@@ -456,7 +456,7 @@ def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits
         from_logits = True
 
     flat, attack = Flat(), runner.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
-    batch_attack = runner._batch_attack(flat, flat, 0, lambda *_: attack, None)
+    batch_attack = runner.batch_attack(flat, flat, 0, lambda *_: attack, None)
     with Dataset(digits_tar) as data:
         batches = list(runner._changes(data, batch_attack, 32, data.header.class_names))
     assert {change.fields["zero_gradient"] for batch in batches for change in batch} == {1}
@@ -474,7 +474,7 @@ def test_the_compiled_attack_is_used_on_the_bare_model_alone(bare, has_compiled)
         chosen.append(("compiled", target, seed))
 
     target = model if bare else behind_defense
-    attack = runner._batch_attack(model, target, 3, make, make_compiled if has_compiled else None)
+    attack = runner.batch_attack(model, target, 3, make, make_compiled if has_compiled else None)
     compiled_is_used = bare and has_compiled
     assert chosen == [("compiled" if compiled_is_used else "general", target, 3)]
     assert attack.thread_safe == compiled_is_used

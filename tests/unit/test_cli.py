@@ -19,7 +19,7 @@ from rich.console import Console
 from evasion.components.step import step
 from evasion.pipelines import catalog, placement, stages
 from evasion.pipelines.cli import durations, main, run, run_progress, tables
-from evasion.pipelines.local import runner
+from evasion.pipelines.local.results import StepResult
 from evasion.pipelines.plan import PlannedStep
 
 EVASION = [sys.executable, "-c", "from evasion.pipelines.cli.main import main; main(prog_name='evasion')"]
@@ -413,7 +413,7 @@ def test_compile_leaves_a_good_file_alone_when_it_fails(tmp_path, monkeypatch):
 
 
 STEP = PlannedStep("fgm", "fgm", "fgm", {}, frozenset(), {})
-RESULT = runner.StepResult(STEP, 75.0, {}, {})
+RESULT = StepResult(STEP, 75.0, {}, {})
 
 
 def shown_by(listener_class, terminal):

@@ -47,7 +47,7 @@ whether its gradient is zero everywhere. Several threads call it.
 
 
 @dataclasses.dataclass(frozen=True)
-class _AttackedBatch:
+class AttackedBatch:
     """The result for one batch.
 
     Attributes:
@@ -64,7 +64,7 @@ class _AttackedBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _BatchAttack:
+class BatchAttack:
     """An attack on batches of 8-bit images.
 
     Attributes:
@@ -72,7 +72,7 @@ class _BatchAttack:
         thread_safe: Whether several threads may call it at once.
     """
 
-    attack: Callable[[Pixels], _AttackedBatch]
+    attack: Callable[[Pixels], AttackedBatch]
     thread_safe: bool
 
 
@@ -119,7 +119,7 @@ def run(
 
         def changes(defense: Defense | None) -> Iterator[list[Change]]:
             target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
-            attack = _batch_attack(bare, target, used["seed"], make, make_compiled)
+            attack = batch_attack(bare, target, used["seed"], make, make_compiled)
             yield from _changes(clean, attack, used["batch_size"], card.class_names)
 
         stage_run.tag({"dataset_sha256": clean.sha256})
@@ -173,13 +173,13 @@ def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) ->
     return Defended(bare.model, defense.transformation, eot_samples=eot_samples, seed=seed)
 
 
-def _batch_attack(
+def batch_attack(
     bare: Any,
     target: Any,
     seed: int,
     make: Callable[[Any, int], Attack],
     make_compiled: Callable[[Any, int], CompiledAttack] | None,
-) -> _BatchAttack:
+) -> BatchAttack:
     """Return the compiled attack if there is one and the target is the bare model; otherwise the one over the target.
 
     A compiled attack computes the model's own gradients, so it cannot attack a model behind a defense.
@@ -187,17 +187,17 @@ def _batch_attack(
     if make_compiled is not None and target is bare:
         compiled = make_compiled(target, seed)
 
-        def attack_compiled(pixels: Pixels) -> _AttackedBatch:
+        def attack_compiled(pixels: Pixels) -> AttackedBatch:
             outputs, attacked, without_gradient = compiled(pixels)
-            return _AttackedBatch(bare.probabilities_of(outputs), attacked, without_gradient, {})
+            return AttackedBatch(bare.probabilities_of(outputs), attacked, without_gradient, {})
 
-        return _BatchAttack(attack_compiled, thread_safe=True)
+        return BatchAttack(attack_compiled, thread_safe=True)
     attack = make(target, seed)
     # ART's attacks keep state between calls.
-    return _BatchAttack(lambda pixels: _generate(to_float(pixels), bare, target, attack), thread_safe=False)
+    return BatchAttack(lambda pixels: _generate(to_float(pixels), bare, target, attack), thread_safe=False)
 
 
-def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> _AttackedBatch:
+def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> AttackedBatch:
     """Attack a batch.
 
     The labels are the target's predictions, not the true ones, which would leak them into the image (Kurakin et al.
@@ -209,11 +209,11 @@ def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> _AttackedBat
     x_adv = attack.generate(x, y)
     gradient: Floats = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
     without_gradient = np.logical_not(gradient.any(axis=(1, 2, 3)))
-    return _AttackedBatch(before, to_pixels(x_adv), without_gradient, attack.columns())
+    return AttackedBatch(before, to_pixels(x_adv), without_gradient, attack.columns())
 
 
 def _changes(
-    clean: Dataset, attack: _BatchAttack, batch_size: int, class_names: tuple[str, ...]
+    clean: Dataset, attack: BatchAttack, batch_size: int, class_names: tuple[str, ...]
 ) -> Iterator[list[Change]]:
     """Attack batch by batch. The prediction recorded for an image is that of the bare model before the attack."""
     from evasion.components.common.models.classifier import stack
