@@ -75,16 +75,19 @@ def run(
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
-        launch: Launch
-        if container_setup:
-            launch = container_setup.launcher(run_dir / "steps").run
-        else:
-            launch = functools.partial(_in_process, stack.enter_context(process.ProcessLauncher(os.environ)))
+        launch = _launcher(container_setup, run_dir, stack)
         session = Session({step.task: step for step in planned}, launch, docker, listener, log, Path(log.name))
         outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
     served = output if container_setup and container_setup.server_started else None
     return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs, served)
+
+
+def _launcher(container_setup: "_ContainerSetup | None", run_dir: Path, stack: ExitStack) -> Launch:
+    """Return what runs a step: in a container, or in a process."""
+    if container_setup:
+        return container_setup.launcher(run_dir / "steps").run
+    return functools.partial(_in_process, stack.enter_context(process.ProcessLauncher(os.environ)))
 
 
 @dataclass(frozen=True)
