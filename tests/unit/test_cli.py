@@ -15,7 +15,13 @@ from click.testing import CliRunner
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Metrics, Output
 from rich.console import Console
+from summaries import summary
 
+from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
+from evasion.components.common.results.check import Check
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.table import Attacked, Row
+from evasion.components.common.results.treatments import NONE, Treatment
 from evasion.components.step import step
 from evasion.pipelines import catalog, placement, stages
 from evasion.pipelines.cli import durations, main, run, run_progress, tables
@@ -26,26 +32,15 @@ EVASION = [sys.executable, "-c", "from evasion.pipelines.cli.main import main; m
 
 PIPELINES = list(catalog.pipelines())
 
-SHARE = {"value": 0.9, "low": 0.85, "high": 0.94, "n": 100, "count": 90}
-SUMMARY = {
-    "headline": "fgm takes the accuracy of le_net from 90.0 % to 20.0 %.",
-    "table": [
-        {
-            "attack": "fgm",
-            "attack_settings": "eps=0.3",
-            "defense": defense,
-            "settings": settings,
-            "clean_accuracy": SHARE,
-            "robust_accuracy": {**SHARE, "value": 0.2, "low": 0.1, "high": 0.3},
-            "attack_success_rate": rate,
-        }
-        for defense, settings, rate in (("none", "", SHARE), ("jpeg_compression [x]", "quality=50", None))
-    ],
-    "checks": [
-        {"name": "clean accuracy", "subject": "model", "status": "pass", "found": "0.9", "advice": ""},
-        {"name": "saturation", "subject": "clean", "status": "warn", "found": "12 images", "advice": "Look."},
-    ],
-}
+HEADLINE = "fgm takes the accuracy of le_net from 90.0 % to 20.0 %."
+FGM, JPEG = Treatment("fgm", "eps=0.3"), Treatment("jpeg_compression [x]", "quality=50")
+HIGH, LOW = Share(0.9, 0.85, 0.94, 100, 90), Share(0.2, 0.1, 0.3, 100, 20)
+UNDEFENDED = Row(FGM, NONE, HIGH, judged=Attacked(LOW, HIGH))
+CHECKS = (
+    Check("clean accuracy", "model", "pass", "0.9"),
+    Check("saturation", "clean", "warn", "12 images", "Look."),
+)
+SUMMARY = summary(HEADLINE, (UNDEFENDED, Row(FGM, JPEG, HIGH, judged=Attacked(LOW))), CHECKS)
 
 
 @step
@@ -274,13 +269,10 @@ def test_a_report_is_shown_as_a_table_and_kept(small_pipelines, output):
 
 
 def test_two_attackers_are_two_columns(small_pipelines, output):
-    none, defended = SUMMARY["table"]
-    attackers = {
-        "defense-aware": {"robust_accuracy": {**SHARE, "value": 0.21}},
-        "oblivious": {"robust_accuracy": SHARE},
-    }
-    summary = {**SUMMARY, "table": [{**none, "attackers": {}}, {**defended, "attackers": attackers}]}
-    result = evasion("run", "reporting", "--text", json.dumps(summary), "--output", output)
+    attackers = {AWARE: Attacked(Share(0.21, 0.1, 0.3, 100, 21)), OBLIVIOUS: Attacked(HIGH)}
+    defended = Row(FGM, JPEG, HIGH, attackers=attackers, attacker=AWARE, judged=attackers[AWARE])
+    text = json.dumps(summary(HEADLINE, (UNDEFENDED, defended), CHECKS))
+    result = evasion("run", "reporting", "--text", text, "--output", output)
     assert result.exit_code == 0, result.output
     assert re.search(r"defense-aware +oblivious", result.stdout)
     assert re.search(r"no defense +90\.0 \S+ \S+ +20\.0 \S+ \S+ +20\.0 \S+ \S+ +90\.0", result.stdout)

@@ -26,6 +26,7 @@ from cryptography.x509.oid import NameOID
 from kfp import dsl
 from kfp.compiler import Compiler
 from kfp_server import RESET, Story, serving
+from summaries import summary
 
 from evasion.components.common import tracking
 from evasion.components.common.tracking import stage_run
@@ -626,14 +627,14 @@ def reporting_file(tmp_path_factory):
 
 
 def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, mlflow_store, tmp_path, monkeypatch):
-    summary = {"headline": "fgm fools it.", "table": [], "checks": []}
+    content = summary("fgm fools it.")
     uri = os.environ["MLFLOW_TRACKING_URI"]
 
     def log(run):
         """As the steps of the run do."""
         monkeypatch.setenv("KFP_RUN_ID", run.run_id)
         (tmp_path / "report.html").write_text("<p>page</p>")
-        (tmp_path / "report.json").write_text(json.dumps(summary))
+        (tmp_path / "report.json").write_text(json.dumps(content))
         tracking.mark_pipeline_run("reporting", "RUNNING")
         with tracking.stage("report", {}) as stage:
             for name in ("report.html", "report.json"):
@@ -642,7 +643,7 @@ def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, m
     kfp_server.started = log
     output = tmp_path / "a" / "b"
     result = submit(reporting_file, "--output", str(output), "--tracking-uri", uri)
-    assert json.loads((output / "report.json").read_text()) == summary
+    assert json.loads((output / "report.json").read_text()) == content
     assert (output / "report.html").read_text() == "<p>page</p>"
     assert "fgm fools it." in result.stdout
     assert f"Report: {output / 'report.html'}\n" in result.stdout
