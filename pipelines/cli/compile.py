@@ -32,7 +32,7 @@ from evasion.pipelines.cli.options import fail, names_in, placement_of, placemen
 @click.option(
     "--steps",
     is_flag=True,
-    help="Compile steps instead, for your own pipelines, to OUTPUT/STEP/component.yaml. Ignores all other options.",
+    help="Compile steps instead, for your own pipelines, to OUTPUT/STEP/component.yaml. Only --output applies.",
 )
 @click.option("--attacks", callback=names_in, metavar="NAME,…", help="The attacks of evaluations, as in `evasion run`.")
 @click.option(
