@@ -140,9 +140,9 @@ def _host_error(error: Any, address: str) -> HostError:
     except (ValueError, AttributeError):
         message = str(error.reason if not error.body else error.body.decode(errors="replace")).strip()
     if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        reason = f": {message}" if message else ""
         return DeniedError(
-            f"Permission denied by {address} (HTTP {error.status}): {message}. Set --token, --token-command or "
-            "--cookie."
+            f"Permission denied by {address} (HTTP {error.status}){reason}. Set --token, --token-command or --cookie."
         )
     message = f"{error.status} {message}".strip()
     if error.status == HTTPStatus.NOT_FOUND:
