@@ -168,11 +168,11 @@ def test_every_attacker_makes_the_same_alone_and_among_others(attack, task):
     """To the last byte: seeds, draws and gradients of one do not depend on the others."""
     name = task.__name__
     together = Dataset.all_in(attack(task=task, defenses=KNOWN))
-    assert [one.header.name for one in together] == [name, *(f"{name}_aware_of_{stage}" for stage in KNOWN)]
+    assert [dataset.header.name for dataset in together] == [name, *(f"{name}_aware_of_{stage}" for stage in KNOWN)]
     hashes = []
-    for one in together:
-        with one:
-            hashes.append(one.sha256)
+    for dataset in together:
+        with dataset:
+            hashes.append(dataset.sha256)
     assert len(set(hashes)) == 4
     with Dataset(attack("oblivious", task)) as alone:
         assert alone.header.name == name
@@ -217,7 +217,7 @@ def test_an_attack_and_a_defense_of_the_same_settings_belong_together(attack, de
             assert dataset.header.awaited_defense == ""
 
 
-def test_numbers_of_further_attackers_bear_their_dataset(le_net_artifact, digits_tar, mlflow_store, tmp_path):
+def test_numbers_of_further_attackers_have_their_dataset_as_prefix(le_net_artifact, digits_tar, mlflow_store, tmp_path):
     tar, settings = tmp_path / "fgm.tar", {stage: KNOWN[stage] for stage in TRANSFORMATIONS}
     arguments = {"dataset": digits_tar, "model": le_net_artifact, "adversarial": tar, **FGM}
     numbers = fgm_task.fgm(**arguments, defenses=json.dumps(settings))

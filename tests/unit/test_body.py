@@ -21,11 +21,11 @@ from evasion.pipelines.inputs import with_datasets
 
 @pytest.fixture
 def stage(monkeypatch):
-    """Put a function in the place of a stage's; `call` finds it under the name `made_up`."""
+    """Install a function as the stage `example`, which `call` can run."""
 
     def put(function):
-        module = types.ModuleType("evasion.components.made_up.task")
-        module.made_up = function
+        module = types.ModuleType("evasion.components.example.task")
+        module.example = function
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     return put
@@ -36,13 +36,13 @@ def artifact(kind, path):
 
 
 def test_artifacts_become_paths_and_all_else_stays_as_it_is(stage, tmp_path):
-    def made_up(*, dataset: Path, model: Path, eps: float, norm: str, minimal: bool) -> dict[str, Any]:
+    def example(*, dataset: Path, model: Path, eps: float, norm: str, minimal: bool) -> dict[str, Any]:
         return locals()
 
-    stage(made_up)
+    stage(example)
     dataset, model = artifact(dsl.Dataset, tmp_path / "dataset"), artifact(dsl.Model, tmp_path / "model")
     artifacts = {"dataset": dataset, "model": model, "metrics": artifact(dsl.Metrics, tmp_path / "metrics")}
-    returned = body.call("made_up", {**artifacts, "eps": 0.3, "norm": "inf", "minimal": False, "call": body.call})
+    returned = body.call("example", {**artifacts, "eps": 0.3, "norm": "inf", "minimal": False, "call": body.call})
     assert returned == {
         "dataset": tmp_path / "dataset",
         "model": tmp_path / "model",
@@ -53,22 +53,22 @@ def test_artifacts_become_paths_and_all_else_stays_as_it_is(stage, tmp_path):
 
 
 def test_a_missing_artifact_is_none_and_a_missing_list_empty(stage, tmp_path):
-    def made_up(
+    def example(
         *, evaluation: Path | None, evaluation_shards: list[Path], curve: Path | None, curve_shards: list[Path]
     ) -> dict[str, Any]:
         return locals()
 
-    stage(made_up)
+    stage(example)
     shards = [artifact(dsl.Artifact, tmp_path / name) for name in ("one", "two")]
     arguments = {"evaluation": None, "evaluation_shards": shards, "curve": None, "curve_shards": None}
-    assert body.call("made_up", arguments) == {
+    assert body.call("example", arguments) == {
         "evaluation": None,
         "evaluation_shards": [tmp_path / "one", tmp_path / "two"],
         "curve": None,
         "curve_shards": [],
     }
     arguments |= {"evaluation_shards": [], "curve": shards[0]}
-    assert body.call("made_up", arguments) == {
+    assert body.call("example", arguments) == {
         "evaluation": None,
         "evaluation_shards": [],
         "curve": tmp_path / "one",
@@ -77,19 +77,19 @@ def test_a_missing_artifact_is_none_and_a_missing_list_empty(stage, tmp_path):
 
 
 def test_datasets_without_a_parameter_of_their_own_are_the_others(stage, tmp_path):
-    def made_up(*, dataset: Path, others: Sequence[Path], defended: Path) -> dict[str, Any]:
+    def example(*, dataset: Path, others: Sequence[Path], defended: Path) -> dict[str, Any]:
         return locals()
 
-    stage(made_up)
+    stage(example)
     names = ("dataset", "defended", "dataset_2", "dataset_3", "dataset_10")
     arguments = {name: artifact(dsl.Dataset, tmp_path / name) for name in names}
     arguments |= {"metrics": artifact(dsl.Metrics, tmp_path / "metrics"), "dataset_4": None}
-    assert body.call("made_up", arguments) == {
+    assert body.call("example", arguments) == {
         "dataset": tmp_path / "dataset",
         "defended": tmp_path / "defended",
         "others": [tmp_path / "dataset_2", tmp_path / "dataset_3", tmp_path / "dataset_10"],
     }
-    assert body.call("made_up", {name: arguments[name] for name in ("dataset", "defended")})["others"] == []
+    assert body.call("example", {name: arguments[name] for name in ("dataset", "defended")})["others"] == []
 
 
 @pytest.mark.parametrize("name", stages.steps())
@@ -103,7 +103,7 @@ def test_a_step_hands_its_stage_all_that_it_takes(name):
     module = __import__(f"evasion.components.{name}.task", fromlist=[name])
     needed = inspect.signature(getattr(module, name)).parameters
     assert needed.keys() - {"others"} <= taken.keys()
-    results = {name for name, one in taken.items() if "Metrics" in str(one.annotation)}
+    results = {name for name, parameter in taken.items() if "Metrics" in str(parameter.annotation)}
     assert taken.keys() - needed.keys() == results
 
 
@@ -121,7 +121,7 @@ def test_a_step_of_several_datasets_defends_them_all(make_dataset, random_pixels
         dataset_2=datasets["fgm"],
         dataset_4=datasets["pgd"],
     )
-    assert [one.header.name for one in Dataset.all_in(tmp_path / "defended")] == [
+    assert [dataset.header.name for dataset in Dataset.all_in(tmp_path / "defended")] == [
         "spatial_smoothing",
         "spatial_smoothing_of_fgm",
         "spatial_smoothing_of_pgd",
@@ -178,7 +178,7 @@ def test_a_stage_that_fails_elsewhere_leaves_the_run_to_who_opened_it(mlflow_sto
         assert status_of_the_pipeline(mlflow_store) == "RUNNING"
 
 
-def test_the_error_of_a_stage_is_told_though_mlflow_is_gone(monkeypatch, smooth, capsys):
+def test_the_error_of_a_stage_is_reported_though_mlflow_is_gone(monkeypatch, smooth, capsys):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match="window_size must be a positive integer"):

@@ -88,7 +88,7 @@ def test_what_is_written_is_what_is_read(header_and_samples):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "dataset")
         writer.write(path, header, iter(samples))
-        assert [one.name for one in Path(folder).iterdir()] == ["dataset"]
+        assert [path.name for path in Path(folder).iterdir()] == ["dataset"]
         first = path.read_bytes()
         with Dataset(path, header.name) as opened:
             assert opened.header == header
@@ -128,7 +128,7 @@ def test_fault_last_batch_dropped(make_dataset, random_pixels):
 
 
 def test_fault_labels_shifted_by_a_missing_class(make_dataset, random_pixels):
-    """The original numbered the class folders that it found, so a class without images moved those behind it."""
+    """The original numbered the existing class folders, so a class without images moved those after it."""
     path = make_dataset(random_pixels(3, (4, 4, 1)), [1, 3, 3], ["a", "b", "c", "d", "e"])
     with Dataset(path) as opened:
         assert opened.labels.tolist() == [1, 3, 3]
@@ -170,15 +170,15 @@ def test_the_tar_says_nothing_of_this_machine(make_dataset, random_pixels):
 
 
 def several(path, make, **named):
-    """A tar with a dataset for each name, of the images of one made by `make`, and those datasets one by one."""
+    """A tar with several datasets, one for each name, each with the images of a dataset from `make`; and its parts."""
     singles = {}
     for name, pixels in named.items():
         singles[name] = make(pixels)
     opened = {name: Dataset(single) for name, single in singles.items()}
     with contextlib.ExitStack() as stack:
-        for one in opened.values():
-            stack.enter_context(one)
-        renamed = {name: dataclasses.replace(one.header, name=name) for name, one in opened.items()}
+        for dataset in opened.values():
+            stack.enter_context(dataset)
+        renamed = {name: dataclasses.replace(dataset.header, name=name) for name, dataset in opened.items()}
         writer.write_all(path, [(renamed[name], list(opened[name].samples())) for name in named])
     return path
 
@@ -186,15 +186,15 @@ def several(path, make, **named):
 def test_a_tar_of_several_datasets_holds_each_as_if_alone(make_dataset, random_pixels, tmp_path):
     named = {"first": random_pixels(3, (4, 4, 1)), "second": random_pixels(70, (9, 6, 3))}
     tar = several(tmp_path / "both.tar", make_dataset, **named)
-    assert [one.header.name for one in Dataset.all_in(tar)] == ["first", "second"]
+    assert [dataset.header.name for dataset in Dataset.all_in(tar)] == ["first", "second"]
     for name, pixels in named.items():
-        with Dataset(tar, name) as one:
-            assert one.header.image_shape == pixels.shape[1:]
-            assert np.array_equal(np.stack([sample.pixels for sample in one.samples()]), pixels)
-            assert [sample.index for sample in one.samples()] == list(range(len(pixels)))
-            one.copy_to(tmp_path / f"{name}.tar")
-        with Dataset(tmp_path / f"{name}.tar") as alone, Dataset(tar, name) as one:
-            assert alone.sha256 == one.sha256
+        with Dataset(tar, name) as dataset:
+            assert dataset.header.image_shape == pixels.shape[1:]
+            assert np.array_equal(np.stack([sample.pixels for sample in dataset.samples()]), pixels)
+            assert [sample.index for sample in dataset.samples()] == list(range(len(pixels)))
+            dataset.copy_to(tmp_path / f"{name}.tar")
+        with Dataset(tmp_path / f"{name}.tar") as alone, Dataset(tar, name) as dataset:
+            assert alone.sha256 == dataset.sha256
             assert np.array_equal(np.stack([sample.pixels for sample in alone.samples()]), pixels)
 
 
@@ -203,13 +203,13 @@ def test_datasets_of_one_tar_can_be_read_at_once(make_dataset, random_pixels, tm
     tar = several(tmp_path / "both.tar", make_dataset, first=pixels, second=pixels[::-1])
     first, second = Dataset.all_in(tar)
     with first, second:
-        for one, other in zip(first.samples(), second.samples(), strict=True):
-            assert np.array_equal(one.pixels, pixels[one.index])
+        for sample, other in zip(first.samples(), second.samples(), strict=True):
+            assert np.array_equal(sample.pixels, pixels[sample.index])
             assert np.array_equal(other.pixels, pixels[::-1][other.index])
 
 
 def test_a_dataset_alone_has_the_bytes_of_write(make_dataset, random_pixels, tmp_path):
-    """So a hash says whether two datasets are the same, whatever stands beside them."""
+    """A hash says whether two datasets are the same, regardless of the other datasets of their tars."""
     import hashlib
 
     path = make_dataset(random_pixels(2, (4, 4, 1)))
@@ -353,7 +353,7 @@ class TestHeader:
             ({"image_shape": (100_000, 100_000, 3)}, "image_shape must be"),
         ],
     )
-    def test_what_makes_no_dataset_is_told(self, change, message):
+    def test_what_makes_no_dataset_is_reported(self, change, message):
         with pytest.raises(DatasetError, match=message):
             Header(**{**GOOD, **change})
 
@@ -763,7 +763,7 @@ def test_the_dataset_name_must_be_that_of_the_folder(tmp_path, good):
     assert str(error.value) == "dataset_name must be a folder in the tar: 'good'. Received: dataset_name='fgm'"
 
 
-def test_a_missing_file_is_told_as_such(tmp_path):
+def test_a_missing_file_is_reported_as_such(tmp_path):
     with pytest.raises(FileNotFoundError):
         Dataset(tmp_path / "missing")
 
@@ -794,7 +794,7 @@ def test_a_stage_leaves_out_what_awaits_another_defense(make_dataset, random_pix
     writer.write(single, headers[1], samples)
 
     def names(tars, defense=""):
-        return [one.header.name for one in Dataset.to_work_on(tars, defense)]
+        return [dataset.header.name for dataset in Dataset.to_work_on(tars, defense)]
 
     assert names([several]) == [clean.header.name]
     assert names([several, aimed], "jpeg_compression") == [

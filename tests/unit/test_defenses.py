@@ -197,7 +197,7 @@ class TestGaussian:
         for level in (smoothed, expected):
             assert np.mean(level == 0) > 0.05  # clipped at both ends
             assert np.mean(level == 255) > 0.05
-        moved = [one.astype(int) - pixels for one in (smoothed, expected)]
+        moved = [image.astype(int) - pixels for image in (smoothed, expected)]
         assert stats.ks_2samp(moved[0].ravel(), moved[1].ravel()).pvalue > 0.001
 
     def test_no_two_images_pixels_or_channels_share_their_noise(self, defend, make_dataset):
@@ -318,7 +318,7 @@ def test_names_labels_order_columns_and_provenance_are_kept(defend, make_dataset
     assert [row["path"] for row in rows] == list(images)
     assert [row["source"] for row in rows] == list(parents)
     assert [row["label"] for row in rows] == [name.partition("/")[0] for name in parents]
-    assert [row["clean_prediction"] for row in rows] == [one["clean_prediction"] for one in fields]
+    assert [row["clean_prediction"] for row in rows] == [row["clean_prediction"] for row in fields]
     assert all(row["l_1_norm"] != "99" for row in rows)  # the parent's distances are not this dataset's
     for kept in ("class_names", "counts", "image_shape", "split"):
         assert header[kept] == before[kept]
@@ -358,14 +358,14 @@ def test_fault_distances_of_other_images_than_those_saved(defend, make_dataset, 
         name: [] for name in ("l_1_norm", "l_2_norm", "l_infinity_norm", "cosine_similarity", "wasserstein_distance")
     }
     for before, after, row in zip(pixels, images.values(), rows, strict=True):
-        one, two = before.ravel() / 255, after.ravel() / 255
-        difference = np.abs(one - two)
+        a, b = before.ravel() / 255, after.ravel() / 255
+        difference = np.abs(a - b)
         expected = {
             "l_1_norm": difference.sum(),
             "l_2_norm": np.sqrt((difference**2).sum()),
             "l_infinity_norm": difference.max(),
-            "cosine_similarity": 1 - cosine(one, two) if one.any() and two.any() else float(one.any() == two.any()),
-            "wasserstein_distance": stats.wasserstein_distance(one, two),
+            "cosine_similarity": 1 - cosine(a, b) if a.any() and b.any() else float(a.any() == b.any()),
+            "wasserstein_distance": stats.wasserstein_distance(a, b),
         }
         for name, value in expected.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-9, abs=1e-12), name
@@ -380,8 +380,8 @@ def test_fault_distances_of_other_images_than_those_saved(defend, make_dataset, 
             "min": min(values),
             "max": max(values),
         }
-        for what, value in expected.items():
-            assert numbers[f"{name}_{what}"] == pytest.approx(value, rel=1e-9, abs=1e-9), f"{name}_{what}"
+        for statistic, value in expected.items():
+            assert numbers[f"{name}_{statistic}"] == pytest.approx(value, rel=1e-9, abs=1e-9), f"{name}_{statistic}"
     assert len(numbers) == 5 * 6
 
 
@@ -393,7 +393,7 @@ def test_fault_contrast_stretched_images(defend, make_dataset):
 
 
 def test_fault_images_saved_as_jpeg(defend, make_dataset):
-    """The original saved as JPEG what the attack had made, and so defended before the defense."""
+    """The original saved attacked images as JPEG, which is a defense before the defense."""
     noise = np.random.default_rng(0).integers(0, 256, (3, *COLOUR), dtype=np.uint8)
     path, _ = defend("spatial_smoothing", make_dataset(noise), window_size=1)
     np.testing.assert_array_equal(stacked(path), noise)
@@ -410,7 +410,7 @@ def test_fault_last_batch_dropped(defend, make_dataset, random_pixels, stage, im
 
 @every_defense
 def test_fault_labels_shifted_by_a_missing_class(defend, make_dataset, random_pixels, stage):
-    """The original numbered the class folders that it found, so a class without images moved those behind it."""
+    """The original numbered the existing class folders, so a class without images moved those after it."""
     path, _ = defend(stage, make_dataset(random_pixels(4, GRAY), [1, 1, 3, 3], ["a", "b", "c", "d", "e"]))
     with Dataset(path) as defended:
         assert defended.labels.tolist() == [1, 1, 3, 3]
@@ -430,7 +430,9 @@ def attacked(clean, path, names=tuple(AIMS)):
             aim = AIMS[name] and {"stage": AIMS[name], "parameters": {}}
             entry = {"stage": "fgm", "kind": "attack", "parameters": {}, "seed": 1, "defense": aim}
             header = before.header.derive(name=name, prefix="adv_", entry={**entry, "parent_sha256": before.sha256})
-            moved = (replace(one, stem=f"adv_{one.stem}", pixels=one.pixels + np.uint8(shift)) for one in samples)
+            moved = (
+                replace(sample, stem=f"adv_{sample.stem}", pixels=sample.pixels + np.uint8(shift)) for sample in samples
+            )
             return header, moved
 
         write_all(path, [dataset(name, 7 * place) for place, name in enumerate(names, 1)])
@@ -489,7 +491,7 @@ def test_the_first_tar_may_hold_several(defend, make_dataset, random_pixels, tmp
     clean = make_dataset(random_pixels(4, GRAY))
     tar = attacked(clean, tmp_path / "fgm.tar")
     path, _ = defend("jpeg_compression", tar, others=[clean])
-    assert [one.header.name for one in Dataset.all_in(path)] == [
+    assert [dataset.header.name for dataset in Dataset.all_in(path)] == [
         "jpeg_compression",
         "jpeg_compression_of_fgm_aware_of_jpeg_compression",
         "jpeg_compression_of_load_dataset",

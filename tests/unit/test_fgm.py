@@ -142,10 +142,10 @@ def test_fault_distances_are_those_of_the_saved_images(run_stage, le_net_artifac
         task.fgm, dataset=digits_tar, model=le_net_artifact, out="adversarial", norm="inf", eps=0.013, **DEFAULTS
     )
     with Dataset(digits_tar) as before, Dataset(adversarial) as after:
-        for one, two in zip(before.samples(), after.samples(), strict=True):
-            difference = (two.pixels.astype(np.float64) - one.pixels) / 255
-            assert float(two.fields["l_2_norm"]) == pytest.approx(np.linalg.norm(difference))
-            assert float(two.fields["l_infinity_norm"]) == pytest.approx(3 / 255)  # 0.013 is 3.3 levels
+        for clean, attacked in zip(before.samples(), after.samples(), strict=True):
+            difference = (attacked.pixels.astype(np.float64) - clean.pixels) / 255
+            assert float(attacked.fields["l_2_norm"]) == pytest.approx(np.linalg.norm(difference))
+            assert float(attacked.fields["l_infinity_norm"]) == pytest.approx(3 / 255)  # 0.013 is 3.3 levels
 
 
 def test_fault_images_are_not_stretched_and_none_is_dropped(run_stage, le_net_artifact, digits_tar, digits):
@@ -216,7 +216,7 @@ def test_the_gradient_found_with_the_outputs_is_the_one_asked_for(le_net, digits
         expected = other.loss_gradient(images, y)
         gradient = target.loss_gradient(images, y)
         np.testing.assert_array_equal(gradient, expected)
-        gradient += 1  # whoever changes what was handed out changes nothing for the next
+        gradient += 1  # a change of the returned array must not affect the next call
 
 
 def test_minimal_asks_only_for_images_that_are_not_yet_fooled(le_net, digits):

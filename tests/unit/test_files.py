@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_errors_of_the_system_are_told_as_they_are(tmp_path):
+def test_other_errors_of_the_system_are_reported_as_they_are(tmp_path):
     with pytest.raises(PermissionError, match=r"^no$"), replacing(tmp_path / "file"):
         raise PermissionError("no")
 

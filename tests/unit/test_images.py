@@ -1,4 +1,4 @@
-"""Every file here is made by the test, and its pixels are known without Pillow's decoder wherever possible."""
+"""The tests write every file themselves; where possible its pixels are known without Pillow's decoder."""
 
 import io
 import struct

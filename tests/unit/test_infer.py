@@ -242,7 +242,9 @@ def test_data_that_the_model_does_not_fit_is_refused_before_tensorflow_is_loaded
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
     unknown, shape = done.stdout.splitlines()
     assert unknown.startswith("ModelError The model does not know 1 of the dataset's 2 classes: cat. It knows 0, 1, 2")
-    assert shape.startswith("ModelError The dataset's images are 32×32×3, the model le_net takes 28×28×1: load them")
+    assert shape.startswith(
+        "ModelError The dataset's images are 32×32×3, but the model le_net takes 28×28×1: load them"
+    )
     assert not (tmp_path / "evaluation").exists()
     runs = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
@@ -529,8 +531,8 @@ def test_what_was_found_is_logged(evaluate, digits_tar, le_net_artifact, mlflow_
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "model.json").unlink(), "The model holds no model.json with its class names"),
-        (lambda folder: (folder / "model.keras").unlink(), "The model holds no model.keras"),
+        (lambda folder: (folder / "model.json").unlink(), "The model has no model.json with its class names"),
+        (lambda folder: (folder / "model.keras").unlink(), "The model has no model.keras"),
         (lambda folder: (folder / "model.keras").write_bytes(b"other"), "it is damaged or replaced"),
         (lambda folder: (folder / "model.json").write_text("{"), "model.json does not have the expected form"),
     ],

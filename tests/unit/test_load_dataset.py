@@ -310,19 +310,19 @@ class TestFromMlflow:
         assert newest.data.params["dataset_run_id"] == logged["pipeline"]
         assert newest.data.params["dataset_sha256"] == logged["sha256"]
 
-    def test_an_unknown_run_is_told(self, take, nothing_is_left):
+    def test_an_unknown_run_is_reported(self, take, nothing_is_left):
         with pytest.raises(TrackingError, match=f"MLflow has no such run. Received: run_id='{'0' * 32}'"):
             take("0" * 32)
 
     @pytest.mark.parametrize("run", ["stage", "pipeline"])
     @pytest.mark.parametrize("tar", ["fgm.tar", "../load_dataset.tar", "/etc/passwd", "load_dataset"])
-    def test_an_unknown_tar_is_told_with_those_that_are_there(self, take, nothing_is_left, run, tar):
+    def test_an_unknown_tar_is_reported_with_those_that_are_there(self, take, nothing_is_left, run, tar):
         with pytest.raises(TrackingError, match="dataset_tar_name must be") as error:
             take(run, tar)
         assert "which has load_dataset.tar. Received:" in str(error.value)
         assert f"dataset_tar_name={tar!r}" in str(error.value)
 
-    def test_a_name_that_several_stages_have_is_told(self, take, load, folder, logged, monkeypatch, tmp_path):
+    def test_a_name_that_several_stages_have_is_reported(self, take, load, folder, logged, monkeypatch, tmp_path):
         monkeypatch.setenv("MLFLOW_RUN_ID", logged["pipeline"])
         load(folder, split="training")
         monkeypatch.delenv("MLFLOW_RUN_ID")
@@ -330,7 +330,7 @@ class TestFromMlflow:
             take("pipeline")
         assert take("stage")[1]["sha256"] == logged["sha256"]
 
-    def test_another_dataset_name_is_told(self, take, nothing_is_left):
+    def test_another_dataset_name_is_reported(self, take, nothing_is_left):
         with pytest.raises(DatasetError) as error:
             take(name="fgm")
         assert str(error.value) == (
@@ -360,7 +360,7 @@ class TestFromMlflow:
                 assert among.sha256 == returned["sha256"]
 
     @pytest.mark.parametrize("architecture", ["alex_net", "resnet50"])
-    def test_a_dataset_of_another_shape_is_told(self, take, nothing_is_left, architecture):
+    def test_a_dataset_of_another_shape_is_reported(self, take, nothing_is_left, architecture):
         shape = ARCHITECTURES[architecture].input_shape
         with pytest.raises(ValueError, match="set model_architecture to the one that the dataset") as error:
             take(model_architecture=architecture)

@@ -104,7 +104,7 @@ def trained(x, y, *, eager=False, batch_size=32, **changed):
 @pytest.mark.parametrize("changed", [{"eps": 0.1}, {"eps_step": 0.02}, {"max_iter": 1}], ids=["eps", "step", "iter"])
 def test_fault_every_parameter_of_pgd_has_its_effect(x, y, changed):
     usual, again, other = (trained(x, y), trained(x, y), trained(x, y, **changed))
-    assert all(np.array_equal(one, two) for one, two in zip(usual, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(usual, again, strict=True))
     assert not np.allclose(usual[0], other[0], atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_a_step_learns_from_the_attacked_images_alone(x, y, monkeypatch):
     plain = architectures.build("shallow_net", 10, "none", "", 0)
     plain.compile(optimizer=keras.optimizers.SGD(0.1), loss="categorical_crossentropy")
     plain.train_on_batch(outcome, y)
-    assert all(np.allclose(one, two, atol=1e-6) for one, two in zip(weights, plain.get_weights(), strict=True))
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(weights, plain.get_weights(), strict=True))
 
 
 def test_the_attack_follows_the_weights_as_they_train(x, y):
@@ -196,7 +196,7 @@ def test_fault_pgd_training_honours_seed_and_register_model(train, digits_tar, m
         )
         models[name] = model_artifact.load(result["folder"]).get_weights()
         assert result["card"]["name"] == ("evasion_shallow_net" if register_model else "")
-    assert all(np.array_equal(one, two) for one, two in zip(models["one"], models["again"], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(models["one"], models["again"], strict=True))
     assert not np.array_equal(models["one"][0], models["other"][0])
     (registered,) = mlflow_store.search_model_versions("name = 'evasion_shallow_net'")
     assert int(registered.version) == 1

@@ -87,8 +87,8 @@ def resnet50_file(resnet50, tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def same(one, two):
-    return all(np.array_equal(first, second) for first, second in zip(one, two, strict=True))
+def same(weights, others):
+    return all(np.array_equal(first, second) for first, second in zip(weights, others, strict=True))
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_a_base_takes_weights_without_a_top_and_keeps_them_frozen(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["text.weights.h5", "text.h5", "text.bin"])
-def test_a_file_that_holds_no_weights_is_told_by_name(tmp_path, file):
+def test_a_file_that_holds_no_weights_is_reported_by_name(tmp_path, file):
     (tmp_path / file).write_text("nothing of the kind")
     with pytest.raises(ValueError, match=f"^weights must be .* with its top. Received: '{file}'. Error of Keras"):
         architectures.build_imagenet("resnet50", str(tmp_path / file), "", 0)

@@ -35,7 +35,7 @@ def assert_same(model, quick):
 
 def replaced(model):
     """The convolutions that were, in the model and the models in it."""
-    inside = [one for layer in model.layers if isinstance(layer, keras.Model) for one in replaced(layer)]
+    inside = [inner for layer in model.layers if isinstance(layer, keras.Model) for inner in replaced(layer)]
     return [layer for layer in model.layers if isinstance(layer, _Convolution)] + inside
 
 

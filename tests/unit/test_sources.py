@@ -187,7 +187,7 @@ def test_stems(paths, stems):
     assert unique_stems(paths) == stems
 
 
-def test_stems_that_cannot_be_told_apart_are_refused():
+def test_stems_that_cannot_be_distinguished_are_refused():
     with pytest.raises(ValueError, match=r"'x/a.jpg' and 'x__a.jpg' would both be named 'x__a_jpg'"):
         unique_stems(["x/a.jpg", "x__a.jpg"])
 
@@ -381,7 +381,7 @@ def faults(emulator_url, bucket, monkeypatch) -> Iterator[list[Fault]]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(sources, "_RETRY_SECONDS", 10.0)
         yield planned
-        gc.collect()  # of an answer that it does not read, the library drops the socket: let it be told here
+        gc.collect()  # the library drops the socket of an answer that it does not read: let the warning come here
         server.shutdown()
         thread.join()
 
@@ -427,7 +427,7 @@ def test_missing_permission_is_explained(faults, bucket):
     faults += [lambda body: (403, b"no")] * 2
     with pytest.raises(ValueError, match=r"Permission denied to read '.*1.png'.*roles/storage.objectViewer"):
         folder.read(folder.images[0])
-    with pytest.raises(ValueError, match=f"'{uri}' may not be read"):
+    with pytest.raises(ValueError, match=f"Permission denied to read '{uri}'"):
         list_images(uri)
 
 

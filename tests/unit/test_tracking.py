@@ -106,7 +106,7 @@ def runs_of(client, name=None):
     return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
 
 
-def test_what_killed_pods_left_open_is_ended_without_a_word(client, monkeypatch, capsys):
+def test_what_killed_pods_left_open_is_ended_without_output(client, monkeypatch, capsys):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     tracking.mark_pipeline_run("fgm", "RUNNING")
     stage_run.open_stage("fgm", {})
@@ -167,7 +167,7 @@ def test_stages_are_nested_below_the_run_of_the_pipeline(client, monkeypatch):
 
 @pytest.fixture
 def in_kubeflow(client, monkeypatch):
-    """A pod of a Kubeflow run: `KFP_RUN_ID` is all that placement tells its steps; returns a new run's id."""
+    """A pod of a Kubeflow run: placement sets only `KFP_RUN_ID` in its steps. Return a new run's id."""
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     return os.environ["KFP_RUN_ID"]
 
@@ -206,7 +206,7 @@ def test_in_kubeflow_stages_are_nested_below_the_run_that_a_step_opened(client, 
 
     mark("FINISHED")
     tracking.fail_pipeline_run()  # what has ended well is not ended again
-    assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FINISHED"]
+    assert [run.info.status for run in runs_of(client)] == ["FINISHED", "FINISHED"]
 
 
 def test_a_run_says_where_it_comes_from(client, in_kubeflow, mark, monkeypatch):
@@ -265,15 +265,15 @@ def test_in_kubeflow_a_run_that_did_not_finish_is_failed(client, in_kubeflow, ma
     with pytest.raises(ValueError, match="eps"), tracking.stage("fgm", {}):
         raise ValueError("eps")
     tracking.fail_pipeline_run()
-    assert [one.info.status for one in runs_of(client)] == ["FAILED", "FAILED"]
+    assert [run.info.status for run in runs_of(client)] == ["FAILED", "FAILED"]
 
     mark("RUNNING")  # retried in the dashboard: the same run goes on
     mark("FINISHED")
-    assert [one.info.status for one in runs_of(client)] == ["FINISHED", "FAILED"]
+    assert [run.info.status for run in runs_of(client)] == ["FINISHED", "FAILED"]
 
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))  # another run of the same pipeline
     mark("RUNNING")
-    assert sorted(one.info.status for one in runs_of(client)) == ["FAILED", "FINISHED", "RUNNING"]
+    assert sorted(run.info.status for run in runs_of(client)) == ["FAILED", "FINISHED", "RUNNING"]
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_in_kubeflow_a_failed_run_stays_so_unless_a_further_try_leads_to_the_las
         "security_curve": "FINISHED",
         "fgm again": "FINISHED",
     }
-    assert len({one.data.tags.get("mlflow.parentRunId") for one in runs_of(client)} - {None}) == 1
+    assert len({run.data.tags.get("mlflow.parentRunId") for run in runs_of(client)} - {None}) == 1
     mark("FINISHED")
     assert statuses(client)["pipeline"] == "FINISHED"
     assert "warning" not in capsys.readouterr().err
@@ -542,7 +542,7 @@ def test_a_registered_name_has_three_parts_or_two(experiment, tag, name):
 
 
 @pytest.mark.parametrize("experiment", ["/Users/me/lab", "a:b", "lab@home", "l'ab"])
-def test_an_experiment_whose_name_no_model_can_bear_is_refused_before_work(
+def test_an_experiment_whose_name_cannot_be_part_of_a_model_name_is_refused_before_work(
     mlflow_store, train, digits_tar, monkeypatch, experiment, tmp_path
 ):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
@@ -598,7 +598,7 @@ def test_a_server_that_does_not_answer_is_asked_twice_at_most(monkeypatch, refus
 
 
 @pytest.mark.parametrize("uri", ["nonsense://somewhere", "sqlite:////dev/null/mlflow.db"])
-def test_an_address_that_is_none_is_told(monkeypatch, uri):
+def test_an_address_that_is_none_is_reported(monkeypatch, uri):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -606,7 +606,7 @@ def test_an_address_that_is_none_is_told(monkeypatch, uri):
         pytest.fail("the work has begun")
 
 
-def test_a_parent_run_that_is_not_there_is_told(mlflow_store, monkeypatch):
+def test_a_parent_run_that_is_not_there_is_reported(mlflow_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(TrackingError, match=r"cannot be used.*0{32}"), tracking.stage("fgm", {}):
         pytest.fail("the work has begun")
@@ -650,7 +650,7 @@ def reachable_after(seconds, address):
 
 @pytest.mark.slow
 def test_in_kubeflow_a_stage_waits_for_mlflow_to_come_back(server, monkeypatch):
-    """A pod that is moved to another node is away for half a minute; the steps before have found it there."""
+    """A pod that moves to another node is not available for half a minute; the steps before have reached it."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KFP_RUN_ID", "a-run")
@@ -665,7 +665,7 @@ def test_in_kubeflow_a_stage_waits_for_mlflow_to_come_back(server, monkeypatch):
 
 
 @pytest.mark.slow
-def test_when_the_server_dies_amid_a_stage_the_work_is_kept(
+def test_when_the_server_dies_during_a_stage_the_work_is_kept(
     tmp_path, empty_mlflow, monkeypatch, capsys, digits_tar, le_net_artifact
 ):
     for name in VARIABLES:

@@ -27,13 +27,13 @@ def weights_of(result):
     return model_artifact.load(result["folder"]).get_weights()
 
 
-def same(one, two):
-    return all(np.array_equal(first, second) for first, second in zip(one, two, strict=True))
+def same(weights, others):
+    return all(np.array_equal(first, second) for first, second in zip(weights, others, strict=True))
 
 
 # What is built.
 
-# DESIGN.md's table: class, then what the layer is told.
+# DESIGN.md's table: the class and the arguments of each layer.
 LAYERS = {
     "shallow_net": [("Flatten",), ("Dense", 32, "sigmoid"), ("Dense", 7, "linear"), ("Softmax",)],
     "le_net": [
@@ -147,10 +147,10 @@ def test_every_architecture_trains_for_a_step(train, make_dataset, random_pixels
     after = model_artifact.load(result["folder"])
     assert after.name == name
     assert after(to_float(random_pixels(2, INPUTS[name]))).numpy().sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
-    for one, two in zip(before.layers, after.layers, strict=True):
-        if one.weights:
+    for layer, trained_layer in zip(before.layers, after.layers, strict=True):
+        if layer.weights:
             # Weights, order and dropout come from the seed alone, so what did not train is what was built.
-            assert same(one.get_weights(), two.get_weights()) != bool(one.trainable_weights), one.name
+            assert same(layer.get_weights(), trained_layer.get_weights()) != bool(layer.trainable_weights), layer.name
 
 
 @pytest.mark.parametrize("optimizer", task.OPTIMIZERS)
@@ -165,8 +165,8 @@ def test_every_optimizer_steps_as_kerass_own(train, digits, make_dataset, optimi
     for _ in range(2):
         expected.train_on_batch(to_float(pixels), np.eye(4, dtype=np.float32)[labels])
     weights = weights_of(result)
-    for one, two in zip(weights, expected.get_weights(), strict=True):
-        assert np.allclose(one, two, atol=1e-5)
+    for actual, weight in zip(weights, expected.get_weights(), strict=True):
+        assert np.allclose(actual, weight, atol=1e-5)
 
 
 # How long, and on what.
@@ -358,7 +358,7 @@ def test_same_seed_same_weights_and_another_seed_others(train, digits_tar):
 def test_a_random_seed_is_drawn_and_recorded(train, digits_tar, mlflow_store):
     first = train(digits_tar, model="first", seed=-1)
     second = train(digits_tar, model="second", seed=-1)
-    (experiment,) = (one for one in mlflow_store.search_experiments() if one.name == "evasion")
+    (experiment,) = (experiment for experiment in mlflow_store.search_experiments() if experiment.name == "evasion")
     seeds = [int(run.data.params["seed"]) for run in mlflow_store.search_runs([experiment.experiment_id])][::-1]
     assert len(set(seeds)) == 2
     assert min(seeds) >= 0
@@ -465,7 +465,10 @@ WRONG = [
         {"model_architecture": "vgg16", "weights_sha256": "12"},
         "weights_sha256 must be 64 hexadecimal digits or empty. ",
     ),
-    ({"weights": "/nowhere.h5"}, "weights are taken by resnet50 and vgg16 alone. Received: weights='/nowhere.h5'"),
+    (
+        {"weights": "/nowhere.h5"},
+        "weights must be imagenet or none: only resnet50 and vgg16 take a weights file. Received: weights='/nowhere.h5'",
+    ),
     ({"model_tag": "a/b"}, "model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag='a/b'"),
     ({"seed": -2}, "seed must be an integer in [-1, 4294967295]. Received: seed=-2"),
 ]
@@ -482,7 +485,7 @@ def test_parameters_of_a_defense_that_is_off_are_not_looked_at(train, make_datas
 
 
 def test_images_of_another_shape_are_refused(train, make_dataset, random_pixels, tmp_path):
-    with pytest.raises(ValueError, match=r"le_net takes images of \(28, 28, 1\), the dataset has \(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"le_net takes images of \(28, 28, 1\), but the dataset has \(32, 32, 3\)"):
         train(make_dataset(random_pixels(4, (32, 32, 3))), model_architecture="le_net")
     assert not (tmp_path / "model").exists()
 
@@ -490,7 +493,7 @@ def test_images_of_another_shape_are_refused(train, make_dataset, random_pixels,
 @pytest.mark.parametrize("class_names", [("cat",), ("cat", "dog")], ids=["one class", "images of one class"])
 def test_one_class_cannot_train(train, make_dataset, random_pixels, class_names):
     data = make_dataset(random_pixels(4, (28, 28, 1)), [0, 0, 0, 0], class_names)
-    with pytest.raises(ValueError, match=r"Training needs images of two classes at least\. Received: cat$"):
+    with pytest.raises(ValueError, match=r"Training needs images of at least two classes\. Received: cat$"):
         train(data)
 
 
@@ -501,6 +504,6 @@ def test_a_validation_split_that_leaves_no_image_on_a_side_is_refused(train, mak
 
 
 def test_training_that_diverges_is_an_error(train, digits_tar, tmp_path):
-    with pytest.raises(ValueError, match=r"diverged.*: lower learning_rate. Received: learning_rate=1e\+38"):
+    with pytest.raises(ValueError, match=r"diverged.* Lower learning_rate. Received: learning_rate=1e\+38"):
         train(digits_tar, model_architecture="le_net", learning_rate=1e38, optimizer="sgd", epochs=3.0)
     assert not (tmp_path / "model").exists()

@@ -79,7 +79,7 @@ def test_good_values_pass(rule, values):
         (digits, "weights_sha256 must be 64 hexadecimal digits or empty", ["0" * 63, "g" * 64, "0" * 65]),
     ],
 )
-def test_bad_values_are_told_with_their_rule(rule, expected, values):
+def test_bad_values_are_reported_with_their_rule(rule, expected, values):
     for value in values:
         with pytest.raises(ValueError, match="must be") as error:
             rule(value)
@@ -108,14 +108,14 @@ class TestExistingFolder:
             ("empty", "data_dir must hold a folder for each class; it is empty. Received: data_dir="),
         ],
     )
-    def test_another_is_told(self, tmp_path, place, message):
+    def test_another_is_reported(self, tmp_path, place, message):
         (tmp_path / "file").touch()
         (tmp_path / "empty").mkdir()
         with pytest.raises(ValueError, match="must") as error:
             validate.existing_folder("data_dir", str(tmp_path / place))
         assert str(error.value) == f"{message}{str(tmp_path / place)!r}"
 
-    def test_no_folder_is_told(self):
+    def test_no_folder_is_reported(self):
         with pytest.raises(ValueError, match=r"data_dir must be given\. Received: data_dir=''"):
             validate.existing_folder("data_dir", "")
 
@@ -127,6 +127,6 @@ class TestWeights:
             validate.weights("weights", value)
 
     @pytest.mark.parametrize("value", ["", "ImageNet", "/no/such/file.h5", "."])
-    def test_others_are_told(self, value):
+    def test_others_are_reported(self, value):
         with pytest.raises(ValueError, match="weights must be imagenet, none, an existing file or a gs:// file"):
             validate.weights("weights", value)
