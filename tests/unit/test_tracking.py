@@ -546,7 +546,7 @@ def test_an_experiment_whose_name_cannot_be_part_of_a_model_name_is_refused_befo
     mlflow_store, train, digits_tar, monkeypatch, experiment, tmp_path
 ):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
-    with pytest.raises(TrackingError, match=f"must not hold .*Received: experiment=.{experiment}"):
+    with pytest.raises(TrackingError, match=f"must not contain .*Received: experiment=.{experiment}"):
         train(digits_tar, register_model=True)
     assert not (tmp_path / "model").exists()
 
@@ -568,7 +568,7 @@ def refusing():
         thread.join()
 
 
-def test_a_server_that_does_not_answer_is_asked_twice_at_most(monkeypatch, refusing):
+def test_a_request_that_is_not_answered_is_repeated_once_at_most(monkeypatch, refusing):
     port, connections = refusing
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -585,15 +585,15 @@ def test_a_server_that_does_not_answer_is_asked_twice_at_most(monkeypatch, refus
             refused.value
         )
         assert "secret" not in "".join(traceback.format_exception(refused.value))
-    for download in (
-        lambda: tracking.download_model("lab_le_net", Path("nowhere")),
-        lambda: tracking.download_model("lab_le_net/1", Path("nowhere")),
-        lambda: tracking.download_dataset("0" * 32, "fgm.tar", Path("nowhere")),
+    for requests, download in (
+        (3, lambda: tracking.download_model("lab_le_net", Path("nowhere"))),
+        (3, lambda: tracking.download_model("lab_le_net/1", Path("nowhere"))),
+        (1, lambda: tracking.download_dataset("0" * 32, "fgm.tar", Path("nowhere"))),
     ):
         connections.clear()
         with pytest.raises(TrackingError, match="cannot be used; check MLFLOW_TRACKING_URI"):
             download()
-        assert 1 <= len(connections) <= 2
+        assert requests <= len(connections) <= 2 * requests
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 

@@ -467,7 +467,7 @@ WRONG = [
     ),
     (
         {"weights": "/nowhere.h5"},
-        "weights must be imagenet or none: only resnet50 and vgg16 take a weights file. Received: weights='/nowhere.h5'",
+        "only resnet50 and vgg16 take a weights file. Received: weights='/nowhere.h5'",
     ),
     ({"model_tag": "a/b"}, "model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag='a/b'"),
     ({"seed": -2}, "seed must be an integer in [-1, 4294967295]. Received: seed=-2"),

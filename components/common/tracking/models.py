@@ -25,8 +25,8 @@ def registered_name(experiment: str, model_tag: str, model_architecture: str) ->
     """
     if reserved := sorted(set(experiment) & set(_RESERVED)):
         raise TrackingError(
-            f"The experiment's name is part of the registered model's name and must not contain {' '.join(reserved)}: "
-            f"set MLFLOW_EXPERIMENT_NAME to another name. Received: experiment={experiment!r}"
+            f"The experiment's name is part of the registered model's name and must not contain {' '.join(reserved)}. "
+            f"Set MLFLOW_EXPERIMENT_NAME to another name. Received: experiment={experiment!r}"
         )
     return "_".join(part for part in (experiment, model_tag.strip(), model_architecture) if part)
 
