@@ -230,7 +230,8 @@ def fit_numbered(path, *, epochs=1.0, batch_size=8, validation_split=0.0, seed=0
     # Learning nothing to speak of: only early stopping may end it before its time, and that after five epochs.
     network.compile(optimizer=keras.optimizers.SGD(1e-6), loss="categorical_crossentropy", run_eagerly=True)
     with Dataset(path) as data:
-        metrics = task._fit(network, data, epochs, batch_size, validation_split, seed)
+        parameters = {"epochs": epochs, "batch_size": batch_size, "validation_split": validation_split, "seed": seed}
+        metrics = task._fit(network, data, parameters, replicas=1)
     return network, metrics
 
 
@@ -316,7 +317,8 @@ def test_early_stopping_restores_the_best_weights(numbered, script, best, epochs
     network.compile(loss="mse", run_eagerly=True)
     split = 0.5 if metric == "val_loss" else 0.0
     with Dataset(numbered) as data:
-        metrics = task._fit(network, data, 8.0, IMAGES, split, 0)
+        parameters = {"epochs": 8.0, "batch_size": IMAGES, "validation_split": split, "seed": 0}
+        metrics = task._fit(network, data, parameters, replicas=1)
     assert metrics["epochs_trained"] == epochs
     assert int(network.count) == best
 
