@@ -420,7 +420,9 @@ LINKS = [
 
 
 @pytest.mark.parametrize(
-    ("page", "link"), [(page, link) for page, link in LINKS if "://" not in link], ids=lambda one: str(one)[-40:]
+    ("page", "link"),
+    [(page, link) for page, link in LINKS if "://" not in link],
+    ids=lambda one: one.name if isinstance(one, Path) else one,
 )
 def test_a_link_resolves(page, link):
     path, _, anchor = link.partition("#")
