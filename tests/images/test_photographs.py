@@ -21,4 +21,4 @@ def test_photographs_and_a_mirrored_weights_file_give_the_numbers_of_processes(r
     pipeline = catalog.evaluation("pretrained", defenses=["jpeg_compression"])
     contained = run(pipeline, **arguments)
     assert table(contained) == table(runner.run(pipeline, arguments, output=tmp_path))
-    assert [row["robust_accuracy"]["n"] for row in table(contained)] == [4, 4]
+    assert [row["judged"]["robust_accuracy"]["n"] for row in table(contained)] == [4, 4]

@@ -57,7 +57,8 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     ]
 
     (summary,) = (tmp_path / "runs").glob("evaluation-registered-*/report.json")
-    assert {row["robust_accuracy"]["n"] for row in json.loads(summary.read_text())["table"]} == {3}
+    table = json.loads(summary.read_text())["table"]
+    assert {row["judged"]["robust_accuracy"]["n"] for row in table} == {3}
     assert summary.with_name("report.html").stat().st_size > 10_000
     tracked = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     runs = tracked.search_runs([tracked.get_experiment_by_name("demo").experiment_id], "tags.stage = 'pipeline'")
