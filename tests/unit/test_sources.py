@@ -67,7 +67,7 @@ def test_hidden_files_junk_and_what_lies_beside_the_classes_is_ignored(tmp_path)
     root = write(
         tmp_path,
         *("a/1.png", "a/.DS_Store", "a/Thumbs.db", "a/desktop.ini", "a/Icon\r", "a/.ipynb_checkpoints/1.png"),
-        *("README.md", "labels.csv", ".git/config", "__MACOSX/a/._1.png", "lost+listed/"),
+        *("README.md", "labels.csv", ".git/config", "__MACOSX/a/._1.png", "lost+found/"),
     )
     assert listed(list_images(root)) == [("a", "1.png", "1")]
 
