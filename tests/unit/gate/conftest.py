@@ -1,0 +1,26 @@
+"""Fixtures that the tests of this folder share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from gating import make
+
+from evasion.components.common.results.report import Report as ReportFile
+from evasion.components.common.results.report import read
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> dict[str, Path]:
+    """Real reports, made once; tests that change one copy it."""
+    root = tmp_path_factory.mktemp("reports")
+    shutil.copyfile(empty_mlflow, root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+        patch.setenv("EVASION_ARTIFACT_ROOT", str(root / "artifacts"))
+        return {name: make(root, name) for name in ("usual", "worse", "few", "oblivious", "untrained")}
+
+
+@pytest.fixture(scope="module")
+def usual(reports: dict[str, Path]) -> ReportFile:
+    return read(reports["usual"])

@@ -1,0 +1,85 @@
+"""The checks of a report."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import FGM, JPEG, NOISE, Lab, Report
+
+pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "change"),
+    [
+        ("gradients not zero", "warn", {"checks": {"zero_gradient_images": 4}}),
+        ("gradients not zero", "fail", {"checks": {"zero_gradient_images": 100}}),
+        ("gradients not zero", "warn", {"checks": {"zero_gradient_images": None}}),
+        ("gradient from logits", "fail", {"checks": {"gradient_from_logits": False}}),
+        ("gradient from logits", "warn", {"checks": {"gradient_from_logits": None}}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.0019, "norm": "inf"}, "distance": 0.0}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 0.002, "norm": "inf"}, "distance": 1 / 255}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "inf"}, "distance": 0.2}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.0}),
+        ("attack survives 8 bits", "warn", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.001}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 5.0, "norm": "2"}, "distance": 0.5}),
+        ("attack aimed at this model", "warn", {"model_sha256": "x" * 64}),
+    ],
+)
+def test_checks_of_an_attack(lab: Lab, tmp_path: Path, name: str, expected: str, change: dict[str, Any]) -> None:
+    stage = {**FGM, **{key: change[key] for key in ("parameters", "model_sha256") if key in change}}
+    keywords = {key: change[key] for key in ("checks", "distance") if key in change}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, **keywords)])
+    assert [status for status, _ in made.checks(name)] == [expected]
+    assert (made.metrics["checks_failed"], made.metrics["checks_warned"]) == (expected == "fail", expected == "warn")
+    assert ("Do not trust" in made.page) == (expected == "fail")
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(0.9, "pass"), (0.97, "warn"), (0.99, "fail")])
+def test_clean_accuracy_floor(lab: Lab, tmp_path: Path, floor: float, expected: str) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean", wrong=8)], floor)
+    assert [status for status, _ in made.checks("clean accuracy above the floor")] == [expected]
+    assert made.json["clean_accuracy_floor"] == floor
+
+
+@pytest.mark.parametrize(("images", "expected"), [(400, "pass"), (100, "warn"), (10, "fail")])
+def test_too_few_images(tmp_path: Path, images: int, expected: str) -> None:
+    lab = Lab(tmp_path, images=images)
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=images // 2)])
+    assert [status for status, _ in made.checks("enough images")] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("saturated", "logits", "expected"),
+    [(0, True, "pass"), (50, True, "pass"), (50, False, "warn"), (50, None, "warn")],
+)
+def test_saturated_softmax(lab: Lab, tmp_path: Path, saturated: int, logits: bool | None, expected: str) -> None:
+    clean = lab.evaluate("clean", checks={"saturated_images": saturated})
+    attacked = lab.evaluate("adv", FGM, wrong=300, checks={"gradient_from_logits": logits})
+    made = Report(tmp_path, [clean, attacked])
+    assert [status for status, _ in made.checks("softmax not saturated")] == [expected]
+
+
+def test_defense_that_was_not_applied(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300), lab.evaluate("noise", NOISE)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("adv_noise", FGM, NOISE, wrong=300)])
+    assert made.checks("defense applied") == [("warn", "apply_predict is false: the images are unchanged")]
+    assert made.row("gaussian_augmentation")["applied"] is False
+    assert made.row("gaussian_augmentation")["settings"] == "sigma=0.1"
+    assert "No defense was evaluated" in made.json["headline"]
+    assert "not applied" in made.page
+
+
+def test_defense_without_effect_and_half_evaluated(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("jpeg", JPEG, distance=0.0)])
+    assert made.checks("defense applied") == [("warn", "it changed no image")]
+    assert made.checks("gain of the defense") == [("warn", "not evaluated under fgm eps=0.3 norm=inf")]
+
+
+def test_augmented_data_is_told_apart(lab: Lab, tmp_path: Path) -> None:
+    noise = {**NOISE, "applied": True, "parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": True}}
+    evaluations = [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300, shift=5)]
+    made = Report(tmp_path, [*evaluations, lab.evaluate("d", FGM, noise, wrong=100, doubled=True, shift=9)])
+    assert made.checks("the same images in every row") == [("warn", "800 images, but 400 originals")]
+    assert "_1.png" not in made.page  # an added image has no original to stand beside
