@@ -40,6 +40,7 @@ LINKED += [ROOT / "manifests/README.md", ROOT / "manifests/ci/README.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 NOT_SHELL = {"", "mermaid", "python", "text", "toml"}
+MADE = r"bit_depth|momentum|^comparison/|^\.github/"
 CLOSED = "http://127.0.0.1:9"  # an address at which nothing answers
 
 # Tests that run a command to its end: the beginning of the command, the file, the test, words of the command in it.
@@ -349,6 +350,15 @@ def test_options_and_targets_in_running_text_exist(page):
             named = [one.partition("=")[0] for one in words if one.startswith("--")]
             assert [one for one in named if one not in options] == [], code
             assert len(words) < 2 or words[0] != "evasion" or words[1] in command.commands, code
+
+
+@pytest.mark.parametrize("page", [page for page in LINKED if page.name != "CHANGELOG.md"], ids=name_of)
+def test_files_in_running_text_exist(page):
+    for code in (one.content for token in parsed(page) for one in token.children or () if one.type == "code_inline"):
+        # Not what the examples make, and not what commands write.
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/[\w-]+\.(py|md|yaml|toml|ipynb)", code) and not re.search(MADE, code):
+            places = (ROOT, ROOT / "components", ROOT / "pipelines", ROOT / "manifests", page.parent)
+            assert any((place / code).is_file() for place in places), code
 
 
 # -- what the README is ------------------------------------------------------------------------------------------------
