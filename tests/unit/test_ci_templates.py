@@ -39,7 +39,7 @@ case "$1" in
     if [ -n "$SUBMIT_CODE" ]; then exit "$SUBMIT_CODE"; fi ;;
   compile) if [ "$COMPILE" != really ]; then exit; fi ;;
 esac
-exec "{sys.executable}" -c 'from evasion.pipelines.cli import main; main(prog_name="evasion")' "$@"
+exec "{sys.executable}" -c 'from evasion.pipelines.cli.main import main; main(prog_name="evasion")' "$@"
 """
 ARGUMENTS = ["--data-dir-test=/data/test set", "--model=signs $(touch injected)", "--model-architecture=le_net"]
 SUBMITTED = ["submit", "evaluation", *ARGUMENTS, "--wait", "--timeout", "90m"]
