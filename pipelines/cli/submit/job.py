@@ -227,8 +227,12 @@ class Job:
         output = self.request.output or Path()
         output.mkdir(parents=True, exist_ok=True)
         page, summary = download_report(run_id, self.mlflow(host, stack), output)
-        result = Console(width=None if sys.stdout.isatty() else WIDTH)
-        show_report(result, reports.read(summary))
+        try:
+            report = reports.read(summary)
+        except ValueError as error:
+            # The image of the steps may be of another version than this command.
+            fail(FAILED, f"The run succeeded, but its report cannot be shown: {error}", note=f"Report: {page}")
+        show_report(Console(width=None if sys.stdout.isatty() else WIDTH), report)
         click.echo(f"Report: {page}")
 
     def end_tracked(self, host: Host, run: Any) -> None:

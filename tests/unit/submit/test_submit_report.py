@@ -37,28 +37,45 @@ def reporting_file(tmp_path_factory):
     return str(path)
 
 
-def test_the_report_is_fetched_from_mlflow(submit, kfp_server, reporting_file, mlflow_store, tmp_path, monkeypatch):
+@pytest.fixture
+def logs_report(kfp_server, mlflow_store, tmp_path, monkeypatch):
+    """Let the next run log this report, as its steps do."""
+
+    def logs(content):
+        def log(run):
+            monkeypatch.setenv("KFP_RUN_ID", run.run_id)
+            (tmp_path / "report.html").write_text("<p>page</p>")
+            (tmp_path / "report.json").write_text(json.dumps(content))
+            tracking.mark_pipeline_run("reporting", "RUNNING")
+            with tracking.stage("report", {}) as stage:
+                for name in ("report.html", "report.json"):
+                    stage.whole.log_file(tmp_path / name, f"report/{name}")
+
+        kfp_server.started = log
+
+    return logs
+
+
+def test_the_report_is_fetched_from_mlflow(submit, reporting_file, logs_report, tmp_path):
     content = summary("fgm fools it.")
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-
-    def log(run):
-        """As the steps of the run do."""
-        monkeypatch.setenv("KFP_RUN_ID", run.run_id)
-        (tmp_path / "report.html").write_text("<p>page</p>")
-        (tmp_path / "report.json").write_text(json.dumps(content))
-        tracking.mark_pipeline_run("reporting", "RUNNING")
-        with tracking.stage("report", {}) as stage:
-            for name in ("report.html", "report.json"):
-                stage.whole.log_file(tmp_path / name, f"report/{name}")
-
-    kfp_server.started = log
+    logs_report(content)
     output = tmp_path / "a" / "b"
-    result = submit(reporting_file, "--output", str(output), "--tracking-uri", uri)
+    result = submit(reporting_file, "--output", str(output), "--tracking-uri", os.environ["MLFLOW_TRACKING_URI"])
     assert json.loads((output / "report.json").read_text()) == content
     assert (output / "report.html").read_text() == "<p>page</p>"
     assert "fgm fools it." in result.stdout
     assert f"Report: {output / 'report.html'}\n" in result.stdout
     assert "Downloading" not in result.stderr  # MLflow's own bar, a few times over each file
+
+
+def test_a_report_of_another_version_is_kept_and_named(submit, reporting_file, logs_report, tmp_path):
+    logs_report(summary("fgm fools it.") | {"schema_version": 2})
+    output, uri = tmp_path / "x", os.environ["MLFLOW_TRACKING_URI"]
+    result = submit(reporting_file, "--output", str(output), "--tracking-uri", uri, code=1)
+    assert "The run succeeded, but its report cannot be shown: " in result.stderr
+    assert "must be of schema_version 3. Received: 2." in result.stderr
+    assert f"Report: {output / 'report.html'}" in result.stderr
+    assert (output / "report.html").is_file()
 
 
 def test_a_missing_report_is_reported(submit, reporting_file, mlflow_store, tmp_path):
