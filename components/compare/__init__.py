@@ -1,1 +1,1 @@
-"""The `compare` stage: what the evaluations found, on one page for people and in one file for machines."""
+"""The `compare` stage: several models side by side, on one page for people and in one file for machines."""

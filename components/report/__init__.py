@@ -1,1 +1,1 @@
-"""The `report` stage: what the evaluations found, on one page for people and in one file for machines."""
+"""The `report` stage: the results, on one page for people and in one file for machines."""

@@ -136,7 +136,7 @@ def _gallery(evaluations: Evaluations, attack: Treatment, budget: int) -> Galler
     attacked = _Version.of(evaluations.get(attack) if attack != NONE else None, "attacked")
     defended = [_defended(evaluations, attack, defense) for defense in evaluations.defenses if defense != NONE]
     versions = [clean, attacked, *defended]
-    # Images that augmentation added have no original to stand beside.
+    # Images that augmentation added have no original.
     known = [version for version in (clean, attacked) if version.predictions] or defended
     originals = sorted({original for version in known for original in version.predictions})
     changes = _changes(clean, attacked, originals)

@@ -53,7 +53,7 @@ Labels = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class CurveSettings:
     """What decides the curve.
 
     Attributes:
@@ -131,7 +131,7 @@ def measure(
         sizes: The sizes of the attack; empty for the default ones.
         used: The parameters of the step, with the seed that is used.
     """
-    settings = Settings(
+    settings = CurveSettings(
         **{name: used[name] for name in ("norm", "eps", "batch_size", "eot_samples", "seed", "pgd_max_iter")},
         sizes=grid(used["norm"], used["eps"], sizes, data.header.image_shape),
     )
@@ -175,7 +175,7 @@ class _Measurement:
         settings: What decides the curve.
     """
 
-    def __init__(self, bare: Classifier, card: Card, defenses: Sequence[Defense], settings: Settings) -> None:
+    def __init__(self, bare: Classifier, card: Card, defenses: Sequence[Defense], settings: CurveSettings) -> None:
         self._bare, self._settings = bare, settings
         self._one_hot: npt.NDArray[np.float32] = np.eye(len(card.class_names), dtype=np.float32)
         self._lines = [self._line(perturbation, None, None, None) for perturbation in ("fgm", NOISE)]

@@ -19,7 +19,7 @@ from evasion.pipelines.local.results import Result, StepResult
 
 
 def show_result(console: Console, result: Result) -> None:
-    """Print what a run found, and where everything is.
+    """Print the results of a run, and where its files are.
 
     Args:
         console: Where to print.

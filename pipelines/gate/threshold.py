@@ -54,7 +54,7 @@ class Threshold:
         defense: Name of a defense with any of its settings; None for no defense, or for every one with a difference.
         attack: Name of an attack with any of its settings; None for every one.
         attacker: What the attacker knows of the defense; None for every attacker that was evaluated.
-        line: Where it stands in the file that it comes from.
+        line: Its line in the file that it comes from.
     """
 
     text: str
@@ -107,7 +107,7 @@ def parse(text: Any, line: int | None = None) -> Threshold:
         least = -1 if metric in DIFFERENCES else 0
         limit = _number(number)
         if not least <= limit <= 1:
-            raise ValueError(f"{metric} lies in [{least}, 1]; write 30 % or 0.30 for thirty percent")
+            raise ValueError(f"{metric} must be in [{least}, 1]; write 30 % or 0.30 for thirty percent")
         eps = _number(clauses["at eps"]) if "at eps" in clauses else None
         if eps is not None and eps < 0:
             raise ValueError("eps must be at least 0")

@@ -34,7 +34,7 @@ class Judgement(Enum):
 
     @classmethod
     def worst(cls, judgements: Iterable[Judgement]) -> Judgement:
-        """The one that decides; cannot tell where there is none."""
+        """Return the one that decides; "cannot tell" if there is none."""
         return max(judgements, key=list(cls).index, default=cls.UNKNOWN)
 
 
@@ -50,7 +50,7 @@ class Verdict:
         advice: What to do, or blank.
         subject: What it was measured under, or blank.
         numbers: What it was judged by.
-        line: Where it stands in the file that it comes from.
+        line: Its line in the file that it comes from.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""What a run on this machine gives, and who is told of its events."""
+"""The result of a run on this machine, and the listener of its events."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

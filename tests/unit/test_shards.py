@@ -200,7 +200,7 @@ def test_shards_that_are_missing_or_of_other_runs_are_refused(parts, tmp_path):
     with pytest.raises(ValueError, match=r"needs each of its shards once. Received: 1 of 3, 2 of 3, 2 of 3"):
         reported([parts[0], parts[1], parts[1]], tmp_path)
     change(parts[1], lambda content: content["model"].update(sha256="f" * 64))
-    with pytest.raises(ValueError, match="shards must be made alike, but differ in model"):
+    with pytest.raises(ValueError, match="shards must be measured alike, but differ in model"):
         reported(parts, tmp_path)
     assert not (tmp_path / "report.json").exists()
 

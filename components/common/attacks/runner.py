@@ -13,7 +13,7 @@ import numpy.typing as npt
 from evasion.components.common import seeding, tracking, versions
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data.dataset import Dataset
-from evasion.components.common.data.derivation import Change, Derived, write
+from evasion.components.common.data.derivation import Derived, DerivedImage, write
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
 from evasion.components.common.data.provenance import ATTACK, AWARE, OBLIVIOUS
@@ -117,7 +117,7 @@ def run(
 
         entry = _entry(stage, parameters, used["seed"], clean, card, bare)
 
-        def changes(defense: Defense | None) -> Iterator[list[Change]]:
+        def changes(defense: Defense | None) -> Iterator[list[DerivedImage]]:
             target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
             attack = batch_attack(bare, target, used["seed"], make, make_compiled)
             yield from _changes(clean, attack, used["batch_size"], card.class_names)
@@ -132,7 +132,7 @@ def run(
 
 
 def _derived(
-    clean: Dataset, entry: Mapping[str, Any], defense: Defense | None, changes: Iterator[list[Change]]
+    clean: Dataset, entry: Mapping[str, Any], defense: Defense | None, changes: Iterator[list[DerivedImage]]
 ) -> Derived:
     """Return the dataset of one attacker."""
     stage = entry["stage"]
@@ -214,15 +214,15 @@ def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> AttackedBatc
 
 def _changes(
     clean: Dataset, attack: BatchAttack, batch_size: int, class_names: tuple[str, ...]
-) -> Iterator[list[Change]]:
+) -> Iterator[list[DerivedImage]]:
     """Attack batch by batch. The prediction recorded for an image is that of the bare model before the attack."""
     from evasion.components.common.models.classifier import stack
 
-    def changed(batch: list[Sample]) -> list[Change]:
+    def changed(batch: list[Sample]) -> list[DerivedImage]:
         attacked = attack.attack(stack(batch))
         predicted = attacked.probabilities.argmax(axis=1)
         return [
-            Change(
+            DerivedImage(
                 sample,
                 attacked.pixels[index],
                 fields={

@@ -15,7 +15,7 @@ from evasion.components.common.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class DerivedImage:
     """One image of the new dataset.
 
     Attributes:
@@ -44,7 +44,7 @@ class Derived:
 
     header: Header
     prefix: str
-    batches: Iterable[Sequence[Change]]
+    batches: Iterable[Sequence[DerivedImage]]
     summary: distances.Summary = dataclasses.field(default_factory=distances.Summary)
 
     def samples(self, unit: str) -> Iterator[Sample]:
@@ -66,7 +66,7 @@ class Derived:
                 self.summary.add(sample.fields)
                 yield sample
 
-    def _sample(self, change: Change) -> Sample:
+    def _sample(self, change: DerivedImage) -> Sample:
         parent = change.parent
         measured = distances.between(parent.pixels, change.pixels)
         fields = {**parent.fields, **change.fields, **measured}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from evasion.components.common import seeding, tracking, versions
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data.dataset import Dataset
-from evasion.components.common.data.derivation import Change, Derived, write
+from evasion.components.common.data.derivation import Derived, DerivedImage, write
 from evasion.components.common.data.header import TRAINING, Sample
 from evasion.components.common.data.pixels import ahead
 from evasion.components.common.data.provenance import DEFENSE
@@ -94,14 +94,14 @@ def _defended(
         counts=_with_copies(dataset, mask) if mask is not None else None,
     )
 
-    def change(sample: Sample) -> list[Change]:
+    def change(sample: Sample) -> list[DerivedImage]:
         results = [] if applied and mask is None else [sample.pixels]
         if applied and (mask is None or mask[sample.index]):
             original = dataset.header.original(sample.source)
             results.append(transformation.of(sample.pixels, used["seed"], original))
-        return [Change(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
+        return [DerivedImage(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
 
-    def changes() -> Iterator[list[Change]]:
+    def changes() -> Iterator[list[DerivedImage]]:
         with (
             closing(dataset.samples()) as samples,
             closing(ordered_map(change, samples, **ahead(header.image_shape))) as changed,

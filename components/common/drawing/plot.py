@@ -64,7 +64,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Column:
-    """A strip of the plot that tells all lines at one eps when pointed at, in percent of the width."""
+    """A strip of the plot that shows all lines at one eps under the pointer, in percent of the width."""
 
     eps: float
     left: float

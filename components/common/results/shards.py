@@ -117,7 +117,7 @@ def alike(contents: Sequence[Content], apart: Iterable[str]) -> Content:
         values = [each.get(name) for each in common]
         if any(value != values[0] for value in values):
             received = "; ".join(json.dumps(value) for value in values)
-            raise ValueError(f"shards must be made alike, but differ in {name}. Received: {received}")
+            raise ValueError(f"shards must be measured alike, but differ in {name}. Received: {received}")
     return common[0]
 
 

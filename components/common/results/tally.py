@@ -18,7 +18,7 @@ class Tally:
 
     Precision, recall, AUC and the four counts are defined as in the original demo: over all (image, class)
     pairs together, a class being predicted where its probability is above 0.5. The AUC is that of the ROC curve
-    with probabilities told apart to one part in 2,000 of them or of what they lack to 1 (`_BITS`), ties counting half.
+    with probabilities distinguished to one part in 2,000 of them or of what they lack to 1 (`_BITS`); ties count half.
 
     Args:
         classes: Number of the model's classes.
@@ -91,16 +91,16 @@ class Tally:
         images, correct = int(self.confusion.sum()), int(np.trace(self.confusion))
         wrong_pairs, right_pairs = (int(count) for count in self._scores.sum(axis=1))
         false_positives, true_positives = (int(count) for count in self._above)
-        found: dict[str, float] = {"images": images, "correct": correct, **share("accuracy", correct, images)}
-        found["loss"] = float(self._loss / max(images, 1))
+        metrics: dict[str, float] = {"images": images, "correct": correct, **share("accuracy", correct, images)}
+        metrics["loss"] = float(self._loss / max(images, 1))
         if true_positives + false_positives:
-            found["precision"] = true_positives / (true_positives + false_positives)
+            metrics["precision"] = true_positives / (true_positives + false_positives)
         if right_pairs and wrong_pairs:
-            found["recall"] = true_positives / right_pairs
+            metrics["recall"] = true_positives / right_pairs
             wrong, right = self._scores
             below = np.cumsum(wrong) - wrong
-            found["auc"] = float((right * (below + wrong / 2)).sum() / (right_pairs * wrong_pairs))
-        return found | {
+            metrics["auc"] = float((right * (below + wrong / 2)).sum() / (right_pairs * wrong_pairs))
+        return metrics | {
             "true_positives": true_positives,
             "false_positives": false_positives,
             "true_negatives": wrong_pairs - false_positives,

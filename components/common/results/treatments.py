@@ -164,7 +164,7 @@ class Treatment:
     """All attacks, or all defenses, that a dataset went through, as one thing with one name.
 
     Attributes:
-        name: The names of the steps, and what else tells treatments apart: `jpeg_compression (run 2)`.
+        name: The names of the steps, and what else distinguishes treatments: `jpeg_compression (run 2)`.
         settings: The settings of the steps as people read them.
         steps: The attacks or defenses, in their order.
         applied: Whether all steps ran over the images.

@@ -36,7 +36,7 @@ def of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
 
 
 def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
-    """Hold the two attackers to each other: who knows more must not do worse."""
+    """Compare the two attackers: the one that knows more must not do worse."""
     missing = []
     for defense in evaluations.defenses:
         attackers = evaluations.attackers(attack, defense)
@@ -107,11 +107,11 @@ def _target(evaluation: Evaluation, attacks: list[ProvenanceEntry], attack: Trea
     name, model = "attack aimed at this model", evaluation.model.sha256
     aimed = {entry.model_sha256 for entry in attacks if entry.model_sha256}
     if aimed == {model}:
-        yield Check(name, attack.label, "pass", f"model {model[:12]} made and judged the images")
+        yield Check(name, attack.label, "pass", f"model {model[:12]} was attacked and judges the images")
     elif aimed:
         others = ", ".join(sorted(digest[:12] for digest in aimed))
         advice = "This is a transfer attack; an attack on the model itself would fool it more."
-        yield Check(name, attack.label, "warn", f"made with model {others}, judged by {model[:12]}", advice)
+        yield Check(name, attack.label, "warn", f"model {others} was attacked, judged by {model[:12]}", advice)
 
 
 def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:

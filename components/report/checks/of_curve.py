@@ -158,7 +158,7 @@ def _repeated(evaluations: Evaluations, curve: MeasuredCurve) -> Iterator[Check]
 
 
 def _is_same_attack(evaluation: Evaluation, curve: Curve) -> bool:
-    """Return whether the evaluation is of the attack that the curve made at its `eps`, without a defense."""
+    """Return whether the evaluation is of the attack that the curve used at its `eps`, without a defense."""
     attacks = evaluation.attacks
     if len(attacks) != 1 or any(entry.kind == DEFENSE for entry in evaluation.dataset.provenance):
         return False
