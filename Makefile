@@ -28,7 +28,9 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 	$(EVALUATE) --eps-values 0.1,0.5,1
 
 # Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
-PARALLEL := --numprocesses 2 --dist loadfile
+# A file stays in one process, for what its tests share; those that take longest come first (tests/conftest.py). On two
+# cores the third process works while others wait for steps that they started.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 KUBECTL_TESTED := $(BIN)/kubectl
 $(KUBECTL_TESTED): requirements/kubectl.txt .ci/kubectl $(INSTALLED)

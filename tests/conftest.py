@@ -19,6 +19,14 @@ from evasion.components.common.tracking import client
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files whose tests take longest: the last one would keep a single core busy."""
+    slow: dict[Path, int] = {}
+    for item in items:
+        slow[item.path] = slow.get(item.path, 0) + (item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: (item.path.parent.name != "pipelines", -slow[item.path]))
+
+
 def make_pixels(images: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     """Random images of shape (images, *shape) that are no plain noise: blocks, some of them at 0 or 255."""
     rng = np.random.default_rng(seed)

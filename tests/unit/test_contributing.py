@@ -129,13 +129,15 @@ def test_the_new_steps_work_in_an_evaluation(project, tmp_path, mnist):
     )
     (summary,) = tmp_path.glob("*/report.json")
     table = json.loads(summary.read_text())["table"]
-    assert [(row["attack"], row["defense"], row["settings"]) for row in table] == [
+    assert [(row["attack"]["name"], row["defense"]["name"], row["defense"]["settings"]) for row in table] == [
         ("fgm", "none", ""),
         ("fgm", "bit_depth", "bits=1"),
         ("momentum", "none", ""),
         ("momentum", "bit_depth", "bits=1"),
     ]
-    accuracy = {(row["attack"], row["defense"]): row["robust_accuracy"]["value"] for row in table}
+    accuracy = {
+        (row["attack"]["name"], row["defense"]["name"]): row["judged"]["robust_accuracy"]["value"] for row in table
+    }
     assert accuracy["momentum", "none"] <= accuracy["fgm", "none"] < table[0]["clean_accuracy"]["value"]
     for row in table[1::2]:
         assert set(row["attackers"]) == {"oblivious", "defense-aware"}

@@ -64,7 +64,7 @@ COMPLETE = [
     ("evasion mlflow", "tests/images/test_runs.py", "test_mlflows_data_outlives_its_containers", ("server.running",)),
     (
         "evasion submit evaluation --port-forward",
-        "tests/unit/test_submit.py",
+        "tests/unit/submit/test_submit_credentials.py",
         "test_the_host_is_reached_through_kubectl",
         ("--port-forward",),
     ),

@@ -20,6 +20,7 @@ from runs_in_mlflow import VARIABLES, kill, serving
 from evasion.components.common import tracking
 from evasion.components.common.tracking import TrackingError, stage_run
 from evasion.components.common.tracking.client import connect
+from evasion.components.infer import evaluate as infer_evaluate
 from evasion.components.infer import task as infer_task
 
 
@@ -145,14 +146,14 @@ def test_when_the_server_dies_during_a_stage_the_work_is_kept(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     with serving(tmp_path / "server", empty_mlflow) as (address, process):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        evaluate = infer_task._evaluate
+        evaluate = infer_evaluate.evaluate
 
         def evaluated(*arguments):
             result = evaluate(*arguments)
             kill(process)
             return result
 
-        monkeypatch.setattr(infer_task, "_evaluate", evaluated)
+        monkeypatch.setattr(infer_evaluate, "evaluate", evaluated)
         result = infer_task.infer(
             dataset=digits_tar,
             others=[],
