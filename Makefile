@@ -27,7 +27,6 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 	$(BIN)/python -m evasion.pipelines.mnist data/mnist
 	$(EVALUATE) --eps-values 0.1,0.5,1
 
-# Two at a time, a file each: most of their time goes into starting Python and TensorFlow.
 # A file stays in one process, for what its tests share; those that take longest come first (tests/conftest.py). On two
 # cores the third process works while others wait for steps that they started.
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -168,7 +169,7 @@ class Treatment:
         settings: The settings of the steps as people read them.
         steps: The attacks or defenses, in their order.
         applied: Whether all steps ran over the images.
-        key: Text that is the same for the same treatment within a report.
+        key: Digest that is the same for the same treatment within a report; blank for none.
     """
 
     name: str = "none"
@@ -198,4 +199,5 @@ def treatment(entries: list[ProvenanceEntry], key: str, names: list[str]) -> Tre
         return NONE
     steps = tuple(entry.step for entry in entries)
     settings = ", ".join(step.text for step in steps if step.settings)
-    return Treatment(" + ".join(names), settings, steps, all(entry.applied for entry in entries), key)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Treatment(" + ".join(names), settings, steps, all(entry.applied for entry in entries), digest)
