@@ -1,6 +1,5 @@
 """JSON files of results: a dataclass writes each of them and reads it back, validated by pydantic."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,8 @@ def to_text(content: Any) -> str:
     Raises:
         ValueError: A number in it is not finite.
     """
-    return json.dumps(dataclasses.asdict(content), indent=1, ensure_ascii=False, allow_nan=False)
+    values = _adapter(type(content)).dump_python(content)
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def from_value(kind: type[T], value: Any) -> T:

@@ -6,7 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from evasion.components.common.data.provenance import OBLIVIOUS
 from evasion.components.common.results.json_file import strict
@@ -169,14 +171,15 @@ class Treatment:
         settings: The settings of the steps as people read them.
         steps: The attacks or defenses, in their order.
         applied: Whether all steps ran over the images.
-        key: Digest that is the same for the same treatment within a report; blank for none.
+        key: Digest that is the same for the same treatment of one collection of evaluations; not written, since it
+            depends on the hash of the model file, which differs between trainings of the same weights.
     """
 
     name: str = "none"
     settings: str = ""
     steps: tuple[TreatmentStep, ...] = field(default=(), hash=False)
     applied: bool = True
-    key: str = ""
+    key: Annotated[str, Field(exclude=True)] = ""
 
     @property
     def label(self) -> str:
