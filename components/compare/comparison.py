@@ -281,7 +281,8 @@ def _is_of_curve(attack: Treatment, curve: Curve) -> bool:
 
 
 def _is_of_row(series: Series, row: Row) -> bool:
-    return (series.defense,) == row.defense.steps and series.knowledge == row.attacker
+    label = series.defense.label if series.defense else None
+    return label == row.defense.label and series.knowledge == row.attacker
 
 
 def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:

@@ -38,7 +38,6 @@ class Shot:
     predicted: str = ""
     confidence: float = 0.0
     right: bool | None = None
-    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,19 +108,17 @@ class _Version:
         row = self.predictions.get(original)
         return None if row is None else row["correct"] == "1"
 
-    def shot(self, original: str, before: _Version | None = None) -> Shot | None:
+    def shot(self, original: str) -> Shot | None:
         row, path = self.predictions.get(original), self.pictures.get(original)
         uri = _data_uri(path) if path else ""
         if row is None or not uri:
             return None
-        was = before.predictions.get(original) if before else None
         return Shot(
             self.title,
             uri,
             row["predicted"],
             float(row["confidence"]),
             row["correct"] == "1",
-            was is not None and was["predicted"] != row["predicted"],
         )
 
 
@@ -144,10 +141,10 @@ def _gallery(evaluations: Evaluations, attack: Treatment, budget: int) -> Galler
 
     items = []
     for original in originals:
-        shots = [clean.shot(original), attacked.shot(original, clean)]
+        shots = [clean.shot(original), attacked.shot(original)]
         if original in changes:
             shots.append(Shot("difference", _difference_uri(changes[original], factor)))
-        shots += [version.shot(original, attacked) for version in defended]
+        shots += [version.shot(original) for version in defended]
         shown = [shot for shot in shots if shot]
         label = next(version.predictions[original]["label"] for version in versions if original in version.predictions)
         story, flipped = _story(clean.right(original), attacked.right(original))

@@ -265,7 +265,8 @@ class _Measurement:
             return np.stack([_noise(generator(seed, sample.source), x.shape[1:], norm) for sample in batch])
         if id(target) not in directions:
             own = before if target is self._bare else target.attacked_outputs(x).argmax(axis=1)
-            gradient = np.nan_to_num(target.loss_gradient(x, self._one_hot[own]), nan=0.0)
+            gradient = target.loss_gradient(x, self._one_hot[own])
+            gradient = np.where(np.isnan(gradient), np.float32(0), gradient)
             directions[id(target)] = direction(tf.constant(gradient), norm).numpy()
         return directions[id(target)]
 

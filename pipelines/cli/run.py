@@ -143,4 +143,8 @@ def run_pipeline(
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted")
     # Outside a terminal nothing limits the width, and Rich would assume 80.
-    tables.show_result(Console(width=None if sys.stdout.isatty() else WIDTH), result)
+    try:
+        tables.show_result(Console(width=None if sys.stdout.isatty() else WIDTH), result)
+    except ValueError as error:
+        # The image of the steps may be of another version than this command.
+        fail(FAILED, f"The run succeeded, but its report cannot be shown: {error}", note=f"Report: {result.report}")

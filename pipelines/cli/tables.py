@@ -14,6 +14,7 @@ from evasion.components.common.results import report as reports
 from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row
+from evasion.components.common.results.treatments import NONE
 from evasion.components.compare.comparison import Comparison
 from evasion.pipelines.local.results import Result, StepResult
 
@@ -52,7 +53,7 @@ def show_report(console: Console, report: Report) -> None:
         attack = row.attack.label if row.robust_accuracy else ""
         if attack not in tables:
             tables[attack] = Table("defense", *_columns(two), title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
-        defense = "no defense" if row.defense.name == "none" else row.defense.name
+        defense = "no defense" if row.defense == NONE else row.defense.name
         tables[attack].add_row(escape(defense), *(_share(share) for share in _shares(row, two)))
     for table in tables.values():
         console.print(table)

@@ -14,7 +14,7 @@ from evasion.pipelines.gate.baseline import BASELINE, compare_with_baseline
 from evasion.pipelines.gate.settings import Settings
 from evasion.pipelines.gate.verdict import Judgement, Verdict, judge_checks, judge_thresholds
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,13 @@ def _verdicts(report: Report, settings: Settings) -> Iterator[Verdict]:
         try:
             baseline = reports.read(settings.baseline)
         except (ValueError, OSError) as error:
-            yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, str(error), "Give the report.json of an earlier run.")
+            yield Verdict(
+                BASELINE,
+                BASELINE,
+                Judgement.UNKNOWN,
+                str(error),
+                "Give the report.json of an earlier run of this version.",
+            )
         else:
             yield from compare_with_baseline(report, baseline, settings.allowed_drop)
             yield from judge_checks(baseline, settings.accept_checks, BASELINE)

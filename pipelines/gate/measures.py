@@ -75,7 +75,9 @@ class Measure:
     @property
     def attack_name(self) -> str | None:
         """The name of the attack without its settings."""
-        return self.attack.name if self.attack else None
+        if self.attack is None:
+            return None
+        return self.attack.steps[0].name if len(self.attack.steps) == 1 else self.attack.name
 
     @property
     def subject(self) -> str:

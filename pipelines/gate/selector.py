@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -13,11 +14,13 @@ def selects(selector: str, treatment: Treatment) -> bool:
     """Return whether a treatment is the one that a selector names.
 
     Args:
-        selector: The names of all its steps in their order, with ` + ` between, each with any of its settings; `none`
-            for no attack or no defense.
+        selector: The names of all its steps in their order, with ` + ` between, each with any of its settings; or the
+            whole label, as the gate prints it; `none` for no attack or no defense.
         treatment: All attacks or all defenses of an evaluation. A stack of two is not selected by the name of one.
     """
-    names = [part.split() for part in selector.split(" + ")]
+    if " ".join(selector.split()) == treatment.label:
+        return True
+    names = [part.split() for part in re.split(r"\s+\+\s+", selector)]
     if not treatment.steps:
         return names == [[treatment.name]]
     return len(names) == len(treatment.steps) and all(

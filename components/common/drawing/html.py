@@ -12,7 +12,7 @@ from evasion.components.common.results.shares import Share
 
 
 def environment(folder: Path) -> Environment:
-    """Return what renders the templates of a folder, which may use those of this room.
+    """Return what renders the templates of a folder, which may use those of this package.
 
     Class names and settings come from data that others made: every text is escaped.
 

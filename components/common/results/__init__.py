@@ -1,1 +1,1 @@
-"""Results: the files that stages write of them, and how they are counted; a module each."""
+"""The result files of stages, and how their numbers are counted; a module each."""

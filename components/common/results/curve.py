@@ -200,11 +200,13 @@ class MeasuredCurve(Curve):
 
     def correctness(self, per_image: PerImage) -> dict[str, Correctness]:
         """Return which images the model got right under each control."""
-        rows = list(self.predictions())
-        return {
-            control: per_image.placed((row["path"], row[control] == row["label"]) for row in rows)
-            for control in self.controls
-        }
+        correctness = {control: per_image.nothing() for control in self.controls}
+        for row in self.predictions():
+            place = per_image.place_of(row["path"])
+            if place is not None:
+                for control in self.controls:
+                    correctness[control][place] = row[control] == row["label"]
+        return correctness
 
 
 def read_curve(directories: Sequence[Path], evaluations: Evaluations) -> MeasuredCurve:
@@ -218,7 +220,8 @@ def read_curve(directories: Sequence[Path], evaluations: Evaluations) -> Measure
         ValueError: If it does not hold a whole curve, or one of another model or of other original images.
     """
     parts = shards.read(directories, CURVE, CurveFile, "a security curve", "security_curve")
-    whole = parts[0][1] if len(parts) == 1 else _whole_curve([content for _, content in parts])
+    with shards.belonging_together([directory for directory, _ in parts]):
+        whole = parts[0][1] if len(parts) == 1 else _whole_curve([content for _, content in parts])
     first = evaluations.first
     _same("model", first.model.identity, whole.model.identity)
     _same("original dataset", first.root_sha256, whole.dataset.sha256)

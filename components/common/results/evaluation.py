@@ -124,6 +124,8 @@ class EvaluationFile:
         ]
         if lacking:
             raise ValueError(f"metrics lacks {', '.join(lacking)}")
+        if not 0 <= self.metrics.get("correct", 0) <= self.metrics.get("images", 0):
+            raise ValueError(f"{self.metrics['correct']} of {self.metrics.get('images')} images cannot be right")
         if not (self.dataset.sha256 and self.model.sha256 and self.model.architecture):
             raise ValueError("a hash or the architecture is blank")
 

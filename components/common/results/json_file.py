@@ -1,6 +1,7 @@
 """JSON files of results: a dataclass writes each of them and reads it back, validated by pydantic."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,10 @@ def from_value(kind: type[T], value: Any) -> T:
     Raises:
         ValueError: The value does not fit the dataclass.
     """
-    instance: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))
+    try:
+        instance: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))
+    except ValidationError as error:
+        raise ValueError(f"{kind.__name__} {_explained(error, 'this version')}") from None
     return instance
 
 
@@ -69,14 +73,20 @@ def _explained(error: ValidationError, stage: str) -> str:
     """Return what the first problem is, in words that follow the file's name."""
     problems = error.errors(include_url=False)
     problem = next((one for one in problems if one["loc"][-1:] == ("schema_version",)), problems[0])
-    place = ".".join(str(part) for part in problem["loc"])
+    # For a value that may be of several types, pydantic adds the type that it tried.
+    place = ".".join(str(part) for part in problem["loc"] if not re.fullmatch(r"int|float|list\[.*\]", str(part)))
     if problem["type"] == "json_invalid":
         return f"is not valid JSON: {problem['ctx']['error']}"
-    if problem["loc"][-1:] == ("schema_version",) and problem["type"] == "literal_error":
+    if place.endswith("schema_version") and problem["type"] == "literal_error":
         return (
             f"must be of schema_version {problem['ctx']['expected']}. Received: {problem['input']}. "
-            f"Run {stage} again with this version."
+            "Run the pipeline again with this version."
         )
     if problem["type"] == "missing":
         return f"lacks {place}"
-    return f"is not as {stage} writes it: {place}: {problem['msg']}"
+    message = problem["msg"]
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+    elif len(problems) > 1 and place and {"int_type", "float_type"} & {one["type"] for one in problems}:
+        message = "Input should be a number"
+    return f"is not as {stage} writes it: {f'{place}: ' if place else ''}{message}"

@@ -45,11 +45,20 @@ class PerImage:
 
     def placed(self, rows: Iterable[tuple[str, bool]]) -> Correctness:
         """Put (original path, right) pairs in order."""
-        correctness = np.full(len(self), ABSENT, dtype=np.int8)
+        correctness = self.nothing()
         for path, right in rows:
-            if path in self._places:
-                correctness[self._places[path]] = right
+            place = self.place_of(path)
+            if place is not None:
+                correctness[place] = right
         return correctness
+
+    def nothing(self) -> Correctness:
+        """Return the correctness of an evaluation without any image."""
+        return np.full(len(self), ABSENT, dtype=np.int8)
+
+    def place_of(self, path: str) -> int | None:
+        """Return the place of an original image in the order; None if it is none."""
+        return self._places.get(path)
 
     def paired(
         self, before: Evaluation | None, after: Evaluation | None, among: Evaluation | None = None

@@ -167,7 +167,7 @@ class Report:
     originals: Originals
     datasets: list[TitledDataset]
     evaluations: list[EvaluationRecord]
-    schema_version: Literal[3] = 3
+    schema_version: Literal[3]
 
     def __post_init__(self) -> None:
         for evaluation in self.evaluations:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -33,14 +35,14 @@ class _OfDataset(Protocol):
 T = TypeVar("T", bound=_OfDataset)
 
 
-def read(directories: Sequence[Path], name: str, kind: type[T], article: str, stage: str) -> list[tuple[Path, T]]:
+def read(directories: Sequence[Path], name: str, kind: type[T], description: str, stage: str) -> list[tuple[Path, T]]:
     """Read the JSON file of each directory, and return them in the order of the shards.
 
     Args:
         directories: Of one dataset: a directory, or one for each shard.
         name: The file's name.
         kind: The dataclass that the file holds.
-        article: What such a directory is called: `an evaluation`.
+        description: What such a directory is called: `an evaluation`.
         stage: The stage that writes it.
 
     Raises:
@@ -51,16 +53,16 @@ def read(directories: Sequence[Path], name: str, kind: type[T], article: str, st
         try:
             content = json_file.read(directory / name, kind, stage)
         except FileNotFoundError:
-            raise ValueError(f"{directory} is not {article}: it has no {name}") from None
+            raise ValueError(f"{directory} is not {description}: it has no {name}") from None
         if not (directory / PREDICTIONS).is_file():
-            raise ValueError(f"{directory} is not {article}: it has no {PREDICTIONS}")
+            raise ValueError(f"{directory} is not {description}: it has no {PREDICTIONS}")
         provenance = content.dataset.provenance
         place, shards = (provenance[0].shard if provenance else None) or (0, 1)
         parts.append((shards, place, directory, content))
     parts.sort(key=lambda part: part[:2])
     if [part[:2] for part in parts] != [(len(parts), place) for place in range(len(parts))]:
         received = ", ".join(f"{place + 1} of {shards}" for shards, place, *_ in parts)
-        raise ValueError(f"{article} of a sharded dataset needs each of its shards once. Received: {received}")
+        raise ValueError(f"{description} of a sharded dataset needs each of its shards once. Received: {received}")
     return [(directory, content) for *_, directory, content in parts]
 
 
@@ -75,8 +77,21 @@ def read_evaluation(directories: Sequence[Path]) -> Evaluation:
     """
     parts = read(directories, EVALUATION, EvaluationFile, "an evaluation", "infer")
     ordered = tuple(directory for directory, _ in parts)
-    whole = parts[0][1] if len(parts) == 1 else _whole_evaluation(parts)
+    with belonging_together([directory for directory, _ in parts]):
+        whole = parts[0][1] if len(parts) == 1 else _whole_evaluation(parts)
     return Evaluation(directories=ordered, **vars(whole))
+
+
+@contextmanager
+def belonging_together(directories: Sequence[Path]) -> Iterator[None]:
+    """Name the directories of shards in the error of a block that merges them."""
+    try:
+        yield
+    except (KeyError, TypeError, OSError, ValueError, zipfile.BadZipFile) as error:
+        if len(directories) == 1:
+            raise
+        listed = ", ".join(map(str, directories))
+        raise ValueError(f"{error if isinstance(error, ValueError) else repr(error)} (in {listed})") from None
 
 
 def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> EvaluationFile:
@@ -124,6 +139,9 @@ def alike(contents: Sequence[Content], apart: Iterable[str]) -> Content:
 def whole_dataset(parts: Sequence[Content]) -> Content:
     """Return the record of the whole dataset."""
     whole = alike(parts, apart=("counts", "sha256", "provenance"))
+    if len({len(part["provenance"]) for part in parts}) > 1:
+        stages = "; ".join(", ".join(entry["stage"] for entry in part["provenance"]) for part in parts)
+        raise ValueError(f"shards must be measured alike, but differ in their stages. Received: {stages}")
     provenance = []
     for entries in zip(*(each["provenance"] for each in parts), strict=True):
         entry = alike(entries, apart=("shard", "seed", "parent_sha256"))

@@ -115,7 +115,7 @@ def _target(evaluation: Evaluation, attacks: list[ProvenanceEntry], attack: Trea
 
 
 def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:
-    """Hold what was saved to what was allowed: 8 bits cannot hold less than half a step."""
+    """Compare what was saved with what was allowed: 8 bits cannot hold less than half a step."""
     name = "attack survives 8 bits"
     saved = attacked.distances.get("l_infinity_norm") if attacked else None
     bounds = [entry.parameters["eps"] for entry in attacks if str(entry.parameters.get("norm")) == "inf"]

@@ -93,7 +93,7 @@ def failed(reports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_json_holds_everything(failed: dict[str, Path], reports: dict[str, Path]) -> None:
     made = json.loads(failed["json"].read_text())
-    assert (made["schema_version"], made["outcome"], made["exit_code"]) == (1, "fail", 1)
+    assert (made["schema_version"], made["outcome"], made["exit_code"]) == (2, "fail", 1)
     assert made["report"]["path"] == str(reports["worse"])
     assert {each["outcome"] for each in made["verdicts"]} == {"pass", "fail", "cannot tell"}
     numbers = made["verdicts"][0]["numbers"]

@@ -1,6 +1,7 @@
 """Which evaluations belong together, and files that are damaged."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,3 +145,28 @@ def test_original_of_an_image(lab: Lab, prefix: str, path: str, original: str) -
     evaluation = read_evaluation([lab.evaluate("clean")])
     evaluation = replace(evaluation, dataset=replace(evaluation.dataset, prefix=prefix))
     assert evaluation.original(path) == original
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": {"images": 400}}, "evaluation.json is not as infer writes it: metrics lacks correct, accuracy"),
+        ({"metrics": {"images": 4, "correct": 5, "accuracy": 1.0}}, "5 of 4 images cannot be right"),
+        ({"seed": "one"}, "evaluation.json is not as infer writes it: seed: Input should be a number"),
+        ({"seed": [1, None]}, None),
+        ({"schema_version": 7}, "must be of schema_version 1. Received: 7. Run the pipeline again with this version."),
+        ({"model": None}, "evaluation.json is not as infer writes it: model: Input should be an object"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_is_named(
+    lab: Lab, tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    folder = lab.evaluate("clean")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if message is None:
+        Report(tmp_path, [folder])
+        return
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        Report(tmp_path, [folder])
+    assert "\n" not in str(raised.value)
