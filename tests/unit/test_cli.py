@@ -268,6 +268,15 @@ def test_a_report_is_shown_as_a_table_and_kept(small_pipelines, output):
     assert json.loads(report_path.with_suffix(".json").read_text()) == SUMMARY
 
 
+def test_a_report_of_another_version_is_kept_and_named(small_pipelines, output):
+    text = json.dumps(SUMMARY | {"schema_version": 2})
+    result = evasion("run", "reporting", "--text", text, "--output", output)
+    assert result.exit_code == 1, result.output
+    assert "The run succeeded, but its report cannot be shown: " in result.stderr
+    assert "must be of schema_version 3. Received: 2." in result.stderr
+    assert Path(re.search(r"Report: (.*)", result.stderr)[1]).is_file()
+
+
 def test_two_attackers_are_two_columns(small_pipelines, output):
     attackers = {AWARE: Attacked(Share(0.21, 0.1, 0.3, 100, 21)), OBLIVIOUS: Attacked(HIGH)}
     defended = Row(FGM, JPEG, HIGH, attackers=attackers, attacker=AWARE, judged=attackers[AWARE])

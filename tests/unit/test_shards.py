@@ -194,6 +194,24 @@ def change(folder, edit):
     path.write_text(json.dumps(content))
 
 
+def test_shards_that_went_through_other_stages_are_refused(parts, tmp_path):
+    change(parts[1], lambda content: content["dataset"]["provenance"].append(content["dataset"]["provenance"][0]))
+    with pytest.raises(
+        ValueError, match=r"differ in their stages\. Received: load_dataset; load_dataset, load_dataset"
+    ):
+        reported(parts, tmp_path)
+
+
+def test_a_shard_with_damaged_counts_is_named(parts, tmp_path):
+    counts = Path(parts[1], "load_dataset", "counts.npz")
+    with np.load(counts) as arrays:
+        np.savez(counts.with_name("other.npz"), **{name: arrays[name] for name in arrays if name != "above"})
+    counts.with_name("other.npz").replace(counts)
+    with pytest.raises(ValueError, match="above is not a file in the archive") as raised:
+        reported(parts, tmp_path)
+    assert str(counts.parent) in str(raised.value)
+
+
 def test_shards_that_are_missing_or_of_other_runs_are_refused(parts, tmp_path):
     with pytest.raises(ValueError, match=r"needs each of its shards once. Received: 1 of 3, 3 of 3"):
         reported([parts[0], parts[2]], tmp_path)

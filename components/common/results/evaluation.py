@@ -91,12 +91,10 @@ class AttackChecks:
 
 @strict
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EvaluationFile:
-    """What `evaluation.json` holds.
+class Measured:
+    """What `infer` measured on one dataset.
 
     Attributes:
-        dataset: What was evaluated.
-        model: What evaluated it.
         seed: The seed of `infer`.
         batch_size: Images predicted at a time.
         versions: Of packages, by name.
@@ -104,11 +102,8 @@ class EvaluationFile:
         distances: Of the images to their parents, a summary by distance.
         confusion: (true class, predicted class, number of images) of each pair that occurred.
         checks: Whether an attack could work.
-        schema_version: Of this file.
     """
 
-    dataset: DatasetRecord
-    model: ModelRecord
     seed: Seed
     batch_size: int | None
     versions: dict[str, str]
@@ -116,6 +111,21 @@ class EvaluationFile:
     distances: dict[str, dict[str, float]]
     confusion: list[tuple[int, int, int]]
     checks: AttackChecks
+
+
+@strict
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationFile(Measured):
+    """What `evaluation.json` holds, beside what was measured.
+
+    Attributes:
+        dataset: What was evaluated.
+        model: What evaluated it.
+        schema_version: Of this file.
+    """
+
+    dataset: DatasetRecord
+    model: ModelRecord
     schema_version: Literal[1] = 1
 
     def __post_init__(self) -> None:

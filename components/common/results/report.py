@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from evasion.components.common.results import json_file
 from evasion.components.common.results.check import Check
 from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.curve import Curve
-from evasion.components.common.results.evaluation import AttackChecks, DatasetRecord, ModelRecord, Seed
+from evasion.components.common.results.evaluation import DatasetRecord, Measured, ModelRecord
 from evasion.components.common.results.json_file import strict
 from evasion.components.common.results.minimal import Distribution
 from evasion.components.common.results.paired import Correctness, unpacked
@@ -103,9 +103,9 @@ class TitledDataset:
 
 
 @strict
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
-    """One evaluation.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EvaluationRecord(Measured):
+    """One evaluation, beside what was measured.
 
     Attributes:
         title: Attack, defense and attacker in words.
@@ -122,13 +122,6 @@ class EvaluationRecord:
     attacker: str | None
     dataset_sha256: str
     model_sha256: str
-    seed: Seed
-    batch_size: int | None
-    versions: dict[str, str]
-    metrics: dict[str, int | float]
-    distances: dict[str, dict[str, float]]
-    confusion: list[tuple[int, int, int]]
-    checks: AttackChecks
     right: str | None
 
 
@@ -225,13 +218,7 @@ def records(evaluations: Evaluations) -> list[EvaluationRecord]:
             attacker=evaluation.knowledge,
             dataset_sha256=evaluation.dataset.sha256,
             model_sha256=evaluation.model.sha256,
-            seed=evaluation.seed,
-            batch_size=evaluation.batch_size,
-            versions=evaluation.versions,
-            metrics=evaluation.metrics,
-            distances=evaluation.distances,
-            confusion=evaluation.confusion,
-            checks=evaluation.checks,
+            **{one.name: getattr(evaluation, one.name) for one in fields(Measured)},
             right=evaluations.per_image.packed(evaluation),
         )
         for title, attack, defense, evaluation in evaluations.placed()

@@ -99,7 +99,7 @@ def test_floor_must_be_a_share(lab: Lab, tmp_path: Path, floor: float) -> None:
         (lambda folder: (folder / "evaluation.json").unlink(), "has no evaluation.json"),
         (lambda folder: (folder / "predictions.csv").unlink(), "has no predictions.csv"),
         (lambda folder: (folder / "evaluation.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "evaluation.json").write_text("{}"), "lacks dataset"),
+        (lambda folder: (folder / "evaluation.json").write_text("{}"), "lacks seed"),
         (lambda folder: (folder / "evaluation.json").write_text("[]"), "not as infer writes it"),
     ],
 )
