@@ -4,30 +4,23 @@ ART predicts the labels, computes the gradient in a second pass, and does the re
 step, clipping and rounding are one TensorFlow function. The tests compare it with ART's class.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.common.data.pixels import Floats, Pixels
+from evasion.components.common.attacks.runner import Attack, Generated
+from evasion.components.common.data.pixels import Pixels, towards
 from evasion.components.common.models.classifier import Classifier
 
 
-def fast_gradient_step(
-    target: Classifier, *, norm: str, eps: float
-) -> Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]:
-    """Return the function that attacks one batch.
+def fast_gradient_step(target: Classifier, *, norm: str, eps: float) -> Attack:
+    """Return the attack on a model.
 
     Args:
         target: The model to attack.
         norm: `inf`, `1` or `2`.
         eps: Size of the step in this norm, on pixels in [0, 1].
-
-    Returns:
-        A function that takes a batch, uint8, (images, height, width, channels), and returns the model's outputs, the
-        attacked batch, uint8, and for each image whether its gradient is zero everywhere, so that it stays as it is.
     """
     batch = tf.TensorSpec((None, *target.model.input_shape[1:]), tf.uint8)
 
@@ -40,13 +33,13 @@ def fast_gradient_step(
         gradient = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
         x_adv = tf.clip_by_value(x + tf.constant(eps, tf.float32) * direction(gradient, norm), 0, 1)
         without_gradient = tf.logical_not(tf.reduce_any(gradient != 0, axis=(1, 2, 3)))
-        return outputs, tf.cast(tf.round(x_adv * largest), tf.uint8), without_gradient
+        return outputs, x_adv, without_gradient
 
-    def attack(pixels: Pixels) -> tuple[Floats, Pixels, npt.NDArray[np.bool_]]:
-        outputs, attacked, without_gradient = (tensor.numpy() for tensor in step(pixels, np.float32(255)))
-        return outputs, attacked, without_gradient
+    def attack(pixels: Pixels) -> Generated:
+        outputs, x_adv, without_gradient = (tensor.numpy() for tensor in step(pixels, np.float32(255)))
+        return Generated(outputs, towards(x_adv, pixels), without_gradient)
 
-    return attack
+    return Attack(attack, thread_safe=True)
 
 
 def direction(gradient: Any, norm: str) -> Any:

@@ -61,18 +61,16 @@ def fgm(
     from evasion.components.common.attacks import runner
 
     def make(target: Any, _: int) -> runner.Attack:
+        if target.compiled and not minimal:
+            from evasion.components.fgm.compiled import fast_gradient_step
+
+            return fast_gradient_step(target, norm=norm, eps=eps)
         attack = fast_gradient_method(
             target.art, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
         )
-        return runner.Attack(
-            lambda x, y: attack.generate(x, y=y),
-            columns=lambda: {"minimal_eps": attack.smallest} if minimal else {},
+        return runner.from_floats(
+            target, lambda x, y: attack.generate(x, y=y), lambda: {"minimal_eps": attack.smallest} if minimal else {}
         )
-
-    def make_compiled(target: Any, _: int) -> runner.CompiledAttack:
-        from evasion.components.fgm.compiled import fast_gradient_step
-
-        return fast_gradient_step(target, norm=norm, eps=eps)
 
     return runner.run(
         stage="fgm",
@@ -83,7 +81,7 @@ def fgm(
         parameters=parameters,
         seed=seed,
         make=make,
-        make_compiled=None if minimal else make_compiled,
+        iterates=False,
     )
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.common.data.pixels import Floats, Pixels
+from evasion.components.common.attacks.runner import Attack, Generated
+from evasion.components.common.data.pixels import Floats, Pixels, towards
 from evasion.components.common.models.classifier import Classifier
 
 
@@ -23,8 +23,8 @@ def projected_gradient_descent(
     max_iter: int,
     num_random_init: int,
     starting_points: Callable[[Floats], np.random.RandomState],
-) -> Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]:
-    """Return the function that attacks one batch.
+) -> Attack:
+    """Return the attack on a model.
 
     Args:
         target: The model to attack.
@@ -34,10 +34,6 @@ def projected_gradient_descent(
         num_random_init: Number of random starts; an image keeps the result of the last start that fools the model.
             With 0, the attack starts at the image itself.
         starting_points: Takes a batch in [0, 1]; returns the generator that draws its starts.
-
-    Returns:
-        A function that takes a batch, uint8, (images, height, width, channels), and returns the model's outputs, the
-        attacked batch, uint8, and for each image whether its gradient is zero everywhere.
     """
     shape = (None, *target.model.input_shape[1:])
     images, labels = tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None, target.model.output_shape[-1]), tf.float32)
@@ -55,7 +51,7 @@ def projected_gradient_descent(
         x_adv = steps(lambda batch: target.gradient(batch, y), x, start, eps=eps, eps_step=eps_step, max_iter=max_iter)
         return x_adv, tf.argmax(target.forward(x_adv), axis=1) != tf.argmax(y, axis=1)
 
-    def attack(pixels: Pixels) -> tuple[Floats, Pixels, npt.NDArray[np.bool_]]:
+    def attack(pixels: Pixels) -> Generated:
         x, outputs, predicted, without_gradient = predict(pixels, np.float32(255))
         if not num_random_init:
             x_adv, _ = attack_from(x, predicted, x)
@@ -66,9 +62,9 @@ def projected_gradient_descent(
                 start = tf.clip_by_value(x + noise.astype(np.float32), 0, 1)
                 result, fooled = attack_from(x, predicted, start)
                 x_adv = tf.where(fooled[:, None, None, None], result, x_adv) if number else result
-        return outputs.numpy(), tf.cast(tf.round(x_adv * np.float32(255)), tf.uint8).numpy(), without_gradient.numpy()
+        return Generated(outputs.numpy(), towards(x_adv.numpy(), pixels), without_gradient.numpy())
 
-    return attack
+    return Attack(attack, thread_safe=True)
 
 
 def steps(gradient: Callable[[Any], Any], x: Any, start: Any, *, eps: float, eps_step: float, max_iter: int) -> Any:

@@ -75,38 +75,32 @@ def pgd(
         defenses=defenses,
         parameters=parameters,
         seed=seed,
-        **ways(norm=norm, batch_size=batch_size, **settings),
+        make=make(norm=norm, batch_size=batch_size, **settings),
+        iterates=True,
     )
 
 
-def ways(*, norm: str, batch_size: int, **settings: Any) -> dict[str, Any]:
-    """Return what makes the attack, and what makes it compiled, as `runner.run` and `runner.batch_attack` take them."""
-    return {
-        "make": partial(_make, norm=norm, batch_size=batch_size, **settings),
-        "make_compiled": partial(_make_compiled, **settings) if norm == "inf" else None,
-    }
-
-
-def _make(target: Any, seed: int, **settings: Any) -> "runner.Attack":
-    """Return ART's attack on a target."""
+def make(*, norm: str, batch_size: int, **settings: Any) -> "runner.MakeAttack":
+    """Return what makes the attack on a target."""
     import numpy as np
 
     from evasion.components.common.attacks import runner
 
-    attack = projected_gradient_descent(target.art, **settings)
+    def attack_on(target: Any, seed: int) -> runner.Attack:
+        if target.compiled and norm == "inf":
+            from evasion.components.pgd import compiled
 
-    def generate(x: Any, y: Any) -> Any:
-        np.random.set_state(starting_points(seed, x).get_state())  # noqa: NPY002  (where ART draws from)
-        return attack.generate(x, y=y)
+            starts = partial(starting_points, seed)
+            return compiled.projected_gradient_descent(target, starting_points=starts, **settings)
+        attack = projected_gradient_descent(target.art, norm=norm, batch_size=batch_size, **settings)
 
-    return runner.Attack(generate, stays_without_gradient=not settings["num_random_init"])
+        def generate(x: Any, y: Any) -> Any:
+            np.random.set_state(starting_points(seed, x).get_state())  # noqa: NPY002  (where ART draws from)
+            return attack.generate(x, y=y)
 
+        return runner.from_floats(target, generate)
 
-def _make_compiled(target: Any, seed: int, **settings: Any) -> "runner.CompiledAttack":
-    """Return the compiled attack on the model."""
-    from evasion.components.pgd import compiled
-
-    return compiled.projected_gradient_descent(target, starting_points=lambda x: starting_points(seed, x), **settings)
+    return attack_on
 
 
 def starting_points(seed: int, x: Any) -> Any:

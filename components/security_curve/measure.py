@@ -182,7 +182,7 @@ class _Measurement:
         for defense in defenses:
             self._lines.append(self._line("fgm", OBLIVIOUS, defense, None))
             self._lines.append(self._line("fgm", AWARE, defense, defense))
-        attack = pgd.ways(
+        make = pgd.make(
             norm=settings.norm,
             eps=settings.eps,
             eps_step=settings.eps / PGD_STEPS,
@@ -190,7 +190,7 @@ class _Measurement:
             num_random_init=0,
             batch_size=settings.batch_size,
         )
-        self._pgd = runner.batch_attack(bare, bare, settings.seed, **attack)
+        self._pgd = make(bare, settings.seed)
         self.controls = {COMPUTED: 0, SAVED: 0, NOISE: 0} | ({PGD: 0} if settings.pgd_max_iter else {})
 
     def _line(
@@ -223,7 +223,7 @@ class _Measurement:
         attacked, noise = (guesses[id(line), self._settings.eps] for line in self._lines[:2])
         by_control = {COMPUTED: guesses[COMPUTED], SAVED: attacked, NOISE: noise}
         if PGD in self.controls:
-            by_control[PGD] = self._predicted(to_float(self._pgd.attack(pixels).pixels))
+            by_control[PGD] = self._predicted(to_float(self._pgd.generate(pixels).pixels))
         for name in self.controls:
             self.controls[name] += int((by_control[name] == labels).sum())
         return by_control

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from evasion.components.common.attacks import runner
 from evasion.components.common.attacks.defense_aware import Defended
 from evasion.components.common.data.dataset import Dataset
-from evasion.components.common.data.pixels import to_float, to_pixels
+from evasion.components.common.data.pixels import to_float, to_pixels, towards
 from evasion.components.common.defenses import known
 from evasion.components.common.models import classifier
 from evasion.components.fgm import task as fgm_task
@@ -192,7 +193,7 @@ def test_an_aware_attack_follows_the_gradient_at_what_the_defense_itself_makes(
     bare = classifier.Classifier(le_net)
     x, x_met = (to_float(classifier.stack(rows)) for rows in (before, met))
     gradient = bare.gradient(x_met, labels_of(bare, x_met)).numpy()
-    expected = to_pixels(np.clip(x + np.float32(FGM["eps"]) * np.sign(gradient), 0, 1))
+    expected = towards(np.clip(x + np.float32(FGM["eps"]) * np.sign(gradient), 0, 1), classifier.stack(before))
     assert (classifier.stack(attacked) == expected).mean() >= 0.9999  # a gradient of about zero has no sure sign
     assert [sample.fields["clean_prediction"] for sample in attacked] == [
         str(n) for n in labels_of(bare, x).argmax(axis=1)
@@ -393,10 +394,10 @@ def test_compiled_pgd_is_arts_own(le_net, digits, eps, num_random_init):
     attack = compiled.projected_gradient_descent(
         target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
     )
-    outputs, attacked, without_gradient = attack(pixels)
+    outputs, attacked, without_gradient, _ = astuple(attack.generate(pixels))
     np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
     expected = pgd_itself(le_net, x, math.inf, parameters | {"batch_size": 20})
-    assert (attacked == to_pixels(expected)).mean() >= 0.999
+    assert (attacked == towards(expected, pixels)).mean() >= 0.999
     assert (attacked != pixels).any()
     np.testing.assert_allclose(outputs, target.outputs(x), rtol=1e-5)
     assert not without_gradient.any()
@@ -455,29 +456,11 @@ def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits
 
         from_logits = True
 
-    flat, attack = Flat(), runner.Attack(lambda x, _: np.clip(x + 0.1, 0, 1), stays_without_gradient=False)
-    batch_attack = runner.batch_attack(flat, flat, 0, lambda *_: attack, None)
+    flat = Flat()
+    attack = runner.from_floats(flat, lambda x, _: np.clip(x + 0.1, 0, 1))
     with Dataset(digits_tar) as data:
-        batches = list(runner._changes(data, batch_attack, 32, data.header.class_names))
+        batches = list(runner._changes(data, Flat(), flat, attack, 32, data.header.class_names))
     assert {change.fields["zero_gradient"] for batch in batches for change in batch} == {1}
-
-
-@pytest.mark.parametrize("bare", [True, False], ids=["model", "model behind a defense"])
-@pytest.mark.parametrize("has_compiled", [True, False])
-def test_the_compiled_attack_is_used_on_the_bare_model_alone(bare, has_compiled):
-    model, behind_defense, chosen = object(), object(), []
-
-    def make(target, seed):
-        chosen.append(("general", target, seed))
-
-    def make_compiled(target, seed):
-        chosen.append(("compiled", target, seed))
-
-    target = model if bare else behind_defense
-    attack = runner.batch_attack(model, target, 3, make, make_compiled if has_compiled else None)
-    compiled_is_used = bare and has_compiled
-    assert chosen == [("compiled" if compiled_is_used else "general", target, 3)]
-    assert attack.thread_safe == compiled_is_used
 
 
 @pytest.mark.parametrize("num_random_init", [0, 1])
@@ -491,9 +474,9 @@ def test_compiled_pgd_takes_nan_gradients_for_zero_as_art_does(le_net, digits, w
         target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
     )
     art = pgd_task.projected_gradient_descent(target.art, norm="inf", batch_size=20, **parameters)
-    _, attacked, without_gradient = attack(pixels)
+    _, attacked, without_gradient, _ = astuple(attack.generate(pixels))
     np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
-    expected = to_pixels(art.generate(x, y=y))
+    expected = towards(art.generate(x, y=y), pixels)
     assert (attacked == expected).mean() >= 0.999
     np.testing.assert_array_equal(attacked[mask], expected[mask])
     assert without_gradient.tolist() == [True] + [False] * 19

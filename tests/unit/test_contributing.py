@@ -166,7 +166,7 @@ def test_the_defense_of_the_example_works(tmp_path, digits_tar, mlflow_store):
 def test_the_attack_of_the_example_works(tmp_path, digits_tar, le_net, le_net_artifact, mlflow_store):
     """Without momentum it is the iterative method, which ART has."""
     from evasion.components.common.data.dataset import Dataset
-    from evasion.components.common.data.pixels import to_float, to_pixels
+    from evasion.components.common.data.pixels import to_float, towards
     from evasion.components.common.models.classifier import Classifier
     from evasion.components.pgd.task import projected_gradient_descent
 
@@ -188,7 +188,7 @@ def test_the_attack_of_the_example_works(tmp_path, digits_tar, le_net, le_net_ar
     iterative = projected_gradient_descent(
         classifier.art, norm="inf", eps=24 / 255, eps_step=6 / 255, max_iter=4, num_random_init=0, batch_size=80
     )
-    theirs = to_pixels(iterative.generate(x, y=np.eye(10)[predicted]))
+    theirs = towards(iterative.generate(x, y=np.eye(10)[predicted]), pixels(digits_tar))
     assert (attacked(0.0) == theirs).mean() > 0.999
     ours = attacked(1.0)
     assert np.abs(ours.astype(int) - pixels(digits_tar)).max() == 24

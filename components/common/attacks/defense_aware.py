@@ -1,15 +1,16 @@
 """A model behind a defense: the target of an attacker who knows the defense."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
 from evasion.components.common.defenses.transformations import Transformation
-from evasion.components.common.models.classifier import Classifier
+from evasion.components.common.models.classifier import Classifier, Loss, Pass
 
 
 class Defended(Classifier):
@@ -29,6 +30,8 @@ class Defended(Classifier):
         seed: Seed of the draws.
     """
 
+    compiled = False
+
     def __init__(self, model: Any, transformation: Transformation, *, eot_samples: int, seed: int) -> None:
         super().__init__(model)
         self._transformation = transformation
@@ -44,7 +47,23 @@ class Defended(Classifier):
 
     def outputs(self, x: Floats) -> Floats:
         """Return the outputs for the defended images; of several draws, the logarithm of their mean probability."""
-        draws = [super(Defended, self).outputs(defended) for defended in self._defended(x)]
+        return self._averaged([super(Defended, self).outputs(defended) for defended in self._defended(x)])
+
+    def loss_pass(self, loss: Loss) -> Callable[..., Pass]:
+        """Return the function that computes outputs, losses and gradients of a batch: means over draws."""
+        one_pass = super().loss_pass(loss)
+
+        def passes(x: Any, *arguments: Any) -> Pass:
+            draws = [one_pass(tf.constant(defended), *arguments) for defended in self._defended(np.asarray(x))]
+            if len(draws) == 1:
+                return draws[0]
+            outputs = self._averaged([draw.outputs.numpy() for draw in draws])
+            losses = np.mean([draw.loss.numpy() for draw in draws], axis=0)
+            return Pass(outputs, losses, np.mean([draw.gradient.numpy() for draw in draws], axis=0))
+
+        return passes
+
+    def _averaged(self, draws: list[Floats]) -> Floats:
         if len(draws) == 1:
             return draws[0]
         if not self.from_logits:

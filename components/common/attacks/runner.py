@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.derivation import Derived, DerivedImage, write
 from evasion.components.common.data.header import Sample
-from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
+from evasion.components.common.data.pixels import Floats, Pixels, to_float, towards
 from evasion.components.common.data.provenance import ATTACK, AWARE, OBLIVIOUS
 from evasion.components.common.defenses.known import Defense, defenses_of
 from evasion.components.common.models.artifact import Card
@@ -24,56 +24,65 @@ SMALL_BATCH_BYTES = 2**20  # up to which two batches are attacked at once, so th
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack:
-    """An attack on one batch, over predictions and gradients of the target. It can attack any target.
+class Generated:
+    """The result of an attack on one batch.
 
     Attributes:
-        generate: Takes images, float32 in [0, 1], and one-hot labels to move away from; returns the attacked images.
-        stays_without_gradient: Whether an image whose gradient is zero everywhere stays as it is.
-        columns: Called after `generate`; returns further columns of `samples.csv`, a value for each image of the batch.
+        outputs: The target's, before the attack, shape (images, classes).
+        pixels: The attacked images as they are saved, uint8.
+        without_gradient: For each image, whether the gradient of its loss is zero everywhere.
+        columns: Further columns of `samples.csv`, a value for each image.
     """
 
-    generate: Callable[[Floats, Floats], Floats]
-    stays_without_gradient: bool = True
-    columns: Callable[[], Mapping[str, list[Any]]] = dict
-
-
-CompiledAttack = Callable[[Pixels], tuple[Floats, Pixels, npt.NDArray[np.bool_]]]
-"""The same attack in one pass, on the bare model alone.
-
-It takes a batch as it is saved, uint8, and returns the model's outputs, the attacked images, uint8, and for each image
-whether its gradient is zero everywhere. Several threads call it.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackedBatch:
-    """The result for one batch.
-
-    Attributes:
-        probabilities: The bare model's, before the attack, shape (images, classes).
-        pixels: The attacked images, uint8.
-        without_gradient: For each image, whether its gradient is zero everywhere.
-        columns: Further columns of `samples.csv`.
-    """
-
-    probabilities: npt.NDArray[np.float64]
+    outputs: Floats
     pixels: Pixels
     without_gradient: npt.NDArray[np.bool_]
-    columns: Mapping[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchAttack:
-    """An attack on batches of 8-bit images.
+class Attack:
+    """An attack on a target, batch by batch.
 
     Attributes:
-        attack: Attacks one batch.
+        generate: Takes a batch as it is saved, uint8, and returns the result.
         thread_safe: Whether several threads may call it at once.
     """
 
-    attack: Callable[[Pixels], AttackedBatch]
-    thread_safe: bool
+    generate: Callable[[Pixels], Generated]
+    thread_safe: bool = False
+
+
+MakeAttack = Callable[[Any, int], Attack]
+"""Takes the target, a `Classifier`, and the seed; returns the attack on it."""
+
+
+def from_floats(
+    target: Any,
+    generate: Callable[[Floats, Floats], Floats],
+    columns: Callable[[], Mapping[str, Sequence[Any]]] = dict,
+) -> Attack:
+    """Return an attack that is a function of float images, as those of ART over `target.art` are.
+
+    The labels are the target's predictions, not the true ones, which would leak them into the image (Kurakin et al.
+    2017, arXiv:1611.01236). ART does the same with `y=None`; here the outputs serve for the confidence as well.
+
+    Args:
+        target: What is attacked.
+        generate: Takes images, float32 in [0, 1], and one-hot labels to move away from; returns the attacked images.
+        columns: Called after `generate`; returns the further columns.
+    """
+
+    def attack(pixels: Pixels) -> Generated:
+        x = to_float(pixels)
+        outputs = target.attacked_outputs(x)
+        y = np.eye(outputs.shape[1], dtype=np.float32)[outputs.argmax(axis=1)]
+        gradient = target.loss_gradient(x, y)
+        without_gradient = np.logical_not(np.nan_to_num(gradient).any(axis=(1, 2, 3)))
+        attacked = towards(generate(x, y), pixels)
+        return Generated(outputs, attacked, without_gradient, columns())
+
+    return Attack(attack)
 
 
 def run(
@@ -85,8 +94,8 @@ def run(
     defenses: str,
     parameters: Mapping[str, Any],
     seed: int,
-    make: Callable[[Any, int], Attack],
-    make_compiled: Callable[[Any, int], CompiledAttack] | None = None,
+    make: MakeAttack,
+    iterates: bool,
 ) -> dict[str, float]:
     """Attack a dataset by several attackers and save the results in one tar.
 
@@ -99,8 +108,8 @@ def run(
         defenses: The defenses that further attackers know, one attacker for each defense; `known.defenses_of` reads it.
         parameters: The attack's own parameters, with `batch_size` and `eot_samples`.
         seed: The stage's seed; -1 draws one.
-        make: Takes the target, a `Classifier` whose `art` is ART's, and the seed; returns the attack.
-        make_compiled: Takes the same and returns the same attack, compiled; None if the attack has no compiled form.
+        make: Returns the attack on a target.
+        iterates: Whether the attack takes more than one step. What rests on single steps alone is called so.
 
     Returns:
         Summaries of the distances between the saved images and their parents, named as by `derivation.write`.
@@ -115,12 +124,12 @@ def run(
 
         bare = classifier.load(model)
 
-        entry = _entry(stage, parameters, used["seed"], clean, card, bare)
+        entry = _entry(stage, parameters, used["seed"], clean, card, bare) | {"iterates": iterates}
 
         def changes(defense: Defense | None) -> Iterator[list[DerivedImage]]:
             target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])
-            attack = batch_attack(bare, target, used["seed"], make, make_compiled)
-            yield from _changes(clean, attack, used["batch_size"], card.class_names)
+            attack = make(target, used["seed"])
+            yield from _changes(clean, bare, target, attack, used["batch_size"], card.class_names)
 
         stage_run.tag({"dataset_sha256": clean.sha256})
         distances = write(
@@ -173,61 +182,26 @@ def aimed(bare: Any, defense: Defense | None, *, eot_samples: int, seed: int) ->
     return Defended(bare.model, defense.transformation, eot_samples=eot_samples, seed=seed)
 
 
-def batch_attack(
-    bare: Any,
-    target: Any,
-    seed: int,
-    make: Callable[[Any, int], Attack],
-    make_compiled: Callable[[Any, int], CompiledAttack] | None,
-) -> BatchAttack:
-    """Return the compiled attack if there is one and the target is the bare model; otherwise the one over the target.
-
-    A compiled attack computes the model's own gradients, so it cannot attack a model behind a defense.
-    """
-    if make_compiled is not None and target is bare:
-        compiled = make_compiled(target, seed)
-
-        def attack_compiled(pixels: Pixels) -> AttackedBatch:
-            outputs, attacked, without_gradient = compiled(pixels)
-            return AttackedBatch(bare.probabilities_of(outputs), attacked, without_gradient, {})
-
-        return BatchAttack(attack_compiled, thread_safe=True)
-    attack = make(target, seed)
-    # ART's attacks keep state between calls.
-    return BatchAttack(lambda pixels: _generate(to_float(pixels), bare, target, attack), thread_safe=False)
-
-
-def _generate(x: Floats, bare: Any, target: Any, attack: Attack) -> AttackedBatch:
-    """Attack a batch.
-
-    The labels are the target's predictions, not the true ones, which would leak them into the image (Kurakin et al.
-    2017, arXiv:1611.01236). ART does the same with `y=None`; here the outputs serve for the confidence as well.
-    """
-    outputs = target.attacked_outputs(x)
-    before = bare.probabilities_of(outputs) if target is bare else bare.probabilities(x)
-    y = np.eye(before.shape[1], dtype=np.float32)[outputs.argmax(axis=1)]
-    x_adv = attack.generate(x, y)
-    gradient: Floats = x_adv - x if attack.stays_without_gradient else target.loss_gradient(x, y)
-    without_gradient = np.logical_not(gradient.any(axis=(1, 2, 3)))
-    return AttackedBatch(before, to_pixels(x_adv), without_gradient, attack.columns())
-
-
 def _changes(
-    clean: Dataset, attack: BatchAttack, batch_size: int, class_names: tuple[str, ...]
+    clean: Dataset, bare: Any, target: Any, attack: Attack, batch_size: int, class_names: tuple[str, ...]
 ) -> Iterator[list[DerivedImage]]:
     """Attack batch by batch. The prediction recorded for an image is that of the bare model before the attack."""
     from evasion.components.common.models.classifier import stack
 
     def changed(batch: list[Sample]) -> list[DerivedImage]:
-        attacked = attack.attack(stack(batch))
-        predicted = attacked.probabilities.argmax(axis=1)
+        pixels = stack(batch)
+        attacked = attack.generate(pixels)
+        probabilities = (
+            bare.probabilities_of(attacked.outputs) if target is bare else bare.probabilities(to_float(pixels))
+        )
+        predicted = probabilities.argmax(axis=1)
         return [
             DerivedImage(
                 sample,
                 attacked.pixels[index],
                 fields={
                     "clean_prediction": class_names[predicted[index]],
-                    "clean_confidence": f"{attacked.probabilities[index, predicted[index]]:.9g}",
+                    "clean_confidence": f"{probabilities[index, predicted[index]]:.9g}",
                     "zero_gradient": int(attacked.without_gradient[index]),
                     **{name: values[index] for name, values in attacked.columns.items()},
                 },

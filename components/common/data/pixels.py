@@ -26,6 +26,24 @@ def to_pixels(x: Floats) -> Pixels:
     return np.rint(levels, out=levels).astype(np.uint8)
 
 
+def towards(x: Floats, originals: Pixels) -> Pixels:
+    """Return attacked float pixels in 8 bits, rounded towards the pixels that they were made from.
+
+    So no image is farther from its original, in any norm, than it was before: rounding to the nearest level would add
+    up to half a level and break the bound eps. A fraction of a level that is due to float32 is not cut off.
+
+    Args:
+        x: The attacked images, in [0, 1].
+        originals: What they were made from, of the same shape.
+    """
+    levels = np.clip(x, np.float32(0), np.float32(1)) * np.float32(255)
+    rises = levels > originals
+    return np.where(rises, np.floor(levels + ROUNDING_ERROR), np.ceil(levels - ROUNDING_ERROR)).astype(np.uint8)
+
+
+ROUNDING_ERROR = np.float32(2**-11)
+"""Levels that sums of float32 pixels in [0, 1] err by at most: eps = 51/255 moves a pixel by 51 levels, not by 50."""
+
 CHUNK_BYTES = 64 << 10  # of pixels that a thread takes at once
 AHEAD_BYTES = 32 << 20  # of decoded pixels that wait for the consumer
 

@@ -2,8 +2,9 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,23 @@ def logits_of(model: Any) -> tuple[Any, bool]:
     return model, False
 
 
+class Pass(NamedTuple):
+    """What one pass through a target computes of a batch; tensors or arrays.
+
+    Attributes:
+        outputs: Shape (images, classes): logits if `from_logits`; of several draws, the log of the mean probability.
+        loss: Of each image, shape (images,); of several draws, the mean.
+        gradient: Of each image's loss with respect to its pixels; of several draws, the mean.
+    """
+
+    outputs: Any
+    loss: Any
+    gradient: Any
+
+
+Loss = Callable[..., Any]
+
+
 def load(folder: Path) -> "Classifier":
     """Load a model artifact as a `Classifier`."""
     return Classifier(model_artifact.load(folder))
@@ -48,7 +66,10 @@ class Classifier:
         model: The `keras.Model`, float32 (images, height, width, channels) in [0, 1] to probabilities.
         logits: The same model without its softmax.
         from_logits: Whether the outputs of `logits` are logits.
+        compiled: Whether gradients are computed by TensorFlow alone, so that they can be part of a compiled step.
     """
+
+    compiled = True
 
     def __init__(self, model: Any) -> None:
         import keras
@@ -58,7 +79,7 @@ class Classifier:
 
         self.model = model
         self.logits, self.from_logits = logits_of(model)
-        logits = optimized(self.logits)
+        logits = self._optimized = optimized(self.logits)
         # A sum over images, so that the gradient of an image does not depend on its batch.
         self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
         loss = self.loss
@@ -116,6 +137,32 @@ class Classifier:
             if np.array_equal(outputs.argmax(axis=1), y.argmax(axis=1)) and np.array_equal(images, x):
                 return gradient.copy()
         return cast(Floats, self.gradient(x, y).numpy())
+
+    def loss_pass(self, loss: Loss) -> Callable[..., Pass]:
+        """Return the function that computes outputs, losses and gradients of a batch in one pass, compiled once.
+
+        Args:
+            loss: Takes outputs, shape (images, classes), and the further arguments of the function, all tensors;
+                returns the loss of each image, shape (images,).
+
+        Returns:
+            A function of images, float32 in [0, 1], and further arguments whose first axis is that of the images.
+        """
+        import tensorflow as tf
+
+        forward = self._optimized
+
+        @tf.function(reduce_retracing=True)
+        def one_pass(x: Any, *arguments: Any) -> Pass:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                outputs = forward(x, training=False)
+                losses = loss(outputs, *arguments)
+            # The gradient of the sum: an image's loss depends on no other image.
+            gradient = tape.gradient(losses, x)
+            return Pass(outputs, losses, gradient)
+
+        return cast(Callable[..., Pass], one_pass)
 
     def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
         """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.

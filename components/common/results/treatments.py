@@ -128,6 +128,7 @@ class ProvenanceEntry:
         parent_sha256: Hash of the dataset that it worked on, or None.
         model_sha256: Of an attack, the hash of the model attacked.
         gradient_from_logits: Of an attack, whether the loss was taken from logits.
+        iterates: Of an attack, whether it takes more than one step.
         knowledge: Of an attack, what the attacker knew of a defense.
         defense: Of a defense-aware attack, the defense.
         applied: Of a defense, whether it ran over the images.
@@ -143,6 +144,7 @@ class ProvenanceEntry:
     parent_sha256: str | None = None
     model_sha256: str | None = None
     gradient_from_logits: bool | None = None
+    iterates: bool = False
     knowledge: str = OBLIVIOUS
     defense: Aim | None = None
     applied: bool = True
