@@ -15,13 +15,13 @@ from evasion.components.common.drawing.plot import Line, Plot, plot
 from evasion.components.common.drawing.words import listed, percent
 from evasion.components.common.files import replacing
 from evasion.components.common.results.curve import Curve, Series
-from evasion.components.common.results.paired import SIGNIFICANCE, Paired, holm
+from evasion.components.common.results.paired import SIGNIFICANCE, Correctness, Paired, holm
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row
-from evasion.components.common.results.treatments import Treatment
+from evasion.components.common.results.treatments import WORST_CASE, Treatment
 from evasion.components.compare.models import Model, read_models
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLEAN = "clean images"
 
 
@@ -43,7 +43,7 @@ class Entry:
             "attack_success_rate": _json(self.undefended.attack_success_rate if self.undefended else None),
             "best_defense": {
                 "defense": best.defense.label,
-                "attacker": best.attacker,
+                "attackers": list(best.attackers),
                 "clean_accuracy": _json(best.clean_accuracy),
                 "robust_accuracy": _json(best.robust_accuracy),
             }
@@ -116,10 +116,14 @@ class Comparison:
         ]
         if not common:
             clean = [(model.name, model.report.clean) for model in self.models if model.report.clean]
-            ranking = _ranked("Without attack", clean) if len(clean) > 1 else "The models have nothing in common."
+            ranking = (
+                _ranked("Without attack", "is right", clean) if len(clean) > 1 else "The models have nothing in common."
+            )
             return ranking, "No attack was run on all of them."
         attack, shares = min(common, key=lambda each: sum(share.value for _, share in each[1]))
-        first = _ranked(f"Under {attack}", shares)
+        rows = (entry.undefended for _, entries in self.blocks for entry in entries if entry.undefended)
+        single_step = any(row.single_step for row in rows if row.attack.label == attack)
+        first = _ranked(f"Under {attack}{', a single step' if single_step else ''}", "stays right", shares)
         ordered = sorted(shares, key=lambda each: -each[1].value)
         leading, second = ordered[0][0], ordered[1][0]
         pair = next((p for p in self.pairs if p.images == attack and {p.one, p.other} == {leading, second}), None)
@@ -178,12 +182,13 @@ class Comparison:
             name = re.sub(r"[^A-Za-z0-9.-]+", "_", model.name).strip("_")
             if model.report.clean:
                 metrics[f"clean_accuracy_{name}"] = model.report.clean.value
-            entries = [entry for _, block in self.blocks for entry in block if entry.model is model and _robust(entry)]
-            worst = min(entries, key=lambda entry: _value(_robust(entry)), default=None)
-            if worst:
-                metrics[f"robust_accuracy_{name}"] = _value(_robust(worst))
-            if worst and worst.best:
-                metrics[f"robust_accuracy_{name}_defended"] = _value(worst.best.robust_accuracy)
+            # The first attack of a report is all of them together.
+            for attack in model.attack_labels[:1]:
+                worst, best = model.report.undefended(attack), model.report.best(attack)
+                if worst:
+                    metrics[f"robust_accuracy_{name}"] = _value(worst.robust_accuracy)
+                if best:
+                    metrics[f"robust_accuracy_{name}_defended"] = _value(best.robust_accuracy)
         return metrics
 
 
@@ -218,28 +223,44 @@ def write(reports: list[Path], names: list[str], html: Path, summary: Path) -> C
 
 def compare(models: list[Model]) -> Comparison:
     """Put models side by side: attacks with other settings are other attacks."""
-    attacks = list(dict.fromkeys(attack for model in models for attack in model.attack_labels))
+    differing = _differing(models)
+    attacks = list(
+        dict.fromkeys(attack for model in models for attack in model.attack_labels if attack not in differing)
+    )
     blocks = [
         (attack, [Entry(model, model.report.undefended(attack), model.report.best(attack)) for model in models])
         for attack in attacks or [""]
     ]
     return Comparison(
-        models, blocks, list(_pairs(models, attacks)), list(_plots(models)), list(_notes(models, attacks))
+        models, blocks, list(_pairs(models, attacks)), list(_plots(models)), list(_notes(models, attacks, differing))
     )
+
+
+def _differing(models: list[Model]) -> list[str]:
+    """Return the labels that stand for other attacks together in another report."""
+    members: dict[str, set[tuple[str, ...]]] = {}
+    for model in models:
+        for attack in model.report.attacks:
+            if attack.is_worst_case:
+                members.setdefault(attack.label, set()).add(tuple(step.label for step in attack.steps))
+    return [label for label, sets in members.items() if len(sets) > 1]
 
 
 def _pairs(models: list[Model], attacks: list[str]) -> Iterator[Pair]:
     """McNemar's test of each pair on clean images and under each attack; one family of tests each."""
     for attack in (None, *attacks):
         correct = [
-            (model.name, correctness)
-            for model in models
-            if (correctness := model.report.correctness.get((attack, None, None))) is not None
+            (model.name, correctness) for model in models if (correctness := _outcomes(model, attack)) is not None
         ]
         pairs = [(one, other, Paired.between(a, b)) for (one, a), (other, b) in combinations(correct, 2)]
         adjusted = holm([paired.p for _, _, paired in pairs])
         for (one, other, paired), p in zip(pairs, adjusted, strict=True):
             yield Pair(attack or CLEAN, one, other, paired, p)
+
+
+def _outcomes(model: Model, attack: str | None) -> Correctness | None:
+    """Return which images are robust under an attack, or right without one."""
+    return model.report.robust(attack) if attack else model.report.correctness.get((None, None, None))
 
 
 def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
@@ -285,9 +306,13 @@ def _is_of_row(series: Series, row: Row) -> bool:
     return label == row.defense.label and series.knowledge == row.attacker
 
 
-def _notes(models: list[Model], attacks: list[str]) -> Iterator[str]:
+def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Iterator[str]:
     """What the reader must know before comparing."""
+    for label in differing:
+        yield f"{label}: not compared, for the reports' attacks differ in further settings."
     for attack in attacks:
+        if attack.startswith(WORST_CASE):
+            continue
         if missing := [model.name for model in models if attack not in model.attack_labels]:
             yield f"{listed(missing)}: not attacked with {attack}."
     if without := [model.name for model in models if model.report.curve is None]:
@@ -301,10 +326,10 @@ def _failed(model: Model) -> list[str]:
     return [check.name for check in model.report.failed]
 
 
-def _ranked(under: str, shares: list[tuple[str, Share]]) -> str:
+def _ranked(under: str, verb: str, shares: list[tuple[str, Share]]) -> str:
     ordered = sorted(shares, key=lambda each: -each[1].value)
     rest = listed([f"{name} on {percent(share.value)}" for name, share in ordered[1:]])
-    return f"{under}, {ordered[0][0]} is right on {percent(ordered[0][1].value)} of the images, {rest}."
+    return f"{under}, {ordered[0][0]} {verb} on {percent(ordered[0][1].value)} of the images, {rest}."
 
 
 def _robust(entry: Entry) -> Share | None:

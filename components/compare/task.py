@@ -34,8 +34,8 @@ def compare(*, reports: list[Path], html: Path, summary: Path, names: str) -> di
         names: What to call the models, with commas between, or blank.
 
     Returns:
-        Flat finite metrics: clean_accuracy_<model> and robust_accuracy_<model>, of the worst attack, without a
-        defense; robust_accuracy_<model>_defended with the best defense, where one helps.
+        Flat finite metrics: clean_accuracy_<model> and robust_accuracy_<model>, under all attacks of its report,
+        without a defense; robust_accuracy_<model>_defended with the best defense, where one helps.
 
     Raises:
         ValueError: If there are fewer than two reports, one is damaged, or they are of different original images.

@@ -12,7 +12,7 @@ from evasion.components.common.results.check import Check
 from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, Series
 from evasion.components.common.results.minimal import Distribution
-from evasion.components.common.results.table import Row, accuracy, best, strongest
+from evasion.components.common.results.table import Row, accuracy, best, undefended
 from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment
 from evasion.components.report import confusion, gallery
 
@@ -52,7 +52,7 @@ def render(
         smallest: How small an attack each image withstands, where that was looked for.
         pictures: The galleries.
     """
-    worst = strongest(rows)
+    worst = undefended(rows)
     return (
         environment(Path(__file__).parent)
         .get_template("report.html.j2")
@@ -65,7 +65,7 @@ def render(
             knowledge=evaluations.knowledge,
             two=AWARE in evaluations.knowledge,
             draws=_draws(evaluations),
-            blocks=_blocks(evaluations, rows),
+            blocks=_blocks(rows),
             worst=worst,
             best=best(rows, worst.attack) if worst else None,
             clean=accuracy(evaluations.clean),
@@ -93,9 +93,10 @@ def render(
     )
 
 
-def _blocks(evaluations: Evaluations, rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
+def _blocks(rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
     """Return the rows of each attack; without one, all rows."""
-    return [(attack, [row for row in rows if row.attack == attack]) for attack in evaluations.attacks or [NONE]]
+    attacks = dict.fromkeys(row.attack for row in rows)
+    return [(attack, [row for row in rows if row.attack == attack]) for attack in attacks]
 
 
 def _plot(curve: Curve) -> Plot:

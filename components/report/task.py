@@ -130,7 +130,7 @@ def _write(
         originals=Originals(len(evaluations.per_image), evaluations.per_image.sha256),
         datasets=[TitledDataset(title, evaluation.dataset) for title, evaluation in evaluations.titles()],
         evaluations=records(evaluations),
-        schema_version=3,
+        schema_version=4,
     )
     text = page.render(evaluations, rows, checks, sentences, curve, distributions, galleries)
     # Both are made before either appears, so that a failure leaves no half report.

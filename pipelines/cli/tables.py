@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from evasion.components.common.data.provenance import AWARE, KNOWLEDGE, OBLIVIOUS
+from evasion.components.common.data.provenance import KNOWLEDGE
 from evasion.components.common.drawing.words import probability
 from evasion.components.common.results import report as reports
 from evasion.components.common.results.report import Report
@@ -50,18 +50,17 @@ def show_report(console: Console, report: Report) -> None:
     two = any(row.aware for row in report.table)
     tables: dict[str, Table] = {}
     for row in report.table:
-        attack = row.attack.label if row.robust_accuracy else ""
+        attack = row.attack.label + (", a single step" if row.single_step else "")
         if attack not in tables:
-            tables[attack] = Table("defense", *_columns(two), title=escape(attack), box=box.SIMPLE_HEAD, pad_edge=False)
+            title = "" if row.attack == NONE else escape(attack)
+            tables[attack] = Table("defense", *_columns(two), title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         defense = "no defense" if row.defense == NONE else row.defense.name
-        tables[attack].add_row(escape(defense), *(_share(share) for share in _shares(row, two)))
+        tables[attack].add_row(escape(defense), *_shares(row, two))
     for table in tables.values():
         console.print(table)
-    legend = "In brackets: 95 % Wilson intervals."
+    legend = "In brackets: 95 % Wilson intervals. Robust: right without an attack and under each attacker."
     if two:
-        legend += (
-            " An oblivious attacker does not know the defense: an upper bound. Success rate: of the worse attacker."
-        )
+        legend += " An oblivious attacker does not know the defense: an upper bound."
     console.print(legend, style="dim", highlight=False)
     console.print(escape(report.headline), highlight=False)
     for check in report.checks:
@@ -102,17 +101,17 @@ def show_comparison(console: Console, comparison: Comparison, page: Path) -> Non
 
 
 def _columns(two: bool) -> list[Column]:
-    """The columns of shares; with two attackers, two of robust accuracy."""
-    robust = [f"robust accuracy, %\n{knowledge}" for knowledge in KNOWLEDGE] if two else ["robust accuracy, %"]
-    titles = ["clean accuracy, %", *robust, "attack success rate, %"]
+    """The columns of shares; with two attackers, robust accuracy under each besides the worst case."""
+    attackers = [f"{knowledge}" for knowledge in KNOWLEDGE] if two else []
+    titles = ["clean accuracy, %", "robust accuracy, %", *attackers, "attack success rate, %"]
     return [Column(title, justify="right") for title in titles]
 
 
-def _shares(row: Row, two: bool) -> list[Share | None]:
-    """Return the shares of a row; without a defense both attackers are one."""
-    attackers = row.attackers or {AWARE: row.judged, OBLIVIOUS: row.judged}
-    by_attacker = [attackers[knowledge].robust_accuracy if knowledge in attackers else None for knowledge in KNOWLEDGE]
-    return [row.clean_accuracy, *(by_attacker if two else [row.robust_accuracy]), row.attack_success_rate]
+def _shares(row: Row, two: bool) -> list[str]:
+    """Return the shares of a row as text."""
+    attackers = [row.attackers[each].robust_accuracy if each in row.attackers else None for each in KNOWLEDGE]
+    by_attacker = [f"{100 * share.value:.1f}" if share else "" for share in attackers] if two else []
+    return [_share(row.clean_accuracy), _share(row.robust_accuracy), *by_attacker, _share(row.attack_success_rate)]
 
 
 def _share(share: Share | None) -> str:

@@ -13,7 +13,7 @@ BASELINE = "baseline"
 
 
 def compare_with_baseline(report: Report, baseline: Report, allowed_drop: float) -> Iterator[Verdict]:
-    """Test each row of the baseline against the report's, image by image.
+    """Test each row of the baseline against the report's, image by image: which are right clean, which are robust.
 
     Args:
         report: The report.
@@ -27,17 +27,17 @@ def compare_with_baseline(report: Report, baseline: Report, allowed_drop: float)
         )
         yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, finding, "Evaluate both models on the same data.")
         return
-    if not baseline.correctness:
+    if not baseline.outcomes:
         finding = "it does not say of each image whether it was right"
         yield Verdict(BASELINE, BASELINE, Judgement.UNKNOWN, finding, "Take another baseline.")
-    common = [cell for cell in baseline.correctness if cell in report.correctness]
-    paired = [Paired.between(baseline.correctness[cell], report.correctness[cell]) for cell in common]
+    common = [cell for cell in baseline.outcomes if cell in report.outcomes]
+    paired = [Paired.between(baseline.outcomes[cell], report.outcomes[cell]) for cell in common]
     for cell, pair, p in zip(common, paired, holm([pair.p for pair in paired]), strict=True):
-        difference = Difference.between(baseline.correctness[cell], report.correctness[cell])
-        before = float((baseline.correctness[cell] == 1).mean())
+        difference = Difference.between(baseline.outcomes[cell], report.outcomes[cell])
+        before = float((baseline.outcomes[cell] == 1).mean())
         yield _verdict(cell, pair, p, before, difference, allowed_drop)
-    for cell in baseline.correctness:
-        if cell not in report.correctness:
+    for cell in baseline.outcomes:
+        if cell not in report.outcomes:
             finding = "the baseline has it, the report does not"
             advice = "Evaluate the same attacks and defenses with the same settings, or renew the baseline."
             yield Verdict(BASELINE, _name(cell), Judgement.UNKNOWN, finding, advice)

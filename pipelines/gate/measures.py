@@ -9,12 +9,14 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any
 
-from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
-from evasion.components.common.results.paired import Difference
+import numpy as np
+
+from evasion.components.common.data.provenance import AWARE, KNOWLEDGE
+from evasion.components.common.results.paired import ABSENT, Correctness, Difference, under_each
 from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import Share
-from evasion.components.common.results.table import Row
-from evasion.components.common.results.treatments import NONE, Treatment
+from evasion.components.common.results.table import Attacked, Row
+from evasion.components.common.results.treatments import NONE, Treatment, worst_case
 from evasion.pipelines.gate.selector import selects
 from evasion.pipelines.gate.threshold import (
     ATTACK_SUCCESS_RATE,
@@ -35,9 +37,10 @@ class Doubt(Enum):
 
     ONLY_OBLIVIOUS = "only an attacker who does not know the defense attacked it, which is the best case"
     NOT_APPLIED = "the defense was not applied to these images"
+    SINGLE_STEP = "only a single step attacked, and an attacker who iterates does better"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measure:
     """One number with its 95 % interval.
 
@@ -47,12 +50,16 @@ class Measure:
         low: Lower end of its interval.
         high: Upper end.
         n: Of how many images.
-        attack: The attack, or None.
-        eps: The attack's size, where it is known.
+        attacks: The attacks that an image must withstand; none without an attack.
+        eps: The attacks' size, where it is known and one.
         defense: The defense, or None.
-        attacker: What the attacker knew of it, or None.
-        doubt: Why a good value proves nothing, or None.
+        attackers: What each attacker knew of the defense; none where there is none.
+        doubts: Why a good value proves nothing.
         drawn: Whether it is a point of the security curve.
+        together: Whether it is a point of all attacks and attackers together.
+        outcome: Of each image, whether it counts: that it is robust, or for the success rate that it stands, among
+            those that were right before; None where that is not known.
+        reference: The same without the defense, for a difference.
     """
 
     metric: str
@@ -60,12 +67,27 @@ class Measure:
     low: float
     high: float
     n: int
-    attack: Treatment | None = None
+    attacks: tuple[Treatment, ...] = ()
     eps: float | None = None
     defense: Treatment | None = None
-    attacker: str | None = None
-    doubt: Doubt | None = None
+    attackers: tuple[str, ...] = ()
+    doubts: frozenset[Doubt] = frozenset()
     drawn: bool = False
+    together: bool = False
+    outcome: Correctness | None = None
+    reference: Correctness | None = None
+
+    @property
+    def attack(self) -> Treatment | None:
+        """The attack, or all of them together."""
+        if len(self.attacks) > 1:
+            return worst_case(self.attacks)
+        return self.attacks[0] if self.attacks else None
+
+    @property
+    def attacker(self) -> str | None:
+        """What the attacker knew of the defense, if there is one attacker."""
+        return self.attackers[0] if len(self.attackers) == 1 else None
 
     @property
     def line(self) -> tuple[str | None, str | None, str | None]:
@@ -86,7 +108,8 @@ class Measure:
         if self.drawn:
             attack += f" eps={self.eps:.4g}"
         with_defense = f" + {self.defense.label}" if self.defense else ""
-        return f"{attack}{with_defense}{f' ({self.attacker})' if self.attacker else ''}"
+        knowledge = f" ({' and '.join(self.attackers)})" if self.attackers else ""
+        return f"{attack}{with_defense}{knowledge}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the measure as the gate's JSON holds it."""
@@ -107,9 +130,44 @@ def measures(report: Report) -> list[Measure]:
 
 
 def matching(measured: list[Measure], threshold: Threshold) -> list[Measure]:
-    """Return those that a threshold applies to: of the table, or where that lacks the eps, of the security curve."""
+    """Return those that a threshold applies to: of the table, or where that lacks the eps, of the security curve.
+
+    Where it names no attack or no attacker, an image must withstand all of them, so that they are taken together.
+    """
     meant = [measure for measure in measured if _is_meant(measure, threshold)]
-    return [measure for measure in meant if not measure.drawn] or meant
+    of_table = [measure for measure in meant if not measure.drawn]
+    if not of_table:
+        return meant
+    by_defense: dict[str | None, list[Measure]] = {}
+    for measure in of_table:
+        by_defense.setdefault(_label(measure.defense), []).append(measure)
+    return [measure for alike in by_defense.values() for measure in _together(alike)]
+
+
+def _together(alike: list[Measure]) -> list[Measure]:
+    """Return several measures of one metric and one defense as one; as they are where images are not known."""
+    outcomes = [measure.outcome for measure in alike if measure.outcome is not None]
+    references = [measure.reference for measure in alike if measure.reference is not None]
+    if len(alike) < 2 or len(outcomes) < len(alike):
+        return alike
+    outcome = under_each(*outcomes)
+    reference = under_each(*references) if references else None
+    number = _number(alike[0].metric, outcome, reference)
+    sizes = {measure.eps for measure in alike}
+    doubts = [measure.doubts for measure in alike]
+    combined = _measure(
+        alike[0].metric,
+        number,
+        attacks=tuple({each.label: each for measure in alike for each in measure.attacks}.values()),
+        eps=sizes.pop() if len(sizes) == 1 else None,
+        defense=alike[0].defense,
+        attackers=tuple(name for name in KNOWLEDGE if any(name in measure.attackers for measure in alike)),
+        # One attack that iterates, or one attacker that knows the defense, takes the doubt away.
+        doubts=frozenset.intersection(*doubts),
+        outcome=outcome,
+        reference=reference,
+    )
+    return [combined]
 
 
 def around(measured: list[Measure], threshold: Threshold) -> list[tuple[Measure, Measure]]:
@@ -122,17 +180,6 @@ def around(measured: list[Measure], threshold: Threshold) -> list[tuple[Measure,
         points = sorted((measure for measure in drawn if measure.line == line), key=lambda each: each.eps or 0)
         pairs += [(a, b) for a, b in pairwise(points) if (a.eps or 0) < threshold.eps < (b.eps or 0)]
     return pairs
-
-
-def unseen(measured: list[Measure], threshold: Threshold) -> list[str]:
-    """Return the attacks that a threshold applies to and that were not measured at its eps; the curve is FGM's."""
-    if threshold.eps is None or threshold.attack is not None:
-        return []
-    any_eps = replace(threshold, eps=None)
-    meant = {each.attack_name for each in measured if each.attack and not each.drawn and _is_meant(each, any_eps)}
-    here = {each.attack_name for each in matching(measured, threshold)}
-    here |= {each.attack_name for pair in around(measured, threshold) for each in pair}
-    return sorted(name for name in meant - here if name)
 
 
 def lacking(measured: list[Measure], threshold: Threshold) -> str:
@@ -162,10 +209,12 @@ def _is_meant(measure: Measure, threshold: Threshold) -> bool:
     ):
         return False
     if threshold.defense is None:
-        every = threshold.metric in DIFFERENCES and measure.doubt is not Doubt.NOT_APPLIED
+        every = threshold.metric in DIFFERENCES and Doubt.NOT_APPLIED not in measure.doubts
         defended = every or measure.defense is None
     else:
         defended = selects(threshold.defense, measure.defense or NONE)
+    if measure.drawn and measure.together != (threshold.attack is None and threshold.attacker is None):
+        return False
     return (
         defended
         and (threshold.attack is None or selects(threshold.attack, measure.attack or NONE))
@@ -176,33 +225,62 @@ def _is_meant(measure: Measure, threshold: Threshold) -> bool:
 def _clean(report: Report) -> Iterator[Measure]:
     rows = {row.defense.label: row for row in report.table}
     for row in rows.values():
-        defense, doubt = _defense(row), None if row.defense.applied else Doubt.NOT_APPLIED
+        defense, doubts = _defense(row), _doubts(row.defense, [], single_step=False)
         if row.clean_accuracy:
-            yield _measure(CLEAN_ACCURACY, row.clean_accuracy, defense=defense, doubt=doubt)
+            yield _measure(CLEAN_ACCURACY, row.clean_accuracy, defense=defense, doubts=doubts)
         before = report.correctness.get((None, None, None))
         after = report.correctness.get((None, _label(defense), None))
         if defense and before is not None and after is not None:
             drop = Difference.between(before, after).reversed
-            yield _measure(CLEAN_ACCURACY_DROP, drop, defense=defense, doubt=doubt)
+            yield _measure(CLEAN_ACCURACY_DROP, drop, defense=defense, doubts=doubts)
 
 
 def _attacked(report: Report) -> Iterator[Measure]:
+    """Yield the measures of each attack, each defense and each attacker by itself."""
+    several = len(report.attacks) > 1
     for row in report.table:
-        if row.attack == NONE:
+        # All attacks together come first; `matching` takes together what a threshold means.
+        if row.attack == NONE or (several and row.attack == report.attacks[0]):
             continue
         defense = _defense(row)
-        attackers = row.attackers if defense else {None: row.judged}
-        for attacker, attacked in attackers.items():
-            under: dict[str, Any] = {"attack": row.attack, "eps": _eps(row.attack), "defense": defense}
-            under |= {"attacker": attacker, "doubt": _doubt(row.defense.applied, list(attackers))}
-            if attacked.robust_accuracy:
-                yield _measure(ROBUST_ACCURACY, attacked.robust_accuracy, **under)
-            if attacked.attack_success_rate:
-                yield _measure(ATTACK_SUCCESS_RATE, attacked.attack_success_rate, **under)
-            before = report.correctness.get((row.attack.label, None, None))
-            after = report.correctness.get((row.attack.label, _label(defense), attacker))
-            if defense and before is not None and after is not None:
-                yield _measure(GAIN, Difference.between(before, after), **under)
+        by_attacker: dict[str | None, Attacked] = {**row.attackers} if defense else {None: row.judged}
+        for attacker, attacked in by_attacker.items():
+            under: dict[str, Any] = {
+                "attacks": (row.attack,),
+                "eps": _eps(row.attack),
+                "defense": defense,
+                "attackers": (attacker,) if attacker else (),
+                "doubts": _doubts(row.defense, list(row.attackers), single_step=row.single_step),
+            }
+            yield from _under(report, row.attack.label, attacked, attacker, under)
+
+
+def _under(
+    report: Report, attack: str, attacked: Attacked, attacker: str | None, under: dict[str, Any]
+) -> Iterator[Measure]:
+    """Yield the measures of one attacker."""
+    label = _label(under["defense"])
+    robust = report.robust(attack, label, attacker)
+    if attacked.robust_accuracy:
+        yield _measure(ROBUST_ACCURACY, attacked.robust_accuracy, outcome=robust, **under)
+    if attacked.attack_success_rate:
+        before = report.correctness.get((None, None, None))
+        after = report.correctness.get((attack, label, attacker))
+        stands = None if before is None or after is None else np.where(before == 1, after, np.int8(ABSENT))
+        yield _measure(ATTACK_SUCCESS_RATE, attacked.attack_success_rate, outcome=stands, **under)
+    reference = report.robust(attack)
+    if label and robust is not None and reference is not None:
+        gain = _number(GAIN, robust, reference)
+        yield _measure(GAIN, gain, outcome=robust, reference=reference, **under)
+
+
+def _number(metric: str, outcome: Correctness, reference: Correctness | None) -> Share | Difference:
+    """Return the number that outcomes of images amount to."""
+    if metric == GAIN and reference is not None:
+        return Difference.between(reference, outcome)
+    counted = 0 if metric == ATTACK_SUCCESS_RATE else 1
+    known = int((outcome != ABSENT).sum())
+    return Share.counted(int((outcome == counted).sum()), known) or Share(0.0, 0.0, 1.0, 0, 0)
 
 
 def _curve(report: Report) -> Iterator[Measure]:
@@ -216,12 +294,13 @@ def _curve(report: Report) -> Iterator[Measure]:
             yield _measure(
                 ROBUST_ACCURACY,
                 point.accuracy,
-                attack=curve.treatment if curve else None,
+                attacks=(curve.treatment,) if curve else (),
                 eps=point.eps,
                 defense=defense,
-                attacker=series.knowledge,
-                doubt=_doubt(True, attackers),
+                attackers=(series.knowledge,) if series.knowledge else (),
+                doubts=_doubts(defense or NONE, [each for each in attackers if each], single_step=True),
                 drawn=True,
+                together=True,
             )
 
 
@@ -237,10 +316,20 @@ def _defense(row: Row) -> Treatment | None:
     return None if row.defense == NONE else row.defense
 
 
-def _doubt(applied: bool, attackers: list[str | None]) -> Doubt | None:
-    if not applied:
-        return Doubt.NOT_APPLIED
-    return Doubt.ONLY_OBLIVIOUS if OBLIVIOUS in attackers and AWARE not in attackers else None
+def _doubts(defense: Treatment, attackers: list[str], *, single_step: bool) -> frozenset[Doubt]:
+    """Return why a good value proves nothing.
+
+    Args:
+        defense: The defense, or `NONE`.
+        attackers: What each attacker knew of it.
+        single_step: Whether no attack takes more than one step.
+    """
+    doubts = {Doubt.SINGLE_STEP} if single_step else set()
+    if not defense.applied:
+        doubts.add(Doubt.NOT_APPLIED)
+    elif attackers and AWARE not in attackers:
+        doubts.add(Doubt.ONLY_OBLIVIOUS)
+    return frozenset(doubts)
 
 
 def _eps(attack: Treatment) -> float | None:

@@ -11,12 +11,13 @@ from typing import Any
 from evasion.components.common.drawing.words import percent, points
 from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import NORMAL
-from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures, unseen
+from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures
 from evasion.pipelines.gate.threshold import DIFFERENCES, Threshold
 
 ADVICE = {
     Doubt.ONLY_OBLIVIOUS: "Run the defense-aware attacker too, or say 'by oblivious' if that one is meant.",
     Doubt.NOT_APPLIED: "Evaluate it with apply_predict on testing data.",
+    Doubt.SINGLE_STEP: "Run auto_attack or pgd too, or name the attack, such as 'with fgm', if that one is meant.",
 }
 
 
@@ -90,10 +91,6 @@ def judge_thresholds(report: Report, thresholds: list[Threshold]) -> Iterator[Ve
         ]
         if judged:
             worst = max(judged, key=lambda verdict: _badness(threshold, verdict))
-            if worst.judgement is Judgement.PASS and (others := ", ".join(unseen(all_measures, threshold))):
-                finding = f"{worst.finding} would do, but {others} was not measured at this eps"
-                advice = f"Evaluate {others} there, or name the attack: `with {worst.numbers['attack_name']}`."
-                worst = replace(worst, judgement=Judgement.UNKNOWN, finding=finding, advice=advice)
             yield worst
         else:
             advice = "Evaluate it, or ask for what there is."
@@ -105,13 +102,10 @@ def judge(threshold: Threshold, measure: Measure) -> Verdict:
     """Judge one number by a threshold: the end of its interval that speaks against it must meet it."""
     against, for_it = (measure.low, measure.high) if threshold.at_least else (measure.high, measure.low)
     finding, advice = f"{_shown(measure)} of {measure.n:,} images", ""
-    if (
-        threshold.holds(against)
-        and measure.doubt
-        and not (measure.doubt is Doubt.ONLY_OBLIVIOUS and threshold.attacker)
-    ):
-        judgement, finding = Judgement.UNKNOWN, f"{finding} would do, but {measure.doubt.value}"
-        advice = ADVICE[measure.doubt]
+    doubt = _doubt(threshold, measure)
+    if threshold.holds(against) and doubt:
+        judgement, finding = Judgement.UNKNOWN, f"{finding} would do, but {doubt.value}"
+        advice = ADVICE[doubt]
     elif threshold.holds(against):
         judgement = Judgement.PASS
     elif threshold.holds(for_it):
@@ -122,6 +116,15 @@ def judge(threshold: Threshold, measure: Measure) -> Verdict:
         judgement = Judgement.FAIL
     numbers = measure.to_json() | {"comparator": threshold.comparator, "limit": threshold.limit}
     return Verdict("threshold", threshold.text, judgement, finding, advice, measure.subject, numbers, threshold.line)
+
+
+def _doubt(threshold: Threshold, measure: Measure) -> Doubt | None:
+    """Return the doubt that a good value meets, if the threshold does not ask for the very attack or attacker."""
+    accepted = {
+        Doubt.ONLY_OBLIVIOUS: threshold.attacker is not None,
+        Doubt.SINGLE_STEP: threshold.attack is not None,
+    }
+    return next((each for each in Doubt if each in measure.doubts and not accepted.get(each, False)), None)
 
 
 def _between(threshold: Threshold, smaller: Measure, larger: Measure) -> Verdict:

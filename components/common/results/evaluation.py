@@ -157,6 +157,11 @@ class Evaluation(EvaluationFile):
         """The attacks on the dataset."""
         return [entry for entry in self.dataset.provenance if entry.kind == ATTACK]
 
+    @property
+    def iterates(self) -> bool:
+        """Whether an attack on the dataset takes more than one step."""
+        return any(entry.iterates for entry in self.attacks)
+
     @cached_property
     def attack(self) -> Treatment:
         """The attack on the dataset, or `NONE`."""

@@ -22,6 +22,23 @@ Correctness = npt.NDArray[np.int8]
 """Of each original image: 1 right, 0 wrong, -1 not evaluated."""
 
 
+def under_each(*outcomes: Correctness) -> Correctness:
+    """Return which images are right in every one of several outcomes.
+
+    This is how robust images are counted: right without an attack and right under each attack (`robust_flags` of
+    AutoAttack, Croce and Hein 2020, arXiv:2003.01690). An image that is wrong in one is wrong, whatever else is known
+    of it; else one that is absent in one is absent.
+
+    Args:
+        outcomes: At least one, all in the same order of images.
+    """
+    return np.where(
+        np.any([each == 0 for each in outcomes], axis=0),
+        0,
+        np.min(outcomes, axis=0),  # ABSENT is below 1
+    ).astype(np.int8)
+
+
 @dataclass(frozen=True)
 class Paired:
     """The same images in two evaluations: how many only one of them got right.

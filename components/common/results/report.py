@@ -14,7 +14,7 @@ from evasion.components.common.results.curve import Curve
 from evasion.components.common.results.evaluation import DatasetRecord, Measured, ModelRecord
 from evasion.components.common.results.json_file import strict
 from evasion.components.common.results.minimal import Distribution
-from evasion.components.common.results.paired import Correctness, unpacked
+from evasion.components.common.results.paired import Correctness, under_each, unpacked
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row, best
 from evasion.components.common.results.treatments import NONE, Treatment
@@ -160,7 +160,7 @@ class Report:
     originals: Originals
     datasets: list[TitledDataset]
     evaluations: list[EvaluationRecord]
-    schema_version: Literal[3]
+    schema_version: Literal[4]
 
     def __post_init__(self) -> None:
         for evaluation in self.evaluations:
@@ -177,7 +177,7 @@ class Report:
 
     @cached_property
     def attacks(self) -> list[Treatment]:
-        """Every attack under which the model was evaluated, each label once."""
+        """Every attack of the table, each label once; of several attacks, all of them together come first."""
         by_label = {row.attack.label: row.attack for row in self.table if row.robust_accuracy}
         return list(by_label.values())
 
@@ -198,6 +198,40 @@ class Report:
             for each in self.evaluations
             if each.right
         }
+
+    def robust(self, attack: str, defense: str | None = None, attacker: str | None = None) -> Correctness | None:
+        """Return which images are right without an attack and under one, with the same defense.
+
+        Args:
+            attack: The label of an attack, or that of all attacks of the report together.
+            defense: The label of a defense, or None.
+            attacker: What the attacker knew of the defense; None for every attacker.
+
+        Returns:
+            None where an evaluation is not there or does not tell of each image.
+        """
+        worst = next((each for each in self.attacks if each.is_worst_case), None)
+        together = worst is not None and attack == worst.label
+        under = [
+            self.correctness.get((each.attack, each.defense, each.attacker))
+            for each in self.evaluations
+            if each.attack and (together or each.attack == attack)
+            if each.defense == defense and attacker in (None, each.attacker)
+        ]
+        known = [each for each in (self.correctness.get((None, defense, None)), *under) if each is not None]
+        return under_each(*known) if under and len(known) == len(under) + 1 else None
+
+    @cached_property
+    def outcomes(self) -> dict[Cell, Correctness]:
+        """Which images count by attack, defense and attacker: right without an attack, or robust under one.
+
+        Where the same defense was not evaluated without an attack, those that are right under it count.
+        """
+        outcomes = {}
+        for (attack, defense, attacker), right in self.correctness.items():
+            robust = self.robust(attack, defense, attacker) if attack else right
+            outcomes[attack, defense, attacker] = right if robust is None else robust
+        return outcomes
 
     @property
     def failed(self) -> list[Check]:

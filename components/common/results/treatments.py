@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
@@ -33,6 +34,9 @@ _PLUMBING = {
 _SWITCHES = {"eps_step": "minimal", "ratio": "perform_data_augmentation"}
 # How an attacker goes about a defense is no setting of the attack: it is the same attack by another attacker.
 _ATTACKER = {"eot_samples"}
+
+
+WORST_CASE = "worst case"
 
 
 def effective(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -188,8 +192,29 @@ class Treatment:
         """Name and settings in one text."""
         return f"{self.name} {self.settings}".strip()
 
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether it is several attacks, each of which an image must withstand."""
+        return self.name.startswith(WORST_CASE)
+
 
 NONE = Treatment()
+
+
+def worst_case(attacks: Sequence[Treatment]) -> Treatment:
+    """Return several attacks as one: an image withstands it if it withstands each of them.
+
+    Its settings are those that all of them share.
+    """
+    steps = tuple(step for attack in attacks for step in attack.steps)
+    common = {
+        name: value
+        for name, value in (steps[0].settings.items() if steps else ())
+        if all(name in step.settings and step.settings[name] == value for step in steps)
+    }
+    name = f"{WORST_CASE} of {' and '.join(attack.name for attack in attacks)}"
+    settings = TreatmentStep(name, common).text
+    return Treatment(name, settings, steps, key=hashlib.sha256("".join(a.key for a in attacks).encode()).hexdigest())
 
 
 def treatment(entries: list[ProvenanceEntry], key: str, names: list[str]) -> Treatment:
