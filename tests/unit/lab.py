@@ -14,6 +14,9 @@ from evasion.components.report import task
 
 LOAD = {"stage": "load_dataset", "kind": "load", "parameters": {"data_dir": "digits"}, "seed": 0}
 FGM = {"stage": "fgm", "kind": "attack", "seed": 1, "prefix": "adv_", "parameters": {"eps": 0.3, "norm": "inf"}}
+# Most tests are not about how many steps an attack takes; those that are use SINGLE_STEP.
+FGM["iterates"] = True
+SINGLE_STEP = {**FGM, "iterates": False}
 FGM_SMALL = {**FGM, "parameters": {"eps": 8 / 255, "norm": "inf"}}
 JPEG = {"stage": "jpeg_compression", "kind": "defense", "seed": 2, "prefix": "def_"}
 JPEG |= {"parameters": {"quality": 75, "apply_predict": True, "batch_size": 32}, "applied": True}

@@ -15,7 +15,7 @@ def summary(headline: str, table: tuple[Row, ...] = (), checks: tuple[Check, ...
         architecture="le_net", class_names=("0", "1"), weights="trained", sha256="m" * 64, input_shape=(28, 28, 1)
     )
     report = Report(
-        schema_version=3,
+        schema_version=4,
         headline=headline,
         attacker=None,
         clean_accuracy_floor=0.5,

@@ -212,7 +212,9 @@ def worst_case(attacks: Sequence[Treatment]) -> Treatment:
         for name, value in (steps[0].settings.items() if steps else ())
         if all(name in step.settings and step.settings[name] == value for step in steps)
     }
-    name = f"{WORST_CASE} of {' and '.join(attack.name for attack in attacks)}"
+    names = list(dict.fromkeys(attack.name for attack in attacks))
+    members = " and ".join(names) if len(names) == len(attacks) else f"{len(attacks)} attacks"
+    name = f"{WORST_CASE} of {members}"
     settings = TreatmentStep(name, common).text
     return Treatment(name, settings, steps, key=hashlib.sha256("".join(a.key for a in attacks).encode()).hexdigest())
 

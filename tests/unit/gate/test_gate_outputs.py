@@ -200,7 +200,7 @@ def damaged(path: Path, **changed: Any) -> None:
         (lambda path: path.write_text("{"), "is not valid JSON"),
         (lambda path: path.write_text("[]"), "is not as report writes it"),
         (lambda path: path.write_bytes(b"\xff"), "is not valid JSON"),
-        (lambda path: damaged(path, schema_version=1), "must be of schema_version 3"),
+        (lambda path: damaged(path, schema_version=1), "must be of schema_version 4"),
         (lambda path: damaged(path, evaluations=[]), "holds no gain"),
         (lambda path: damaged(path, table=[{}]), "lacks table.0.attack"),
         (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 101\n')), "is not a share"),

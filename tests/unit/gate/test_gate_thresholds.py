@@ -119,10 +119,10 @@ def test_outcomes_are_counted_in_pairs() -> None:
         ("clean_accuracy >= 0.5 for spatial_smoothing", "no attack + spatial_smoothing window_size=3", 340, 400),
         ("robust_accuracy >= 0.1", ATTACK, 100, 400),
         ("attack_success_rate <= 0.9", ATTACK, 292, 392),
-        # The attacker that leaves less.
+        # Both attackers together.
         (
             "robust_accuracy >= 0.1 for jpeg_compression",
-            f"{ATTACK} + jpeg_compression quality=75 (defense-aware)",
+            f"{ATTACK} + jpeg_compression quality=75 (defense-aware and oblivious)",
             99,
             400,
         ),
@@ -193,20 +193,6 @@ def test_what_the_report_lacks_cannot_be_told(usual: ReportFile, text: str, said
     assert said in found.finding
 
 
-@pytest.mark.parametrize(("text", "outcome"), [("at eps 0.1", "cannot tell"), ("at eps 0.1 with fgm", "pass")])
-def test_an_attack_that_was_not_measured_at_this_eps_is_not_forgotten(
-    usual: ReportFile, text: str, outcome: str
-) -> None:
-    """The curve is FGM's: of PGD, which the table has at its own eps, it says nothing."""
-    attack = usual.table[0].attack
-    (step,) = attack.steps
-    pgd = replace(attack, name="pgd", steps=(replace(step, name="pgd"),), key="pgd")
-    both = replace(usual, table=[*usual.table, replace(usual.table[0], attack=pgd)])
-    (found,) = verdict.judge_thresholds(both, [parse(f"robust_accuracy >= 0.5 {text}")])
-    assert found.judgement.value == outcome
-    assert ("but pgd was not measured at this eps" in found.finding) == (outcome == "cannot tell")
-
-
 @pytest.mark.parametrize(
     ("text", "expected", "said"),
     [
@@ -231,7 +217,7 @@ FGM_OF_THE_CURVE = Treatment(STEP.name, STEP.text, (STEP,))
 
 def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: ReportFile) -> None:
     """The last step of the curve goes up in no report that is trusted, but may within a warning."""
-    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, FGM_OF_THE_CURVE, 0.3, drawn=True)
+    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, (FGM_OF_THE_CURVE,), 0.3, drawn=True, together=True)
     larger = replace(measure, value=0.3, low=0.28, high=0.32, eps=1.0)
     threshold = parse("robust_accuracy >= 0.2 at eps 0.5")
     (pair,) = measures.around([measure, larger], threshold)

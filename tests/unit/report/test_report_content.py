@@ -61,7 +61,7 @@ def test_everything_passes_where_nothing_is_wrong(lab: Lab, tmp_path: Path) -> N
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
     assert [check for check in made.json["checks"] if check["status"] != "pass"] == []
     assert "Do not trust" not in made.page
-    assert made.json["schema_version"] == 3
+    assert made.json["schema_version"] == 4
     assert made.json["attacker"]["knowledge"] == ["defense-aware", "oblivious"]
     assert "upper bound" in made.page
     assert "predicts, not from the true label" in made.page
@@ -151,12 +151,14 @@ def test_only_attacked(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("adv", FGM, wrong=300, wrong_before=8)])
     assert made.row("none")["clean_accuracy"] is None
     assert made.row("none")["attack_success_rate"]["count"] == 292
-    assert "right on 25.0" in made.json["headline"]
+    assert "which images are robust is not known" in made.json["headline"]
+    assert made.row("none")["robust_accuracy"] is None
+    assert made.row("none")["accuracy_under_attack"]["value"] == 0.25
     assert made.checks("clean accuracy above the floor") == [("warn", "the original images were not evaluated")]
 
 
 def test_only_defended_attacked(lab: Lab, tmp_path: Path) -> None:
-    made = Report(tmp_path, [lab.evaluate("adv", FGM, JPEG, wrong=300)])
+    made = Report(tmp_path, [lab.evaluate("jpeg", JPEG, wrong=9), lab.evaluate("adv", FGM, JPEG, wrong=300)])
     assert "the attack without a defense was not evaluated" in made.json["headline"]
     assert made.checks("attack without a defense") == [("warn", "it was not evaluated")]
     assert made.row("jpeg_compression")["robust_accuracy"]["value"] == 0.25
@@ -191,12 +193,14 @@ def test_several_attacks_have_rows_of_their_own(lab: Lab, tmp_path: Path) -> Non
         ],
     )
     assert [(row["attack_settings"], row["defense"]) for row in made.table] == [
+        ("norm=inf", "none"),
+        ("norm=inf", "jpeg_compression"),
         ("eps=8/255 norm=inf", "none"),
         ("eps=8/255 norm=inf", "jpeg_compression"),
         ("eps=0.3 norm=inf", "none"),
         ("eps=0.3 norm=inf", "jpeg_compression"),
     ]
-    assert made.json["headline"].startswith("fgm eps=0.3")
+    assert made.json["headline"].startswith("The worst case of 2 attacks norm=inf takes the accuracy")
     assert made.metrics["robust_accuracy"] == 0.25
     assert made.metrics["robust_accuracy_against_fgm_eps_8_255_norm_inf"] == 0.9
     assert made.metrics["robust_accuracy_jpeg_compression"] == 0.5
@@ -218,7 +222,9 @@ def test_an_attack_and_a_defense_never_seen_before(lab: Lab, tmp_path: Path) -> 
         "prefix": "def_",
         "parameters": {"bits": 4},
     }
-    made = Report(tmp_path, [lab.evaluate("a", attack, wrong=300), lab.evaluate("b", attack, defense, wrong=10)])
+    clean = [lab.evaluate("clean", wrong=8), lab.evaluate("squeezed", defense, wrong=8)]
+    attacked = [lab.evaluate("a", attack, wrong=300), lab.evaluate("b", attack, defense, wrong=10)]
+    made = Report(tmp_path, [*clean, *attacked])
     row = made.row("feature_squeezing", "patch")
     assert (row["settings"], row["attack_settings"]) == ("bits=4", "scale=0.5 universal")
     assert row["robust_accuracy_change"]["may_be_chance"] is False

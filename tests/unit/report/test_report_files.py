@@ -40,18 +40,21 @@ def test_the_same_evaluation_twice_is_shown_once(lab: Lab, tmp_path: Path) -> No
 
 
 def test_two_runs_with_the_same_settings_are_both_shown(lab: Lab, tmp_path: Path) -> None:
-    evaluations = [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, wrong=200)]
-    made = Report(tmp_path, [*evaluations, lab.evaluate("c", FGM, {**JPEG, "seed": 9}, wrong=100)])
+    other = {**JPEG, "seed": 9}
+    clean = [lab.evaluate("clean"), lab.evaluate("jpeg", JPEG), lab.evaluate("other_jpeg", other)]
+    attacked = [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", FGM, JPEG, wrong=200)]
+    made = Report(tmp_path, [*clean, *attacked, lab.evaluate("c", FGM, other, wrong=100)])
     assert [row["defense"] for row in made.table] == ["none", "jpeg_compression", "jpeg_compression (run 2)"]
     assert made.metrics["robust_accuracy_jpeg_compression_run_2"] == 0.75
 
 
 def test_attacks_that_differ_in_seed_alone_show_it(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [lab.evaluate("a", FGM, wrong=300), lab.evaluate("b", {**FGM, "seed": 7}, wrong=200)])
-    assert {row["attack_settings"] for row in made.table} == {
-        "eps=0.3 norm=inf seed=1",
-        "eps=0.3 norm=inf seed=7",
-    }
+    assert [f"{row['attack']} {row['attack_settings']}" for row in made.table] == [
+        "worst case of 2 attacks eps=0.3 norm=inf",
+        "fgm eps=0.3 norm=inf seed=1",
+        "fgm eps=0.3 norm=inf seed=7",
+    ]
 
 
 @pytest.mark.parametrize(
