@@ -18,7 +18,7 @@ from evasion.components.common.data.distances import Summary
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.images import encode_png
 from evasion.components.common.data.pixels import to_float
-from evasion.components.common.data.provenance import ATTACK
+from evasion.components.common.data.provenance import ATTACK, DEFENSE
 from evasion.components.common.models.artifact import Card
 from evasion.components.common.models.classifier import Classifier, stack
 from evasion.components.common.progress import track
@@ -111,7 +111,10 @@ def evaluate(
                 pictures.offer(sample, data.header.original(sample.source))
     pictures.write(folder / IMAGES)
     tally.save(folder / COUNTS)
-    metrics = tally.result() | (shares.success(counts.fooled, counts.right_before) if attacked_here else {})
+    metrics = tally.result()
+    if attacked_here:
+        defended = any(entry["kind"] == DEFENSE for entry in data.header.provenance)
+        metrics |= shares.under_attack(counts.fooled, counts.right_before, len(data), defended=defended)
     result = EvaluationFile(
         dataset=DatasetRecord.of(data.header, data.sha256),
         model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from evasion.components.common.data.distances import DISTANCES, Summary
+from evasion.components.common.data.provenance import DEFENSE
 from evasion.components.common.files import joined
 from evasion.components.common.results import json_file, shares
 from evasion.components.common.results.evaluation import (
@@ -105,8 +106,10 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
     tally = Tally.read((directory / COUNTS for directory, _ in parts), len(common["model"]["class_names"]))
     metrics = tally.result()
     if "right_before" in contents[0]["metrics"]:
-        counts = (sum(int(each["metrics"][name]) for each in contents) for name in ("attack_successes", "right_before"))
-        metrics |= shares.success(*counts)
+        names = ("attack_successes", "right_before", "images")
+        counts = (sum(int(each["metrics"][name]) for each in contents) for name in names)
+        defended = any(entry["kind"] == DEFENSE for entry in contents[0]["dataset"]["provenance"])
+        metrics |= shares.under_attack(*counts, defended=defended)
     distances = Summary()
     if any(each["distances"] for each in contents):
         for row in rows_of_predictions(directory for directory, _ in parts):

@@ -68,10 +68,19 @@ def share(name: str, successes: int, trials: int) -> dict[str, float]:
     return counted.named(name) if counted else {}
 
 
-def success(successes: int, right_before: int) -> dict[str, float]:
-    """Return how many of the images that were right before an attack are wrong after it, and their share."""
-    counts: dict[str, float] = {"right_before": right_before, "attack_successes": successes}
-    return counts | share("attack_success_rate", successes, right_before)
+def under_attack(successes: int, right_before: int, images: int, *, defended: bool) -> dict[str, float]:
+    """Return what an attack leaves, as flat metrics.
+
+    Args:
+        successes: How many of the images that were right before the attack are wrong after it.
+        right_before: How many were right before it: clean, without a defense.
+        images: How many there are.
+        defended: Whether they went through a defense. Then robust accuracy is not known: it asks whether they are right
+            without the attack, but with the defense.
+    """
+    metrics: dict[str, float] = {"right_before": right_before, "attack_successes": successes}
+    metrics |= share("attack_success_rate", successes, right_before)
+    return metrics if defended else metrics | share("robust_accuracy", right_before - successes, images)
 
 
 @strict
