@@ -28,8 +28,8 @@ COLOURS = {"pass": "green", "fail": "red", "cannot tell": "yellow"}
     Thresholds: METRIC COMPARATOR NUMBER [at eps NUMBER] [for DEFENSE] [with ATTACK] [by ATTACKER]
       clean_accuracy >= 95 %
       clean_accuracy_drop <= 0.02                      what each defense costs
-      robust_accuracy >= 0.30 at eps 8/255             without a defense, under every attack of the report
-      robust_accuracy >= 0.30 for jpeg_compression     under its worst attacker
+      robust_accuracy >= 0.30 at eps 8/255             without a defense, under all attacks together
+      robust_accuracy >= 0.30 for jpeg_compression     under all its attackers together
       attack_success_rate <= 0.60 with fgm
       gain > 0 for spatial_smoothing by defense-aware  against no defense
     """,
