@@ -16,8 +16,8 @@ LABELS = "It aimed away from the model's own predictions, not from the true labe
 ATTACKERS = {
     AWARE: (
         "The defense-aware attacker knew the model and the defense: it took its gradient through both, that of the "
-        "identity where the defense has none (BPDA), the mean over several draws where it draws at random (EOT). Rows "
-        "are judged by the attacker that leaves less accuracy."
+        "identity where the defense has none (BPDA), the mean over several draws where it draws at random (EOT). An "
+        "image is robust if it withstands every attacker."
     ),
     OBLIVIOUS: (
         "The oblivious attacker knew the model but not the defenses, so robust accuracy with a defense is an upper "
@@ -60,7 +60,7 @@ def report(
 
     Returns:
         Flat finite metrics: clean_accuracy, robust_accuracy and attack_success_rate, each also with
-        `_<defense>`, of the worst attack and attacker; the last two with a defense also with `_defense_aware` and
+        `_<defense>`, of all attacks and attackers together; the last two with a defense also with `_defense_aware` and
         `_oblivious`, and with several attacks with `_against_<attack>`; checks_failed and checks_warned.
 
     Raises:

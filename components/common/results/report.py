@@ -186,7 +186,7 @@ class Report:
         return next((row for row in self._under(attack) if row.defense == NONE), None)
 
     def best(self, attack: str) -> Row | None:
-        """Return the defense that leaves most under an attack, by its worst attacker, if one helps beyond chance."""
+        """Return the defense that leaves most under an attack and all its attackers, if one helps beyond chance."""
         rows = self._under(attack)
         return best(rows, rows[0].attack) if rows else None
 
