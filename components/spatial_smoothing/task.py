@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from evasion.components.common.defenses.transformations import Transformation
 
 
+LARGEST_WINDOW = 255
+"""Pixels on a side. A larger one takes gigabytes for one image; no defense makes sense of it."""
+
+
 def check(*, window_size: int, seed: int, **_: object) -> None:
     """Validate the parameters."""
-    validate.positive_integer("window_size", window_size)
+    validate.integer_in("window_size", window_size, 1, LARGEST_WINDOW)
     validate.seed(seed)
 
 

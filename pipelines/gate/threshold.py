@@ -133,6 +133,8 @@ def _number(text: str) -> float:
         # float() and Fraction() would also take 1_000, inf and nan.
         if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\d+/\d+", share):
             raise ValueError
-        return float(Fraction(share) / (100 if percent else 1))
+        # Fraction() would compute all digits of 1e999999999, float() does not.
+        number = float(Fraction(share)) if "/" in share else float(share)
+        return number / 100 if percent else number
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"NUMBER must be like 0.3, 30 % or 8/255, not {text or 'nothing'}") from None

@@ -15,7 +15,7 @@ from typing import Any
 from evasion.components.common import tracking
 from evasion.pipelines import plan
 from evasion.pipelines.catalog import Pipeline
-from evasion.pipelines.local import containers, kfp_patches, process, server
+from evasion.pipelines.local import containers, kfp_patches, process, server, store
 from evasion.pipelines.local.results import Result, RunListener, StepResult
 from evasion.pipelines.local.session import Launch, Session
 from evasion.pipelines.plan import PlannedStep
@@ -141,7 +141,7 @@ class _ContainerSetup:
 def _tracking_variables(output: Path, experiment: str, uri: str | None) -> dict[str, str | None]:
     """Return the environment variables with which MLflow, here and in the steps, records the run."""
     variables: dict[str, str | None] = {
-        "MLFLOW_TRACKING_URI": uri or f"sqlite:///{output / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": uri or f"sqlite:///{store.prepare(output)}",
         "MLFLOW_EXPERIMENT_NAME": experiment,
         # Set by a surrounding run; they would keep MLflow from creating a new run in this experiment.
         "MLFLOW_EXPERIMENT_ID": None,

@@ -288,7 +288,7 @@ def test_no_defense_is_known_where_none_is_named(text):
 RULE = re.escape(
     'defenses must be a JSON object of settings by defense, such as {"spatial_smoothing": {"window_size": 3}}'
 )
-WINDOW = "window_size must be a positive integer. Received: window_size="
+WINDOW = r"window_size must be an integer in \[1, 255\]. Received: window_size="
 REFUSED = [
     ("{", rf"{RULE}: .*\. Received: defenses='{{'$"),
     ("jpeg_compression", rf"{RULE}: .*\. Received: defenses='jpeg_compression'$"),

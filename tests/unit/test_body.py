@@ -181,6 +181,6 @@ def test_a_stage_that_fails_elsewhere_leaves_the_run_to_who_opened_it(mlflow_sto
 def test_the_error_of_a_stage_is_reported_though_mlflow_is_gone(monkeypatch, smooth, capsys):
     monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="window_size must be a positive integer"):
+    with pytest.raises(ValueError, match=r"window_size must be an integer in \[1, 255\]"):
         smooth(window_size=0)
     assert "warning: the pipeline's run stays open in MLflow" in capsys.readouterr().err

@@ -312,7 +312,9 @@ def test_distances_and_provenance_are_those_of_the_dataset(evaluate, digits_tar,
     norms = [np.linalg.norm((after[path].astype(float) - before[path.replace("adv_", "")]) / 255) for path in after]
     assert found["distances"]["l_2_norm"]["mean"] == pytest.approx(np.mean(norms))
     assert found["distances"]["l_2_norm"]["median"] == pytest.approx(np.median(norms))
-    assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(12 / 255)  # 0.05 is 12.75 levels, rounded towards the original
+    assert found["distances"]["l_infinity_norm"]["max"] == pytest.approx(
+        12 / 255
+    )  # 0.05 is 12.75 levels, rounded towards the original
     assert [float(row["l_2_norm"]) for row in rows] == pytest.approx(norms)
     with tarfile.open(attacked) as tar:
         last = tar.getmembers()[-1]

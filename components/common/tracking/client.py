@@ -1,6 +1,7 @@
 """The connection to MLflow: its address, timeouts, and errors without passwords."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -111,16 +112,35 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
     try:
         with default_variables(patience(IMPATIENT) if lasting else IMPATIENT):
             yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, *_database_errors()) as error:
         import mlflow
 
         uri = mlflow.get_tracking_uri()
-        message = (
-            f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server is running: "
-            f"{str(error).splitlines()[0] if str(error) else error!r}"
-        )
+        message = f"MLflow at {uri} cannot be used; {_advice(uri)}: {_innermost(error)}"
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
+
+
+def _database_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of a database that MLflow lets through; none where it keeps its runs elsewhere."""
+    module = sys.modules.get("sqlalchemy.exc")
+    return (module.SQLAlchemyError,) if module else ()
+
+
+def _advice(uri: str) -> str:
+    if not uri.startswith("sqlite:"):
+        return "check MLFLOW_TRACKING_URI and that the server is running"
+    return (
+        "check that its folder can be written, that no other process holds it, and move it away if its creation was "
+        "interrupted"
+    )
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the first line of what an error was caused by in the end."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _password(uri: str) -> str | None:

@@ -42,8 +42,9 @@ def test_a_damaged_dataset_leaves_no_defended_one(defend, make_dataset, random_p
 @pytest.mark.parametrize(
     ("stage", "parameters", "message"),
     [
-        ("spatial_smoothing", {"window_size": 0}, "window_size must be a positive integer"),
-        ("spatial_smoothing", {"window_size": 2.5}, "window_size must be a positive integer"),
+        ("spatial_smoothing", {"window_size": 0}, "window_size must be an integer in [1, 255]"),
+        ("spatial_smoothing", {"window_size": 100000}, "window_size must be an integer in [1, 255]"),
+        ("spatial_smoothing", {"window_size": 2.5}, "window_size must be an integer in [1, 255]"),
         ("spatial_smoothing", {"seed": -2}, "seed must be an integer in [-1, 4294967295]"),
         ("jpeg_compression", {"quality": 0}, "quality must be an integer in [1, 100]"),
         ("jpeg_compression", {"quality": 101}, "quality must be an integer in [1, 100]"),

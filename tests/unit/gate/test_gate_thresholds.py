@@ -54,6 +54,8 @@ def test_what_a_threshold_says(text: str, found: dict[str, Any]) -> None:
         ("robust_accuracy >= 30", r"must be in \[0, 1\]; write 30 % or 0.30"),
         ("robust_accuracy >= -0.1", r"must be in \[0, 1\]"),
         ("gain >= 2", r"gain must be in \[-1, 1\]"),
+        ("gain > 1e999999999", r"gain must be in \[-1, 1\]"),
+        ("gain > 1e-999999999 at eps 1/0", "NUMBER must be .* not 1/0"),
         ("robust_accuracy >= nan", "NUMBER must be like 0.3, 30 % or 8/255, not nan"),
         ("robust_accuracy >= 1/0", "NUMBER must be .* not 1/0"),
         ("robust_accuracy >= 1_0", "NUMBER must be .* not 1_0"),
@@ -217,7 +219,9 @@ FGM_OF_THE_CURVE = Treatment(STEP.name, STEP.text, (STEP,))
 
 def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: ReportFile) -> None:
     """The last step of the curve goes up in no report that is trusted, but may within a warning."""
-    measure = measures.Measure("robust_accuracy", 0.1, 0.08, 0.12, 400, (FGM_OF_THE_CURVE,), 0.3, drawn=True, together=True)
+    measure = measures.Measure(
+        "robust_accuracy", 0.1, 0.08, 0.12, 400, (FGM_OF_THE_CURVE,), 0.3, drawn=True, together=True
+    )
     larger = replace(measure, value=0.3, low=0.28, high=0.32, eps=1.0)
     threshold = parse("robust_accuracy >= 0.2 at eps 0.5")
     (pair,) = measures.around([measure, larger], threshold)
@@ -260,6 +264,7 @@ SMALL_FGM = Treatment("fgm", "eps=8/255", (TreatmentStep("fgm", {"eps": 8 / 255,
         ("fgm eps=8/255", SMALL_FGM, True),
         ("fgm eps=0.031372549 universal", SMALL_FGM, True),
         ("fgm eps=0.03", SMALL_FGM, False),
+        ("fgm eps=1e999999999", SMALL_FGM, False),
         # The label that the gate prints means itself.
         ("jpeg_compression (run 2) quality=75", JPEG_ALONE, True),
         ("jpeg_compression + spatial_smoothing quality=75, window_size=3", STACK, True),
