@@ -121,6 +121,16 @@ def model_tag(value: str) -> None:
         )
 
 
+def experiment(value: str) -> None:
+    """Require characters that a registered model's name and a folder's name may contain: the experiment begins both."""
+    if not re.fullmatch(r"\w[\w .-]*", value):
+        raise ParameterError(
+            "experiment must be of letters, digits, spaces and _ . - alone, the first one a letter or a digit. "
+            f"Received: experiment={value!r}",
+            "experiment",
+        )
+
+
 def existing_folder(name: str, value: str) -> None:
     """Require an existing folder that is not empty. A folder in a bucket is checked when it is read."""
     required(name, value)

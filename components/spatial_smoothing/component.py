@@ -24,8 +24,8 @@ def spatial_smoothing(
         dataset: The images to defend: all datasets of the tar except those of attacks that know another defense.
         defended: The smoothed images.
         metrics: Distances between the smoothed and the original images.
-        window_size: Side of the square window of the median, 1 to 255, applied to each channel; at its edges the image is
-            mirrored. An even window reaches one pixel further to the top and left, and uses the upper median.
+        window_size: Side of the square window of the median, 1 to 255, applied to each channel; at its edges the image
+            is mirrored. An even window reaches one pixel further to the top and left, and uses the upper median.
         apply_fit: Whether to smooth training data.
         apply_predict: Whether to smooth testing data.
         seed: Recorded only; this defense is not random.

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from evasion.components.common import tracking
+from evasion.components.common import tracking, validate
 from evasion.pipelines import plan
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.local import containers, kfp_patches, process, server, store
@@ -59,6 +59,10 @@ def run(
     values = plan.complete(pipeline, arguments)
     planned = plan.planned_steps(pipeline, values)
     plan.check(planned)
+    try:
+        validate.experiment(experiment)
+    except validate.ParameterError as error:
+        raise plan.BadArgumentsError([plan.Problem(str(error), error.parameters)]) from None
     listener = listener or RunListener()
     output = output.absolute()
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

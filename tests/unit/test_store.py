@@ -57,7 +57,7 @@ def test_a_folder_that_a_uri_cannot_name_is_refused(tmp_path: Path, name: str) -
 def test_a_database_whose_creation_was_interrupted_is_named(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
-    with pytest.raises(TrackingError, match="is incomplete: it lacks the tables .*runs.* Move it away"):
+    with pytest.raises(TrackingError, match=r"is incomplete: it lacks the tables .*runs.* Move it away"):
         store.prepare(tmp_path)
 
 

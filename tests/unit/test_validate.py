@@ -57,6 +57,7 @@ def digits(value):
         (validate.seed, [-1, 0, 2**32 - 1]),
         (run_id, ["a", " b "]),
         (digits, ["", "0" * 64, "aF" * 32]),
+        (validate.experiment, ["evasion", "7 signs", "a.b-c_d", "\u00e9vasion"]),
     ],
 )
 def test_good_values_pass(rule, values):
@@ -77,6 +78,11 @@ def test_good_values_pass(rule, values):
         (validate.seed, "seed must be an integer in [-1, 4294967295]", [-2, 2**32, 1.5, "1", True]),
         (run_id, "dataset_run_id must be given with load_dataset_from_mlruns", ["", "  ", "\n"]),
         (digits, "weights_sha256 must be 64 hexadecimal digits or empty", ["0" * 63, "g" * 64, "0" * 65]),
+        (
+            validate.experiment,
+            "experiment must be of letters, digits, spaces and _ . - alone, the first one a letter or a digit",
+            ["", " ", "..", "../../../x", "a/b", "a\\b", "a:b", "a%20b"],
+        ),
     ],
 )
 def test_bad_values_are_reported_with_their_rule(rule, expected, values):

@@ -204,3 +204,26 @@ def test_a_failed_connection_is_reported(submit, kubectl, monkeypatch, text, mes
     else:
         monkeypatch.setenv("PATH", "/nowhere")
     assert message in submit("--port-forward", code=5).stderr
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown(submit):
+    result = submit("--host", "http://somebody:hunter2@kubeflow.example", code=2)
+    assert "host must be without a user name and a password" in result.stderr
+    assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("address", "credentials", "warned"),
+    [
+        ("http://kubeflow.invalid", ("--token", "secret"), True),
+        ("http://kubeflow.invalid", ("--cookie", "secret"), True),
+        ("http://kubeflow.invalid", (), False),
+        ("https://kubeflow.invalid", ("--token", "secret"), False),
+        ("http://127.0.0.1:1", ("--token", "secret"), False),
+        ("http://localhost:1", ("--token", "secret"), False),
+    ],
+)
+def test_credentials_over_plain_http_are_warned_of(submit, address, credentials, warned):
+    result = submit("--host", address, *credentials, code=5)
+    assert ("over plain http" in result.stderr) == warned
+    assert "secret" not in result.output
