@@ -59,6 +59,7 @@ def fgm(
     check(**parameters, seed=seed)  # type: ignore[arg-type]
 
     from evasion.components.common.attacks import runner
+    from evasion.components.common.data.pixels import to_float, to_pixels, towards
 
     def make(target: Any, _: int) -> runner.Attack:
         if target.compiled and not minimal:
@@ -68,6 +69,7 @@ def fgm(
         attack = fast_gradient_method(
             target.art, norm=norm, eps=eps, eps_step=eps_step, minimal=minimal, batch_size=batch_size
         )
+        attack.as_saved = lambda x_adv, x: to_float(towards(x_adv, to_pixels(x)))
         return runner.from_floats(
             target, lambda x, y: attack.generate(x, y=y), lambda: {"minimal_eps": attack.smallest} if minimal else {}
         )
@@ -93,7 +95,8 @@ def fast_gradient_method(
     ART adds up `eps_step` in floating point until the sum exceeds `eps`: with eps 0.3 and eps_step 0.1 it stops at
     0.2, since 0.1 + 0.1 + 0.1 > 0.3. Here step k of floor(eps / eps_step) tries k * eps_step. Up to the step where
     ART stops, the two agree except for the rounding of that sum. After `generate` with `minimal`, `smallest` holds for
-    each image the size that changed its prediction, or `""`.
+    each image the size that changed its prediction, or `""`. The prediction is that of the images which `as_saved`
+    returns of the attacked and the original ones: by default the attacked ones themselves, as with ART.
     """
     import numpy as np
 
@@ -118,6 +121,8 @@ def _counted_class() -> Any:
         from art.attacks.evasion import FastGradientMethod
 
     class Counted(FastGradientMethod):  # type: ignore[misc]
+        as_saved = staticmethod(lambda x_adv, _: x_adv)
+
         def generate(self, x: Any, y: Any = None, **options: Any) -> Any:
             if self.minimal and y is not None and not options:
                 return self._minimal_perturbation(x, y, None)  # ART's would predict all images twice more, for its log
@@ -133,7 +138,8 @@ def _counted_class() -> Any:
                 for step in range(1, steps(self.eps, self.eps_step) + 1):
                     size = step * self.eps_step
                     x_adv[unfooled] = self._apply_perturbation(x[unfooled], perturbation[unfooled - start], size)
-                    predicted = self.estimator.predict(x_adv[unfooled], batch_size=self.batch_size)
+                    saved = self.as_saved(x_adv[unfooled], x[unfooled])
+                    predicted = self.estimator.predict(saved, batch_size=self.batch_size)
                     same = predicted.argmax(axis=1) == y[unfooled].argmax(axis=1)
                     for index in unfooled[~same]:
                         self.smallest[index] = float(f"{size:.9g}")
