@@ -1,7 +1,8 @@
 """FGM compiled: one TensorFlow function from 8-bit images to the model's outputs and attacked 8-bit images.
 
 ART predicts the labels, computes the gradient in a second pass, and does the rest in NumPy. Here labels, gradient,
-step, clipping and rounding are one TensorFlow function. The tests compare it with ART's class.
+step and clipping are one TensorFlow function. The tests compare it with ART's class, but for norm 1, where the step
+differs: see `norms.moved`.
 """
 
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from evasion.components.common.attacks.norms import moved
 from evasion.components.common.attacks.runner import Attack, Generated
 from evasion.components.common.data.pixels import Pixels, towards
 from evasion.components.common.models.classifier import Classifier
+
+__all__ = ["fast_gradient_step", "moved"]
 
 
 def fast_gradient_step(target: Classifier, *, norm: str, eps: float) -> Attack:
@@ -31,7 +35,7 @@ def fast_gradient_step(target: Classifier, *, norm: str, eps: float) -> Attack:
         x = tf.cast(pixels, tf.float32) / largest
         outputs, gradient = target.both(x)
         gradient = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
-        x_adv = tf.clip_by_value(x + tf.constant(eps, tf.float32) * direction(gradient, norm), 0, 1)
+        x_adv = moved(x, gradient, norm, eps)
         without_gradient = tf.logical_not(tf.reduce_any(gradient != 0, axis=(1, 2, 3)))
         return outputs, x_adv, without_gradient
 
@@ -40,14 +44,3 @@ def fast_gradient_step(target: Classifier, *, norm: str, eps: float) -> Attack:
         return Generated(outputs, towards(x_adv, pixels), without_gradient)
 
     return Attack(attack, thread_safe=True)
-
-
-def direction(gradient: Any, norm: str) -> Any:
-    """Return the change of size 1 in the norm that increases the loss most, to first order."""
-    if norm == "inf":
-        return tf.sign(gradient)
-    flat = tf.reshape(gradient, (tf.shape(gradient)[0], -1))
-    if norm == "1":
-        largest = tf.one_hot(tf.argmax(tf.abs(flat), axis=1), tf.shape(flat)[1])
-        return tf.reshape(largest * tf.sign(flat), tf.shape(gradient))
-    return tf.reshape(tf.math.divide_no_nan(flat, tf.norm(flat, axis=1, keepdims=True)), tf.shape(gradient))

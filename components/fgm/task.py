@@ -1,4 +1,4 @@
-"""Attack a packed dataset with ART's Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572)."""
+"""Attack a packed dataset with the Fast Gradient Method (Goodfellow et al. 2015, arXiv:1412.6572)."""
 
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ def fast_gradient_method(
     ART stops, the two agree except for the rounding of that sum. After `generate` with `minimal`, `smallest` holds for
     each image the size that changed its prediction, or `""`. The prediction is that of the images which `as_saved`
     returns of the attacked and the original ones: by default the attacked ones themselves, as with ART.
+
+    With norm 1, the step is that of `norms.moved`, where ART puts all of it into one component.
     """
     import numpy as np
 
@@ -120,6 +122,8 @@ def _counted_class() -> Any:
         warnings.simplefilter("ignore")  # ART warns of frameworks that are not used here
         from art.attacks.evasion import FastGradientMethod
 
+    from evasion.components.common.attacks.norms import moved
+
     class Counted(FastGradientMethod):  # type: ignore[misc]
         as_saved = staticmethod(lambda x_adv, _: x_adv)
 
@@ -127,6 +131,17 @@ def _counted_class() -> Any:
             if self.minimal and y is not None and not options:
                 return self._minimal_perturbation(x, y, None)  # ART's would predict all images twice more, for its log
             return super().generate(x, y=y, **options)
+
+        def _compute_perturbation(self, x: Any, y: Any, mask: Any, *momentum: Any) -> Any:
+            if self.norm != 1:
+                return super()._compute_perturbation(x, y, mask, *momentum)
+            gradient = self.estimator.loss_gradient(x, y)
+            return np.where(np.isnan(gradient), np.float32(0), gradient)
+
+        def _apply_perturbation(self, x: Any, perturbation: Any, eps_step: Any) -> Any:
+            if self.norm != 1:
+                return super()._apply_perturbation(x, perturbation, eps_step)
+            return moved(x, perturbation, "1", eps_step).numpy()
 
         def _minimal_perturbation(self, x: Any, y: Any, mask: Any) -> Any:
             x_adv = x.copy()

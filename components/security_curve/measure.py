@@ -1,6 +1,6 @@
 """The security curve of one model on one dataset: one gradient an image for all sizes, batch by batch.
 
-An FGM step is linear in eps, so the direction of the step is computed once.
+The gradient of an FGM step does not depend on eps, so it is computed once.
 """
 
 import csv
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from evasion.components.common import versions
 from evasion.components.common.attacks import runner
+from evasion.components.common.attacks.norms import moved
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.pixels import Floats, to_float, to_pixels
@@ -39,7 +40,6 @@ from evasion.components.common.results.curve import (
 )
 from evasion.components.common.results.evaluation import DatasetRecord, ModelRecord
 from evasion.components.common.results.treatments import Aim
-from evasion.components.fgm.compiled import direction
 from evasion.components.pgd import task as pgd
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
@@ -251,23 +251,25 @@ class _Measurement:
                 yielded.add(id(line.defense))
                 yield id(line.defense), self._saved(x, batch, line.defense)
             for size in self._settings.sizes:
-                moved = np.clip(x + np.float32(size) * step, 0, 1)
-                yield (id(line), size), self._saved(moved, batch, line.defense)
+                if line.perturbation == NOISE:
+                    changed = np.clip(x + np.float32(size) * step, 0, 1)
+                else:
+                    changed = moved(x, tf.constant(step), self._settings.norm, size).numpy()
+                yield (id(line), size), self._saved(changed, batch, line.defense)
                 if line is self._lines[0] and size == self._settings.eps:
-                    yield COMPUTED, moved
+                    yield COMPUTED, changed
 
     def _direction(
         self, line: _Line, batch: list[Sample], x: Floats, before: Labels, directions: dict[int, Floats]
     ) -> Floats:
-        """Return the step of size 1 of a line; the same attacker takes the same step before several defenses."""
+        """Return the noise of size 1 of a line, or the gradient, which is the same before several defenses."""
         norm, seed, target = self._settings.norm, self._settings.seed, line.target
         if line.perturbation == NOISE:
             return np.stack([_noise(generator(seed, sample.source), x.shape[1:], norm) for sample in batch])
         if id(target) not in directions:
             own = before if target is self._bare else target.attacked_outputs(x).argmax(axis=1)
             gradient = target.loss_gradient(x, self._one_hot[own])
-            gradient = np.where(np.isnan(gradient), np.float32(0), gradient)
-            directions[id(target)] = direction(tf.constant(gradient), norm).numpy()
+            directions[id(target)] = np.where(np.isnan(gradient), np.float32(0), gradient)
         return directions[id(target)]
 
 
