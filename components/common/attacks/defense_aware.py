@@ -1,5 +1,6 @@
 """A model behind a defense: the target of an attacker who knows the defense."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -34,9 +35,17 @@ class Defended(Classifier):
 
     def __init__(self, model: Any, transformation: Transformation, *, eot_samples: int, seed: int) -> None:
         super().__init__(model)
+        self.random = transformation.random
         self._transformation = transformation
-        self._draws = eot_samples if transformation.random else 1
+        self.draws = eot_samples if transformation.random else 1
         self._seed = seed
+        self._stream = 2
+
+    def redrawn(self) -> "Defended":
+        """Return the same target with other draws of a random defense."""
+        other = copy.copy(self)
+        other._stream += 1
+        return other
 
     def attacked_outputs(self, x: Floats) -> Floats:
         """Return `outputs`. Unless the defense is random, the gradient is computed in the same pass."""
@@ -78,15 +87,15 @@ class Defended(Classifier):
         total: npt.NDArray[np.float32] = np.zeros_like(x)
         for defended in self._defended(x):
             total += super().loss_gradient(defended, y)
-        return total / np.float32(self._draws)
+        return total / np.float32(self.draws)
 
     def _defended(self, x: Floats) -> Iterable[Floats]:
         """Yield the defended batch once for each draw. The defense gets the 8-bit images that would be saved."""
         pixels = to_pixels(x)
         generators = [self._generator(image) if self._transformation.random else None for image in pixels]
-        for _ in range(self._draws):
+        for _ in range(self.draws):
             yield to_float(np.stack([*map(self._transformation.apply, pixels, generators)]))
 
     def _generator(self, image: Pixels) -> np.random.Generator:
         digest = hashlib.sha256(image.tobytes()).digest()
-        return np.random.default_rng([self._seed, 2, int.from_bytes(digest[:8], "big")])
+        return np.random.default_rng([self._seed, self._stream, int.from_bytes(digest[:8], "big")])

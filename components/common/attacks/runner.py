@@ -47,10 +47,13 @@ class Attack:
     Attributes:
         generate: Takes a batch as it is saved, uint8, and returns the result.
         thread_safe: Whether several threads may call it at once.
+        images: How many images it takes at a time, a multiple of `batch_size`; 0 for `batch_size`. An attack that takes
+            more passes them through the model in batches itself.
     """
 
     generate: Callable[[Pixels], Generated]
     thread_safe: bool = False
+    images: int = 0
 
 
 MakeAttack = Callable[[Any, int], Attack]
@@ -188,11 +191,15 @@ def _changes(
     """Attack batch by batch. The prediction recorded for an image is that of the bare model before the attack."""
     from evasion.components.common.models.classifier import stack
 
+    def predicted_before(pixels: Pixels) -> npt.NDArray[np.float64]:
+        starts = range(0, len(pixels), batch_size)
+        return np.concatenate([bare.probabilities(to_float(pixels[start : start + batch_size])) for start in starts])
+
     def changed(batch: list[Sample]) -> list[DerivedImage]:
         pixels = stack(batch)
         attacked = attack.generate(pixels)
         probabilities = (
-            bare.probabilities_of(attacked.outputs) if target is bare else bare.probabilities(to_float(pixels))
+            bare.probabilities_of(attacked.outputs) if target is bare else predicted_before(pixels)
         )
         predicted = probabilities.argmax(axis=1)
         return [
@@ -209,8 +216,9 @@ def _changes(
             for index, sample in enumerate(batch)
         ]
 
+    taken = attack.images or batch_size
     # The steps of large batches take memory.
-    small = batch_size * math.prod(clean.header.image_shape) <= SMALL_BATCH_BYTES
+    small = taken * math.prod(clean.header.image_shape) <= SMALL_BATCH_BYTES
     threads = 2 if attack.thread_safe and small else 1
-    with closing(ordered_map(changed, clean.batches(batch_size), threads=threads, ahead=threads)) as changes:
+    with closing(ordered_map(changed, clean.batches(taken), threads=threads, ahead=threads)) as changes:
         yield from changes

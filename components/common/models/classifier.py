@@ -67,9 +67,13 @@ class Classifier:
         logits: The same model without its softmax.
         from_logits: Whether the outputs of `logits` are logits.
         compiled: Whether gradients are computed by TensorFlow alone, so that they can be part of a compiled step.
+        random: Whether outputs and gradients are means over random draws.
+        draws: The number of these draws; 1 if nothing is random.
     """
 
     compiled = True
+    random = False
+    draws = 1
 
     def __init__(self, model: Any) -> None:
         import keras
@@ -110,6 +114,10 @@ class Classifier:
 
         self.forward, self.gradient, self.both = forward, gradient, both
         self._last: tuple[Floats, Floats, Floats] | None = None  # images, outputs and gradient of `attacked_outputs`
+
+    def redrawn(self) -> "Classifier":
+        """Return the same target with other random draws: itself, where nothing is random."""
+        return self
 
     def outputs(self, x: Floats) -> Floats:
         """Return the outputs of one batch, shape (images, classes): logits if `from_logits`."""

@@ -1,0 +1,85 @@
+"""How much work each member of the ensemble does, and which members there are."""
+
+from dataclasses import dataclass, fields
+
+from evasion.components.common import validate
+from evasion.components.common.validate import ParameterError
+
+APGD_CE, APGD_T, SQUARE = MEMBERS = ("apgd-ce", "apgd-t", "square")
+"""The members in their order: each attacks only the images that stand after those before it."""
+
+_USES = {
+    "max_iter": (APGD_CE, APGD_T),
+    "num_random_init": MEMBERS,
+    "n_target_classes": (APGD_T,),
+    "n_queries": (SQUARE,),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The work of the ensemble on an image that stands to the end.
+
+    Attributes:
+        max_iter: Steps of each run of APGD.
+        num_random_init: Runs of each member, for APGD-T of each target class, from different starts.
+        n_target_classes: Classes that APGD-T aims at, the most likely ones first.
+        n_queries: Candidates that a run of Square tries.
+    """
+
+    max_iter: int
+    num_random_init: int
+    n_target_classes: int
+    n_queries: int
+
+
+BUDGETS = {
+    "standard": Budget(max_iter=100, num_random_init=1, n_target_classes=9, n_queries=5000),
+    "light": Budget(max_iter=20, num_random_init=1, n_target_classes=3, n_queries=200),
+}
+"""`standard` is that of the paper (Croce and Hein 2020, arXiv:2003.01690, section 6); `light` suits a laptop."""
+
+
+def chosen_members(text: str) -> tuple[str, ...]:
+    """Return the members that a parameter `members` names, in the order of `MEMBERS`.
+
+    Args:
+        text: Names separated by commas.
+
+    Raises:
+        ParameterError: A name is unknown or repeated, or there is none.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(MEMBERS) or len(set(names)) < len(names):
+        raise ParameterError(
+            f"members must name one or more of {', '.join(MEMBERS)}, each once. Received: members={text!r}", "members"
+        )
+    return tuple(name for name in MEMBERS if name in names)
+
+
+def check(budget: str, **given: int) -> None:
+    """Validate the name of a budget and its numbers, of which 0 means that of the budget."""
+    validate.one_of("budget", budget, BUDGETS)
+    for name, number in given.items():
+        validate.at_least(name, number, 0)
+
+
+def resolved(budget: str, *, classes: int, **given: int) -> Budget:
+    """Return a budget, with the numbers that are given in place of its own.
+
+    Args:
+        budget: A key of `BUDGETS`.
+        classes: Number of classes of the model; APGD-T aims at no more than the others.
+        given: Numbers by the names of `Budget`'s attributes; 0 means that of the budget.
+    """
+    numbers = {field.name: given[field.name] or getattr(BUDGETS[budget], field.name) for field in fields(Budget)}
+    numbers["n_target_classes"] = min(numbers["n_target_classes"], classes - 1)
+    return Budget(**numbers)
+
+
+def recorded(members: tuple[str, ...], budget: Budget) -> dict[str, int | str]:
+    """Return the members and those numbers of the budget that they use, in the form of the provenance."""
+    used = {
+        name: getattr(budget, name) for name, users in _USES.items() if any(member in members for member in users)
+    }
+    return {"members": ",".join(members), **used}

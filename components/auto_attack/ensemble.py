@@ -1,0 +1,207 @@
+"""The members of the ensemble in turn, each on the images that still stand."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evasion.components.auto_attack import apgd
+from evasion.components.auto_attack.batches import Batches
+from evasion.components.auto_attack.budgets import APGD_CE, MEMBERS, SQUARE, Budget
+from evasion.components.auto_attack.compiled import Rows, Runs
+from evasion.components.auto_attack.objective import OWN_PREDICTION, Objective
+from evasion.components.auto_attack.square import square
+from evasion.components.common.attacks.runner import SMALL_BATCH_BYTES, Generated
+from evasion.components.common.data.pixels import ROUNDING_ERROR, Floats, Pixels, to_float
+
+
+class Ensemble:
+    """The attack on a target.
+
+    Images are taken in groups of several batches, if they are small, so that those that still stand fill batches.
+
+    Args:
+        target: The `Classifier` to attack.
+        members: Some of `budgets.MEMBERS`, in their order.
+        budget: How much each of them does.
+        norm: inf or 2.
+        eps: Size of the attack in its norm, for pixels in [0, 1].
+        batch_size: Images in a pass through the target.
+        seed: Seed of all draws.
+
+    Attributes:
+        capacity: Images in a group.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        *,
+        members: tuple[str, ...],
+        budget: Budget,
+        norm: str,
+        eps: float,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        pixels = math.prod(target.model.input_shape[1:])
+        self.capacity = max(SMALL_BATCH_BYTES // (pixels * batch_size), 1) * batch_size
+        self._target, self._members, self._budget, self._norm, self._seed = target, members, budget, norm, seed
+        # A change of less than an 8-bit step cannot be saved.
+        self._eps = float(np.floor(eps * 255 + ROUNDING_ERROR)) / 255 if norm == "inf" else eps
+        self._batches = Batches(batch_size, full=self.capacity > batch_size)
+        self._objective = Objective(target)
+        self._runs = Runs(
+            target,
+            self._objective,
+            norm=norm,
+            eps=self._eps,
+            capacity=max(self.capacity, budget.n_target_classes),
+            batches=self._batches,
+        )
+
+    def generate(self, pixels: Pixels) -> Generated:
+        """Attack a group of images, which are uint8."""
+        group = self._group(pixels)
+        if self._objective.classes > 1:
+            for number, member in enumerate(MEMBERS):
+                for run in range(self._budget.num_random_init if member in self._members else 0):
+                    standing = group.standing
+                    if len(standing):
+                        self._attack(group, member, standing, number, run)
+        return Generated(group.outputs, group.attacked, group.without_gradient, group.columns())
+
+    def _group(self, pixels: Pixels) -> "_Group":
+        """Return a group before the attack."""
+        labels = np.full(len(pixels), OWN_PREDICTION, np.int32)
+        if self._target.random:  # the prediction is that of the mean over draws, not that of each
+            labels = self._outputs(self._target, pixels).argmax(axis=1).astype(np.int32)
+        outputs, losses, without_gradient = self._runs.evaluate(pixels, labels)
+        if not self._target.random:
+            labels = outputs.argmax(axis=1).astype(np.int32)
+        return _Group(pixels, outputs, labels, self._margins(outputs, labels), losses, without_gradient)
+
+    def _attack(self, group: "_Group", member: str, standing: Rows, *stream: int) -> None:
+        """Let one member run on the images that stand."""
+        if member == SQUARE:
+            self._square(group, standing, stream)
+        elif member == APGD_CE:
+            aims = group.labels[standing, None]
+            group.note(standing, self._apgd(group, standing, aims, stream))
+        else:
+            aims = self._objective.likely(group.outputs[standing], group.labels[standing], self._budget.n_target_classes)
+            # All aims at once, so that few images fill batches; the state has room for so many images.
+            room = max(self.capacity // aims.shape[1], 1)
+            for start in range(0, len(standing), room):
+                part = slice(start, start + room)
+                self._apgd(group, standing[part], aims[part], stream)
+        self._settle(group, standing, member)
+
+    def _apgd(self, group: "_Group", images: Rows, aims: Rows, stream: tuple[int, ...]) -> apgd.Outcome:
+        pixels = group.pixels[images]
+        starts = apgd.starting_points(self._seed, pixels, aims.shape[1], *stream, norm=self._norm, eps=self._eps)
+        outcome = apgd.run(
+            self._runs, pixels, group.labels[images], aims, starts, group.losses[images], max_iter=self._budget.max_iter
+        )
+        group.keep(images, outcome.pixels, outcome.margins)
+        return outcome
+
+    def _square(self, group: "_Group", standing: Rows, stream: tuple[int, ...]) -> None:
+        def judge(candidates: Pixels, images: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+            outputs, labels = self._outputs(self._target, candidates), group.labels[standing[images]]
+            return self._margins(outputs, labels), self._objective.settled(outputs, labels).numpy()
+
+        best, margins = square(
+            group.pixels[standing],
+            judge,
+            norm=self._norm,
+            eps=self._eps,
+            n_queries=self._budget.n_queries,
+            seed=self._seed,
+            stream=stream,
+        )
+        group.keep(standing, best, margins)
+
+    def _settle(self, group: "_Group", images: Rows, member: str) -> None:
+        """Note which images are fooled by what would be saved: asked once more, of a random defense by other draws."""
+        claimed = images[group.margins[images] > 0]
+        if len(claimed):
+            outputs = self._outputs(self._target.redrawn(), group.attacked[claimed])
+            margins = self._margins(outputs, group.labels[claimed])
+            group.fooled_by[claimed[margins > 0]] = member
+            group.margins[claimed] = np.minimum(group.margins[claimed], margins)
+
+    def _outputs(self, target: Any, pixels: Pixels) -> Floats:
+        def one(part: Pixels) -> tuple[Floats]:
+            return (target.outputs(to_float(part)),)
+
+        (outputs,) = self._batches.apply(one, pixels)
+        return outputs
+
+    def _margins(self, outputs: Floats, labels: Rows) -> Floats:
+        return self._objective.margins(outputs, labels).numpy()
+
+
+class _Group:
+    """Images under attack.
+
+    Attributes:
+        pixels: The images, uint8.
+        outputs: Of the target before the attack.
+        labels: Its predictions, which the attack moves away from.
+        attacked: What would be saved: the image itself, or what was found farthest behind the boundary.
+        margins: By how much the best other class leads there.
+        losses: Cross-entropies before the attack.
+        without_gradient: Whether the gradient of that loss is zero everywhere.
+        fooled_by: The member that fooled the image; blank while it stands.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        outputs: Floats,
+        labels: Rows,
+        margins: Floats,
+        losses: Floats,
+        without_gradient: npt.NDArray[np.bool_],
+    ) -> None:
+        self.pixels, self.attacked, self.outputs, self.labels = pixels, pixels.copy(), outputs, labels
+        self.margins, self.losses, self.without_gradient = margins.copy(), losses, without_gradient
+        self.fooled_by = np.full(len(pixels), "", dtype=f"<U{max(map(len, MEMBERS))}")
+        self._last, self._best = losses.copy(), losses.copy()
+        self._rises = np.zeros(len(pixels), bool)
+        self._noted = False
+
+    @property
+    def standing(self) -> Rows:
+        """The numbers of the images that are not fooled."""
+        return np.flatnonzero(self.fooled_by == "").astype(np.int32)
+
+    def keep(self, images: Rows, attacked: Pixels, margins: Floats) -> None:
+        """Keep attacked images that are farther behind the boundary than those before."""
+        better = margins > self.margins[images]
+        self.attacked[images[better]] = attacked[better]
+        self.margins[images[better]] = margins[better]
+
+    def note(self, images: Rows, outcome: apgd.Outcome) -> None:
+        """Note the losses of a run on the cross-entropy."""
+        self._noted = True
+        self._last[images] = outcome.last
+        self._best[images] = np.maximum(self._best[images], outcome.best)
+        self._rises[images] = outcome.rises
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of `samples.csv`. Those of losses are about APGD on the cross-entropy."""
+        columns: dict[str, list[Any]] = {
+            "fooled_best": (self.fooled_by != "").astype(int).tolist(),
+            "fooled_by": self.fooled_by.tolist(),
+        }
+        if not self._noted:
+            return columns
+        rounded = {"loss_start": self.losses, "loss_end": self._last, "loss_best": self._best}
+        return {
+            **{name: [f"{value:.6g}" for value in values] for name, values in rounded.items()},
+            **columns,
+            "loss_rises": self._rises.astype(int).tolist(),
+        }

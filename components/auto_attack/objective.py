@@ -1,0 +1,84 @@
+"""What the members of the ensemble raise: losses, and how far an image is behind the boundary of its label."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from evasion.components.common.data.pixels import Floats
+
+OWN_PREDICTION = -1
+"""A label that stands for the target's own prediction."""
+
+_RATIO_CLASSES = 4  # the ratio divides by a difference of the first, third and fourth largest outputs
+_TINY = 1e-12  # the reference adds it, too
+
+
+class Objective:
+    """The losses of a target and the rule by which an image is fooled.
+
+    Args:
+        target: The `Classifier` that is attacked.
+    """
+
+    def __init__(self, target: Any) -> None:
+        self.classes = int(target.model.output_shape[-1])
+        self._from_logits = target.from_logits
+        # Below this probability, averaged over the draws, the label has no majority in any of them.
+        self._rare = np.float32(-np.log(2 * target.draws)) if target.random else None
+
+    def loss(self, outputs: Any, labels: Any, aims: Any) -> Any:
+        """Return the loss that an attack raises, for each image; one function for all members is compiled once.
+
+        Args:
+            outputs: Of the target, a tensor of shape (images, classes).
+            labels: The classes to move away from, or `OWN_PREDICTION`; int32, shape (images,).
+            aims: The classes to move towards; where it equals the label, any other class will do.
+
+        Returns:
+            Without an aim the cross-entropy of the label. With an aim the targeted difference-of-logits ratio of Croce
+            and Hein 2020 (section 4.2), which a scaling of the logits does not change; with fewer than four classes,
+            for which the ratio is not defined, the difference of the logits of the aim and the label.
+        """
+        scores = self.scores(outputs)
+        labels = tf.where(labels < 0, tf.argmax(scores, axis=1, output_type=tf.int32), labels)
+        of_label = tf.gather(scores, labels, batch_dims=1)
+        cross_entropy = tf.reduce_logsumexp(scores, axis=1) - of_label
+        if self.classes < 2:
+            return cross_entropy
+        aimed = tf.gather(scores, tf.maximum(aims, 0), batch_dims=1) - of_label
+        if self.classes >= _RATIO_CLASSES:
+            largest = tf.math.top_k(scores, _RATIO_CLASSES).values
+            aimed /= largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + _TINY
+        return tf.where(tf.logical_or(aims < 0, aims == labels), cross_entropy, aimed)
+
+    def scores(self, outputs: Any) -> Any:
+        """Return logits, or the logarithms of probabilities, which are logits as well."""
+        return outputs if self._from_logits else tf.math.log(outputs + _TINY)
+
+    def margins(self, outputs: Any, labels: Any) -> Any:
+        """Return by how much the score of the best other class exceeds that of the label, for each image."""
+        scores = self.scores(outputs)
+        at_label = tf.one_hot(labels, self.classes, on_value=True, off_value=False)
+        others = tf.reduce_max(tf.where(at_label, np.float32(-np.inf), scores), axis=1)
+        return others - tf.gather(scores, labels, batch_dims=1)
+
+    def settled(self, outputs: Any, labels: Any) -> Any:
+        """Return whether an image is fooled so surely that its attack can end.
+
+        Behind a random defense being fooled on average is not enough: the label must be so improbable that it had no
+        majority in any draw. Otherwise the attack would end at images that the next draw takes back.
+        """
+        fooled = self.margins(outputs, labels) > 0
+        if self._rare is None:
+            return fooled
+        scores = self.scores(outputs)
+        probability = tf.gather(scores, labels, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
+        return tf.logical_and(fooled, probability < self._rare)
+
+    def likely(self, outputs: Floats, labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
+        """Return the `count` most likely classes other than the label, shape (images, count)."""
+        others = outputs.astype(np.float64)
+        others[np.arange(len(outputs)), labels] = -np.inf
+        return np.argsort(-others, axis=1, kind="stable")[:, :count].astype(np.int32)
