@@ -58,6 +58,8 @@ def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
 
     Kubeflow's dashboard shows them as a drop-down list, and its server checks them.
     """
+    from evasion.components.auto_attack import budgets
+    from evasion.components.auto_attack import task as auto_attack
     from evasion.components.common.data.header import SPLITS
     from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
     from evasion.components.common.validate import NORMS
@@ -67,6 +69,8 @@ def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
         ("", "model_architecture"): tuple(ARCHITECTURES),
         ("init-model", "model_architecture"): PRETRAINED,
         ("", "norm"): NORMS,
+        ("auto-attack", "norm"): auto_attack.NORMS,
+        ("auto-attack", "budget"): tuple(budgets.BUDGETS),
         ("", "optimizer"): OPTIMIZERS,
         ("", "split"): SPLITS,
     }

@@ -8,6 +8,7 @@ trains le_net on 4,000 MNIST digits and attacks 1,000 others. The README shows i
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kfp import dsl
@@ -235,10 +236,12 @@ def _selected(parameter: str, names: Sequence[str] | None, steps: Mapping[str, A
 
 
 def _unique(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Return the parameters without repeated names; the first of each name counts."""
+    """Return the parameters without repeated names; the first of each name counts, with the choices that all have."""
     first: dict[str, Parameter] = {}
     for parameter in parameters:
-        first.setdefault(parameter.name, parameter)
+        earlier = first.setdefault(parameter.name, parameter)
+        common = tuple(choice for choice in earlier.choices if choice in parameter.choices)
+        first[parameter.name] = replace(earlier, choices=common)
     return list(first.values())
 
 

@@ -7,6 +7,7 @@ A step is a folder of `evasion.components`. A step with an output `adversarial` 
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ StepComponent = Any  # a kfp PythonComponent; kfp ships no type information
 # Parameters shared by all steps of an evaluation, and their description there; blank for that of the first step.
 SHARED = {
     "batch_size": "Images per batch in training, attack and inference.",
-    "eps": "",
-    "norm": "",
+    "eps": "Size of the attack in its norm, for pixels in [0, 1]: in (0, 1] for inf, positive for 1 and 2.",
+    "norm": "inf, 1 or 2, as far as all attacks have it: auto_attack has no norm 1.",
     "eps_values": "Points of the security curve, numbers separated by commas; blank for sixteen from 1/255 to 1 (norm "
     "inf), or an equally large change of every pixel in the other norms.",
     "eot_samples": "Number of draws of a random defense that a defense-aware attacker averages over.",
@@ -71,10 +72,7 @@ def defenses() -> dict[str, StepComponent]:
 
 def default_steps(names: Iterable[str]) -> list[str]:
     """Return those of these steps that an evaluation runs by default, in order."""
-    places = {
-        name: getattr(importlib.import_module(f"evasion.components.{name}.component"), "PLACE_IN_DEFAULT_EVALUATION", 0)
-        for name in names
-    }
+    places = {name: _constant(steps()[name], "PLACE_IN_DEFAULT_EVALUATION", 0) for name in names}
     return sorted((name for name, place in places.items() if place), key=lambda name: (places[name], name))
 
 
@@ -84,18 +82,28 @@ def parameter_names(step: StepComponent) -> list[str]:
 
 
 def evaluation_parameters(name: str, step: StepComponent) -> dict[str, Parameter]:
-    """Return the evaluation's parameters for an attack or a defense, by the step's own names."""
+    """Return the evaluation's parameters for an attack or a defense, by the step's own names.
+
+    Their defaults are those of the step, unless `DEFAULTS_IN_EVALUATION` in its module has others.
+    """
     parameters = {}
+    defaults = _constant(step, "DEFAULTS_IN_EVALUATION", {})
     for parameter in parameter_names(step):
         if parameter in WIRED or LEFT_AT_DEFAULT & {("", parameter), (name, parameter)}:
             continue
         if parameter in SHARED:
             parameters[parameter] = parameter_of(step, parameter, text=SHARED[parameter])
         else:
-            declared = parameter_of(step, parameter, RENAMED.get((name, parameter), f"{name}_{parameter}"))
+            own_name = RENAMED.get((name, parameter), f"{name}_{parameter}")
+            declared = parameter_of(step, parameter, own_name, default=defaults.get(parameter))
             text = f"For {name}: {declared.text[:1].lower()}{declared.text[1:]}"
-            parameters[parameter] = Parameter(declared.name, declared.type, declared.default, text)
+            parameters[parameter] = replace(declared, text=text)
     return parameters
+
+
+def _constant(step: StepComponent, name: str, default: Any) -> Any:
+    """Return a constant of the module that declares a step."""
+    return getattr(importlib.import_module(step.python_func.__module__), name, default)
 
 
 def _with_output(output: str) -> dict[str, StepComponent]:

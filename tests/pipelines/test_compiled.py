@@ -238,14 +238,14 @@ def pods(pipeline, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("source", "most"), [("registered", 11), ("pretrained", 11), ("trained", 13)])
+@pytest.mark.parametrize(("source", "most"), [("registered", 12), ("pretrained", 12), ("trained", 14)])
 def test_an_evaluation_is_one_pod_a_stage(tmp_path, source, most):
     """Every pod costs Kubeflow at least twenty seconds, and each graph needs a pod for its driver."""
     executors, graphs = pods(catalog.evaluation(source), tmp_path)
     assert executors <= most
     assert graphs == 0
-    assert pods(catalog.evaluation(source, ["fgm", "pgd"]), tmp_path) == (executors + 1, 0)
-    assert pods(catalog.evaluation(source, ["fgm"], []), tmp_path) == (executors - 3, 0)
+    assert pods(catalog.evaluation(source, ["fgm", "pgd"]), tmp_path) == (executors, 0)
+    assert pods(catalog.evaluation(source, ["fgm"], []), tmp_path) == (executors - 4, 0)
 
 
 def test_only_shards_need_a_loop(tmp_path):
@@ -278,6 +278,9 @@ def test_the_dense_yaml_equals_that_of_kfps_compiler(tmp_path):
         ("evaluation_pretrained", "model_architecture", ["resnet50", "vgg16"]),
         ("jpeg_compression", "dataset_split", ["training", "testing"]),
         ("fgm", "eps", []),
+        ("auto_attack", "budget", ["standard", "light"]),
+        ("auto_attack", "norm", ["inf", "2"]),
+        ("evaluation_trained", "norm", ["inf", "2"]),  # those that both default attacks have
     ],
 )
 def test_the_dashboard_offers_the_choices_of_a_parameter(name, parameter, choices):

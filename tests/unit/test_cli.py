@@ -473,7 +473,7 @@ def test_the_location_of_a_run_shows_no_password(uri, text):
     [
         (("--attacks", "fgm,pgd", "--defenses", "jpeg_compression"), {"fgm", "pgd", "jpeg-compression"}),
         (("--attacks", "pgd", "--defenses", ""), {"pgd"}),
-        ((), {"fgm", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}),
+        ((), {"fgm", "auto-attack", "spatial-smoothing", "jpeg-compression", "gaussian-augmentation"}),
     ],
 )
 def test_attacks_and_defenses_are_selected_by_name(tmp_path, options, steps):
@@ -541,8 +541,8 @@ def test_contradictory_options_are_refused(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--attacks", "fgn"), "attacks must be among fgm, pgd. Received: fgn"),
-        (("--attacks", ""), "attacks must name at least one of fgm, pgd. Received: none"),
+        (("--attacks", "fgn"), "attacks must be among auto_attack, fgm, pgd. Received: fgn"),
+        (("--attacks", ""), "attacks must name at least one of auto_attack, fgm, pgd. Received: none"),
         (
             ("--defenses", "jpeg"),
             "defenses must be among gaussian_augmentation, jpeg_compression, spatial_smoothing. Received",

@@ -82,7 +82,7 @@ def test_omitted_parameters_are_left_to_the_pipeline(evaluation):
 
 def test_attacks_and_defenses_are_those_named(evaluation):
     default, _ = evaluation(*MODEL)
-    assert {"fgm", *stages.defenses()} <= set(functions(default))
+    assert {"fgm", "auto_attack", *stages.defenses()} <= set(functions(default))
     assert "pgd" not in functions(default)
     selected, arguments = evaluation(
         *MODEL, "--attacks", "pgd, fgm", "--defenses", "jpeg-compression", "--pgd-attack-max-iter", "3"
@@ -128,7 +128,7 @@ def test_an_option_that_would_do_nothing_is_refused(evaluation, options, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--attacks", ""), "attacks must name at least one of fgm, pgd. Received: none. Set --attacks."),
+        (("--attacks", ""), "attacks must name at least one of auto_attack, fgm, pgd. Received: none. Set --attacks."),
         (("--attacks", "fgm,fgm"), "attacks must not repeat a name. Received: fgm, fgm. Set --attacks."),
         (("--defenses", "squeezing"), "Received: squeezing. Set --defenses."),
     ],

@@ -128,9 +128,9 @@ def test_what_kubeflow_runs_is_the_step_of_so_many_datasets(count):
 def test_the_default_steps_are_those_with_a_place_in_that_order(monkeypatch):
     from evasion.components.pgd import component
 
-    assert stages.default_steps(stages.attacks()) == ["fgm"]
+    assert stages.default_steps(stages.attacks()) == ["fgm", "auto_attack"]
     monkeypatch.setattr(component, "PLACE_IN_DEFAULT_EVALUATION", 1, raising=False)
-    assert stages.default_steps(stages.attacks()) == ["fgm", "pgd"]  # at the same place by name
+    assert stages.default_steps(stages.attacks()) == ["fgm", "pgd", "auto_attack"]  # at the same place by name
     monkeypatch.setattr(component, "PLACE_IN_DEFAULT_EVALUATION", 0.5)
     assert stages.default_steps(["pgd", "fgm"]) == ["pgd", "fgm"]
     assert stages.default_steps(["jpeg_compression"]) == ["jpeg_compression"]
@@ -176,10 +176,10 @@ def test_an_evaluation_has_the_parameters_of_its_steps_and_no_others(source, sha
 @pytest.mark.parametrize(
     ("attacks", "defenses", "message"),
     [
-        ([], None, "attacks must name at least one of fgm, pgd. Received: none"),
-        (["fgn"], None, "attacks must be among fgm, pgd. Received: fgn"),
+        ([], None, "attacks must name at least one of auto_attack, fgm, pgd. Received: none"),
+        (["fgn"], None, "attacks must be among auto_attack, fgm, pgd. Received: fgn"),
         (["fgm", "fgm"], None, "attacks must not repeat a name. Received: fgm, fgm"),
-        (["jpeg_compression"], None, "attacks must be among fgm, pgd. Received: jpeg_compression"),
+        (["jpeg_compression"], None, "attacks must be among auto_attack, fgm, pgd. Received: jpeg_compression"),
         (
             None,
             ["fgm"],

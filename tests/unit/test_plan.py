@@ -103,7 +103,8 @@ def test_loading_steps_come_before_steps_that_take_time(data_dir):
     tasks = [step.task for step in planned(evaluation, **arguments)]
     defenses = ["gaussian-augmentation", "jpeg-compression", "spatial-smoothing"]
     assert tasks[:3] == ["load-dataset", "load-dataset-2", "train"]
-    assert [task for task in tasks[3:] if task not in ("security-curve", "infer")] == ["fgm", *defenses, "report"]
+    between = [task for task in tasks[3:] if task not in ("security-curve", "infer")]
+    assert between == ["auto-attack", "fgm", *defenses, "report"]
 
 
 def test_good_arguments_have_no_problem(data_dir):
