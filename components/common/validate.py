@@ -92,6 +92,11 @@ def attack_size(norm: str, eps: float, eps_step: float) -> None:
     """Require a norm that the attacks support, and sizes that suit it."""
     one_of("norm", norm, NORMS)
     # A share of the full pixel range bounds one pixel; the norms 1 and 2 add up all of them.
+    if norm == "inf" and isinstance(eps, int | float) and 1 < eps <= 255:
+        raise ParameterError(
+            f"eps must be in (0, 1], a share of the pixel range: {eps:g}/255 is {eps / 255:.5f}. Received: eps={eps!r}",
+            "eps",
+        )
     in_range("eps", eps, 0, 1 if norm == "inf" else math.inf, include_low=False)
     in_range("eps_step", eps_step, 0, include_low=False)
 

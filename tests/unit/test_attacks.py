@@ -430,7 +430,7 @@ def test_pgd_keeps_the_bound_repeats_itself_and_beats_fgm(attack, le_net_artifac
 
 
 BAD = [
-    ({"eps": 1.5}, r"eps must be in \(0, 1\]. Received: eps=1.5"),
+    ({"eps": 1.5}, r"eps must be in \(0, 1\], a share of the pixel range: 1.5/255 is 0.00588. Received: eps=1.5"),
     ({"eps_step": 0.3}, r"eps_step must not exceed eps. Received: eps_step=0.3, eps=0.2"),
     ({"max_iter": 0}, r"max_iter must be a positive integer. Received: max_iter=0"),
     ({"num_random_init": -1}, r"num_random_init must be an integer of at least 0. Received: num_random_init=-1"),

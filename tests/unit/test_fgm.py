@@ -298,7 +298,7 @@ def test_logits_are_found_where_there_are_any(ending):
 BAD = [
     ({"eps": 0.0}, r"eps must be in \(0, 1\]. Received: eps=0.0"),
     ({"eps": -0.3}, r"eps must be in \(0, 1\]. Received: eps=-0.3"),
-    ({"eps": 1.5}, r"eps must be in \(0, 1\]. Received: eps=1.5"),
+    ({"eps": 1.5}, r"eps must be in \(0, 1\], a share of the pixel range: 1.5/255 is 0.00588. Received: eps=1.5"),
     ({"eps": math.nan}, r"eps must be in \(0, 1\]. Received: eps=nan"),
     ({"eps": math.inf, "norm": "2"}, r"eps must be above 0 and finite. Received: eps=inf"),
     ({"eps_step": 0.4, "minimal": True}, r"eps_step must not exceed eps with minimal. Received: eps_step=0.4, eps=0.3"),

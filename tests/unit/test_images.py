@@ -397,3 +397,43 @@ def test_decode_png_takes_no_part_of_a_file():
     for length in range(len(data) - 8):
         with pytest.raises(UnreadableImage):
             decode_png(data[:length], SHAPE)
+
+
+def png_rows(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 0, interlaced: int = 0) -> bytes:
+    """A PNG of these rows, with right checksums whatever they are."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_a_png_with_one_of_240_rows_is_truncated():
+    row = b"\0" + bytes(range(100))
+    assert images.decode(png_rows(100, 240, row * 240), (240, 100, 1)).shape == (240, 100, 1)
+    for rows in (1, 239):
+        with pytest.raises(UnreadableImage, match=r"^truncated: the PNG's data ends before its picture does"):
+            images.decode(png_rows(100, 240, row * rows), (240, 100, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "I;16", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 9)])
+def test_a_whole_png_of_any_mode_is_read(mode, size):
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, "PNG")
+    assert images.decode(file.getvalue(), (*size[::-1], 3)).shape == (*size[::-1], 3)
+
+
+def test_a_whole_interlaced_png_is_read_and_a_cut_one_is_not():
+    # 3x5 pixels: passes 1, 3, 4, 5, 6 and 7 have 1, 1, 1, 1x2, 2x... pixels; see the specification, section 8.2.
+    sides = [(1, 1), (0, 1), (1, 1), (1, 2), (2, 1), (1, 3), (3, 2)]
+    rows = b"".join((b"\0" + bytes(columns)) * count for columns, count in sides if columns)
+    assert images.decode(png_rows(3, 5, rows, interlaced=1), (5, 3, 1)).shape == (5, 3, 1)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        images.decode(png_rows(3, 5, rows[:-4], interlaced=1), (5, 3, 1))
+
+
+def test_a_side_that_takes_gigabytes_is_refused_before_it_is_decoded():
+    with pytest.raises(UnreadableImage, match=r"^too large: 1x80000000 has a side of over 32,768 pixels"):
+        images.decode(png_rows(1, 80_000_000, b"\0"), (28, 28, 1))

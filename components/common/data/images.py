@@ -35,6 +35,9 @@ cv2.setNumThreads(1)
 MAX_PIXELS = 89_478_485
 """The largest number of pixels of a file: Pillow's own limit, 256 MiB of RGB. A few bytes can claim billions."""
 
+MAX_SIDE = 32_768
+"""The largest side of a file, in pixels: what Pillow resizes takes memory for each row and each column."""
+
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB"}
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8", b"RIFF")
@@ -167,10 +170,13 @@ def _load(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise UnreadableImage(f"too large: {picture.width}x{picture.height} is more than {MAX_PIXELS:,} pixels")
+        if max(picture.size) > MAX_SIDE:
+            raise UnreadableImage(f"too large: {picture.width}x{picture.height} has a side of over {MAX_SIDE:,} pixels")
         if picture.format == "PNG":
             # Loading stops at the last row and ignores checksums; `verify` checks them all, but the image cannot be
             # loaded afterwards.
             picture.verify()
+            _check_whole_png(content)
             with Image.open(io.BytesIO(content), formats=_FORMATS) as reopened:
                 reopened.load()
                 return reopened
@@ -178,6 +184,37 @@ def _load(content: bytes) -> Image.Image:
     if picture.format in ("JPEG", "MPO"):
         _check_whole_jpeg(content, picture)
     return picture
+
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of each pass of an interlaced PNG: first column and row, and the steps between them."""
+
+
+def _check_whole_png(content: bytes) -> None:
+    """Reject a PNG whose data has fewer rows than its header says; Pillow leaves the rest black.
+
+    The data is the deflated rows, each with one more byte in front (PNG specification, sections 7.2 and 9).
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    bits = depth * _PNG_CHANNELS[colour]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sides = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes]
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sides if columns > 0 and rows > 0)
+    inflate, size, position = zlib.decompressobj(), 0, 8
+    while position + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        data = content[position + 8 : position + 8 + length] if kind == b"IDAT" else b""
+        while data and size < expected:
+            size += len(inflate.decompress(data, _INFLATED))
+            data = inflate.unconsumed_tail
+        position += 12 + length
+    if size < expected:
+        raise UnreadableImage("truncated: the PNG's data ends before its picture does")
+
+
+_INFLATED = 1 << 20
+"""Bytes of a PNG that are inflated at a time."""
 
 
 def _check_whole_jpeg(content: bytes, picture: Image.Image) -> None:
