@@ -34,7 +34,7 @@ def train(
     Args:
         dataset: The training data.
         model: The trained model: `model.keras` and its description.
-        metrics: Loss and accuracy of training and validation in the last epoch.
+        metrics: Loss and accuracy of training and validation in the best epoch, whose weights are saved.
         model_tag: Part of the registered name {experiment}_{model_tag}_{model_architecture}, or blank.
         model_architecture: shallow_net, le_net, alex_net, resnet50 or vgg16.
         epochs: Passes over the data, a positive float: 2.5 are two and half of a third.

@@ -74,3 +74,27 @@ class Fraction(keras.callbacks.Callback):  # type: ignore[misc]
         self._done += 1
         if self._done >= self._total:
             self.model.stop_training = True
+
+
+class BestWeights(keras.callbacks.Callback):  # type: ignore[misc]
+    """Give the model, at the end of training, the weights of the epoch with the lowest loss.
+
+    Args:
+        monitored: Name of that loss: `loss` or `val_loss`.
+    """
+
+    def __init__(self, monitored: str) -> None:
+        super().__init__()
+        self._monitored, self._lowest = monitored, math.inf
+        self._weights: list[Any] | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Keep the weights of the best epoch so far."""
+        loss = (logs or {})[self._monitored]
+        if loss < self._lowest:
+            self._lowest, self._weights = loss, self.model.get_weights()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Set them."""
+        if self._weights is not None:
+            self.model.set_weights(self._weights)

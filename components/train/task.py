@@ -77,7 +77,7 @@ def train(
     """Train a model. The parameters are those of the step.
 
     Returns:
-        `metrics`: the losses and accuracies of the last epoch, flat. `card`: the model's description.
+        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat. `card`: the model's description.
     """
     parameters = {
         "model_tag": model_tag,
@@ -224,17 +224,21 @@ def _require(header: Any, model_architecture: str, validation_split: float) -> N
 
 
 def _fit(network: Any, data: Any, parameters: Mapping[str, Any], *, replicas: int) -> dict[str, float]:
-    """Train for the requested number of epochs, which may be fractional; return the metrics of the last epoch."""
+    """Train for the requested number of epochs, which may be fractional; return the metrics of the best epoch.
+
+    The best epoch is the one of the lowest loss, on validation data if there are any, and the network gets its weights.
+    """
     import keras
     import numpy as np
 
-    from evasion.components.train.feed import Feed, Fraction
+    from evasion.components.train.feed import BestWeights, Feed, Fraction
 
     epochs, batch_size, seed = (parameters[name] for name in ("epochs", "batch_size", "seed"))
     order = np.random.default_rng(seed).permutation(len(data))
     held_out = round(len(data) * parameters["validation_split"])
     feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed, replicas=replicas)
     validation = Feed(data, np.sort(order[:held_out]), batch_size, replicas=replicas) if held_out else None
+    monitored = "val_loss" if validation else "loss"
     history = network.fit(
         feed,
         epochs=math.ceil(epochs),
@@ -242,12 +246,15 @@ def _fit(network: Any, data: Any, parameters: Mapping[str, Any], *, replicas: in
         shuffle=False,  # the feed shuffles with its own seed
         verbose=0,
         callbacks=[
-            keras.callbacks.EarlyStopping(
-                monitor="val_loss" if validation else "loss", min_delta=1e-2, patience=5, restore_best_weights=True
-            ),
+            # Its own "best" is the last epoch that gained min_delta.
+            keras.callbacks.EarlyStopping(monitor=monitored, min_delta=1e-2, patience=5),
+            BestWeights(monitored),
             Fraction(total=max(1, round(epochs * len(feed)))),
         ],
     ).history
-    return {f"training_{name}": float(values[-1]) for name, values in history.items()} | {
-        "epochs_trained": float(len(history["loss"]))
+    # A loss that is not a number is the worst of all, and argmin would take it for the best.
+    best = int(np.argmin(np.nan_to_num(history[monitored], nan=np.inf)))
+    return {f"training_{name}": float(values[best]) for name, values in history.items()} | {
+        "best_epoch": float(best + 1),
+        "epochs_trained": float(len(history["loss"])),
     }

@@ -257,7 +257,7 @@ def test_every_epoch_takes_every_image_once_in_an_order_of_its_own(numbered):
 def test_without_a_validation_split_nothing_validates(numbered):
     network, metrics = fit_numbered(numbered)
     assert network.validated == []
-    assert set(metrics) == {"training_loss", "epochs_trained"}
+    assert set(metrics) == {"training_loss", "best_epoch", "epochs_trained"}
 
 
 @pytest.mark.parametrize(("share", "held_out"), [(0.2, 10), (0.5, 25), (0.03, 2), (0.98, 49)])
@@ -306,7 +306,8 @@ class Scripted(keras.Model):
     ("script", "best", "epochs"),
     [
         ([9, 0.8, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.1], 2, 7),
-        ([9, 0.8, 0.5, 0.495, 0.494, 0.493, 0.492, 0.491, 0.1], 2, 7),  # less than 0.01 is no improvement
+        # Less than 0.01 does not keep training going, but the best is the best.
+        ([9, 0.8, 0.5, 0.495, 0.494, 0.493, 0.492, 0.491, 0.1], 7, 7),
         ([9, 0.8, 0.9, 0.9, 0.9, 0.9, 0.5, 0.6, 0.7], 6, 8),  # the fifth epoch was in time; epochs ends it
         ([9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], 8, 8),
     ],
@@ -320,6 +321,9 @@ def test_early_stopping_restores_the_best_weights(numbered, script, best, epochs
         parameters = {"epochs": 8.0, "batch_size": IMAGES, "validation_split": split, "seed": 0}
         metrics = task._fit(network, data, parameters, replicas=1)
     assert metrics["epochs_trained"] == epochs
+    assert metrics["best_epoch"] == best
+    # The metrics are those of the weights that are kept.
+    assert metrics[f"training_{metric}"] == pytest.approx(script[best])
     assert int(network.count) == best
 
 
