@@ -3,7 +3,8 @@
 import platform
 from importlib.metadata import version
 
-RECORDED = ("evasion-pipelines", "numpy", "pillow", "scipy")
+# OpenCV makes JPEG, PNG, the median filter and the noise.
+RECORDED = ("evasion-pipelines", "numpy", "opencv-python-headless", "pillow", "scipy")
 MODEL_RECORDED = (*RECORDED, "keras", "adversarial-robustness-toolbox")
 
 

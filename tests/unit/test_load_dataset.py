@@ -105,7 +105,7 @@ class TestFolder:
         assert entry["parameters"] == {"data_dir": str(folder), "split": split, "skip_unreadable": False}
         assert entry["skipped"] == {}
         assert entry["parent_sha256"] is None
-        assert entry["versions"].keys() >= {"evasion-pipelines", "python", "numpy", "pillow"}
+        assert entry["versions"].keys() >= {"evasion-pipelines", "python", "numpy", "pillow", "opencv-python-headless"}
 
     def test_the_same_folder_gives_the_same_bytes(self, load, folder):
         first = load(folder)[0].read_bytes()
