@@ -14,7 +14,7 @@ from evasion.components.common.drawing.html import environment
 from evasion.components.common.drawing.plot import Line, Plot, plot
 from evasion.components.common.drawing.words import listed, percent
 from evasion.components.common.files import replacing
-from evasion.components.common.results.curve import Curve, Series
+from evasion.components.common.results.curve import Curve
 from evasion.components.common.results.paired import SIGNIFICANCE, Correctness, Paired, holm
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row
@@ -283,15 +283,15 @@ def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
 
 
 def _lines(place: int, model: Model, curve: Curve) -> Iterator[Line]:
-    """Yield the model without a defense, and with the one that helps most at the curve's own eps."""
+    """Yield the worst case of the model without a defense, and with the one that helps most at the curve's own eps."""
     at_eps = [attack.label for attack in model.report.attacks if _is_of_curve(attack, curve)]
     best = next((row for attack in at_eps if (row := model.report.best(attack))), None)
     for series in curve.series:
         points = [(point.eps, point.accuracy) for point in series.points]
         if series is curve.undefended:
             yield Line(model.name, points, place)
-        elif best and _is_of_row(series, best):
-            yield Line(f"{model.name} + {best.defense.label} ({best.attacker})", points, place, dashed=True)
+        elif best and series.worst_case and series.defense and series.defense.label == best.defense.label:
+            yield Line(f"{model.name} + {best.defense.label}", points, place, dashed=True)
 
 
 def _is_of_curve(attack: Treatment, curve: Curve) -> bool:
@@ -299,11 +299,6 @@ def _is_of_curve(attack: Treatment, curve: Curve) -> bool:
     return len(attack.steps) == 1 and (
         (attack.steps[0].name, attack.steps[0].settings.get("norm")) == (curve.attack, curve.norm)
     )
-
-
-def _is_of_row(series: Series, row: Row) -> bool:
-    label = series.defense.label if series.defense else None
-    return label == row.defense.label and series.knowledge == row.attacker
 
 
 def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Iterator[str]:

@@ -16,28 +16,33 @@ def security_curve(
     eps: float = 0.3,
     norm: str = "inf",
     eps_values: str = "",
-    pgd_max_iter: int = 10,
+    pgd_max_iter: int = 5,
     eot_samples: int = 8,
     seed: int = -1,
 ) -> None:
-    """Measure robust accuracy over the size of FGM, without defense and with each, by two attackers, and controls.
+    """Measure robust accuracy over the size of the attack, without defense and with each, and controls.
 
-    The oblivious attacker follows the model's gradient, the defense-aware one that of the model behind the defense.
-    The gradient is computed once for all sizes. Controls: uniform noise of the same sizes, which must hurt less than
-    the attack, and a few steps of PGD at `eps`, which must hurt no less (Carlini et al. 2019, arXiv:1902.06705).
+    An image is robust if the model is right on it both without the attack, with the same defense, and under it. The
+    attacks are FGM, with one gradient for all sizes, and PGD (Madry et al. 2018, arXiv:1706.06083), which starts each
+    size from the images of the size before: an image that is fooled once counts as fooled at all larger sizes. The
+    oblivious attacker follows the model's gradient, the defense-aware one that of the model behind the defense. The
+    worst case counts an image as robust only if it is so under every attack and attacker. Controls: uniform noise of
+    the same sizes, which must hurt less than the attack; PGD, which must hurt no less than FGM and reach 0 without a bound
+    (Carlini et al. 2019, arXiv:1902.06705); and how smooth the loss is (Pintor et al. 2022, arXiv:2106.09947).
 
     Args:
         dataset: The images to attack.
         model: The model to fool.
-        curve: All numbers, and the predictions of the controls, a row an image.
-        metrics: Accuracies of the controls at `eps`: attacked images as computed and as saved, noise, PGD.
+        curve: All numbers, and for each image the predictions of the controls and how smooth the loss is.
+        metrics: Accuracies of the controls at `eps`, with each defense as `…_<defense>`: clean images, attacked ones as
+            computed and as saved, noise, PGD.
         defenses: What else to draw curves of, a JSON object of settings by defense, as `fgm` takes it; blank for none.
         batch_size: Images attacked at a time.
         eps: The size that the controls are made at, and one point of the curve; as of `fgm`.
         norm: inf, 1 or 2.
         eps_values: Further points, numbers separated by commas; blank for sixteen from 1/255 to 1 (norm inf), or as
             large a change of every pixel in the other norms.
-        pgd_max_iter: Number of PGD steps in the control, each a quarter of `eps`; 0 for none.
+        pgd_max_iter: Number of PGD steps at each size, which would lead 2.5 times the size far; 0 for no PGD.
         eot_samples: For a defense that is random, the draws of it that the defense-aware attacker averages over.
         seed: Of noise and draws, from 0 to 4294967295; -1 draws one and records it.
     """

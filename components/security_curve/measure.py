@@ -1,26 +1,25 @@
-"""The security curve of one model on one dataset: one gradient an image for all sizes, batch by batch.
+"""The security curve of one model on one dataset, batch by batch.
 
-The gradient of an FGM step does not depend on eps, so it is computed once.
+FGM takes one gradient an image for all sizes, PGD goes from size to size, and noise is the control.
 """
 
 import csv
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from evasion.components.common import versions
 from evasion.components.common.attacks import runner
-from evasion.components.common.attacks.norms import moved
+from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import Sample
-from evasion.components.common.data.pixels import Floats, to_float, to_pixels
-from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
+from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels, towards
 from evasion.components.common.defenses.known import Defense
 from evasion.components.common.defenses.transformations import generator
 from evasion.components.common.models import classifier
@@ -29,27 +28,29 @@ from evasion.components.common.models.classifier import Classifier
 from evasion.components.common.progress import track
 from evasion.components.common.results import json_file
 from evasion.components.common.results.curve import (
+    CLEAN,
     COMPUTED,
+    FGM,
     NOISE,
     PGD,
     SAVED,
+    SMOOTHNESS,
     ControlCount,
     CurveFile,
     CurveLine,
-    CurvePoint,
+    chance,
+    of_defense,
 )
 from evasion.components.common.results.evaluation import DatasetRecord, ModelRecord
-from evasion.components.common.results.treatments import Aim
-from evasion.components.pgd import task as pgd
+from evasion.components.security_curve import lines
+from evasion.components.security_curve.attackers import CONFIDENT, AttackedBatch, Attacker, Labels, step_size
+from evasion.components.security_curve.lines import Line
+from evasion.components.security_curve.smoothness import Sampled, smoothness
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 """Sizes in 8-bit levels, so that rounding loses nothing: about half as much again from point to point."""
 STACKED_BYTES = 16 << 20
 """Bytes of images that the model is given at once."""
-PGD_STEPS = 4
-"""So many PGD steps bridge eps."""
-
-Labels = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class CurveSettings:
         eot_samples: Draws of a random defense that the defense-aware attacker averages over.
         seed: Of noise and draws.
         sizes: The sizes of the curve, rising, `eps` among them.
-        pgd_max_iter: PGD steps in the control; 0 for none.
+        pgd_max_iter: PGD steps at each size; 0 for no PGD.
     """
 
     norm: str
@@ -90,27 +91,6 @@ def grid(norm: str, eps: float, sizes: Sequence[float], image_shape: tuple[int, 
     return tuple(sorted({eps, *(size for size in points if not math.isclose(size, eps, rel_tol=1e-6))}))
 
 
-@dataclasses.dataclass
-class _Line:
-    """One line of the curve: what perturbs the images, what the attacker knows, and the defense before the model.
-
-    Attributes:
-        target: What the attacker follows the gradient of; lines with the same target share a direction.
-        correct: How many images are right without perturbation, and at each size.
-    """
-
-    perturbation: str
-    knowledge: str | None
-    defense: Defense | None
-    target: Classifier
-    correct: list[int]
-
-    def measured(self, sizes: Sequence[float]) -> CurveLine:
-        points = [CurvePoint(size, count) for size, count in zip([0.0, *sizes], self.correct, strict=True)]
-        aim = Aim(self.defense.stage, dict(self.defense.parameters)) if self.defense else None
-        return CurveLine(self.perturbation, self.knowledge, aim, points)
-
-
 def measure(
     data: Dataset,
     model: Path,
@@ -135,34 +115,49 @@ def measure(
         **{name: used[name] for name in ("norm", "eps", "batch_size", "eot_samples", "seed", "pgd_max_iter")},
         sizes=grid(used["norm"], used["eps"], sizes, data.header.image_shape),
     )
-    curve = _Measurement(classifier.load(model), card, defenses, settings)
-    _count(data, card, curve, settings.batch_size, predictions)
+    curve = _Measurement(classifier.load(model), card, data, defenses, settings)
+    batches = track(data.batches(settings.batch_size), -(-len(data) // settings.batch_size), "batches")
+    # Two small batches at once, so that no core waits for the other's part; large ones take memory.
+    small = settings.batch_size * math.prod(data.header.image_shape) <= runner.SMALL_BATCH_BYTES
+    threads = 2 if small else 1
+    sampled = Sampled()
+    numbered = ((batch, sampled.places([data.header.original(each.source) for each in batch])) for batch in batches)
+    with predictions.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, curve.columns)
+        rows.writeheader()
+        with closing(ordered_map(lambda each: curve.outcome(*each), numbered, threads=threads, ahead=threads)) as done:
+            for outcome in done:
+                rows.writerows(curve.count(outcome))
     return CurveFile(
-        attack="fgm",
+        attack=FGM,
         **used,
-        chance=1 / sum(count > 0 for count in data.header.counts),
+        chance=chance(data.header.counts),
         images=len(data),
         dataset=DatasetRecord.of(data.header, data.sha256),
         model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),
         versions=versions.recorded(model=True),
         curves=curve.lines(),
-        controls=curve.control_counts(),
+        controls=curve.controls(),
     )
 
 
-def _count(data: Dataset, card: Card, curve: "_Measurement", batch_size: int, predictions: Path) -> None:
-    """Count batch by batch, and write the rows of the controls."""
-    places = card.indices_of(data.header.class_names, data.header.image_shape)
-    batches = track(data.batches(batch_size), -(-len(data) // batch_size), "batches")
-    with predictions.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, ["path", "label", *curve.controls])
-        rows.writeheader()
-        for batch in batches:
-            labels = places[[sample.label for sample in batch]]
-            guesses = curve.count(batch, labels)
-            for place, sample in enumerate(batch):
-                guessed = {name: card.class_names[guesses[name][place]] for name in curve.controls}
-                rows.writerow({"path": sample.source, "label": card.class_names[labels[place]], **guessed})
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What one batch gives.
+
+    Attributes:
+        paths: Of the images.
+        labels: Their classes, as the model numbers them.
+        predicted: The classes predicted, (points, images), by line.
+        controls: Those predicted under each control.
+        smoothness: By column, the text for each image that it is measured of.
+    """
+
+    paths: list[str]
+    labels: npt.NDArray[np.int32]
+    predicted: Mapping[Line, Labels]
+    controls: Mapping[str, Labels]
+    smoothness: Mapping[str, Mapping[int, str]]
 
 
 class _Measurement:
@@ -171,106 +166,174 @@ class _Measurement:
     Args:
         bare: The model.
         card: Its description.
+        data: The images.
         defenses: What else to draw curves of.
         settings: What decides the curve.
     """
 
-    def __init__(self, bare: Classifier, card: Card, defenses: Sequence[Defense], settings: CurveSettings) -> None:
-        self._bare, self._settings = bare, settings
-        self._one_hot: npt.NDArray[np.float32] = np.eye(len(card.class_names), dtype=np.float32)
-        self._lines = [self._line(perturbation, None, None, None) for perturbation in ("fgm", NOISE)]
-        for defense in defenses:
-            self._lines.append(self._line("fgm", OBLIVIOUS, defense, None))
-            self._lines.append(self._line("fgm", AWARE, defense, defense))
-        make = pgd.make(
-            norm=settings.norm,
-            eps=settings.eps,
-            eps_step=settings.eps / PGD_STEPS,
-            max_iter=max(1, settings.pgd_max_iter),
-            num_random_init=0,
-            batch_size=settings.batch_size,
-        )
-        self._pgd = make(bare, settings.seed)
-        self.controls = {COMPUTED: 0, SAVED: 0, NOISE: 0} | ({PGD: 0} if settings.pgd_max_iter else {})
+    def __init__(
+        self, bare: Classifier, card: Card, data: Dataset, defenses: Sequence[Defense], settings: CurveSettings
+    ) -> None:
+        self._bare, self._card, self._settings = bare, card, settings
+        self._defenses: dict[str | None, Defense | None] = {None: None, **{each.stage: each for each in defenses}}
+        self._places = card.indices_of(data.header.class_names, data.header.image_shape)
+        self._attackers = {stage: self._attacker(defense) for stage, defense in self._defenses.items()}
+        self._lines = lines.lines_of(defenses, len(settings.sizes) + 1, pgd=settings.pgd_max_iter > 0)
+        self._right = dict.fromkeys(self._control_names(), 0)
 
-    def _line(
-        self, perturbation: str, knowledge: str | None, defense: Defense | None, aimed_at: Defense | None
-    ) -> _Line:
-        target = runner.aimed(self._bare, aimed_at, eot_samples=self._settings.eot_samples, seed=self._settings.seed)
-        return _Line(perturbation, knowledge, defense, target, [0] * (len(self._settings.sizes) + 1))
+    def _attacker(self, defense: Defense | None) -> Attacker:
+        settings = self._settings
+        target = runner.aimed(self._bare, defense, eot_samples=settings.eot_samples, seed=settings.seed)
+        # The images made against the bare model are shown to the defended ones as well.
+        shared = defense is None and len(self._defenses) > 1
+        random = defense is not None and defense.transformation.random
+        leave_below = 0 if shared else CONFIDENT if random else 1
+        return Attacker(target, norm=settings.norm, max_iter=settings.pgd_max_iter, leave_below=leave_below)
+
+    def _control_names(self) -> Iterator[str]:
+        for stage in self._defenses:
+            yield from (of_defense(name, stage) for name in (CLEAN, SAVED, NOISE))
+            if self._settings.pgd_max_iter:
+                yield of_defense(PGD, stage)
+        yield COMPUTED
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the table that `count` returns rows of."""
+        measured = (of_defense(SMOOTHNESS, stage) for stage in self._defenses)
+        return ["path", "label", *self._right, *measured]
 
     def lines(self) -> list[CurveLine]:
         """Return the lines as they were counted."""
         return [line.measured(self._settings.sizes) for line in self._lines]
 
-    def control_counts(self) -> dict[str, ControlCount]:
+    def controls(self) -> dict[str, ControlCount]:
         """Return the controls as they were counted."""
-        counts = {name: ControlCount(count) for name, count in self.controls.items()}
+        max_iter = self._settings.pgd_max_iter
+        counts = {name: ControlCount(right) for name, right in self._right.items()}
         if PGD in counts:
-            counts[PGD] = ControlCount(self.controls[PGD], self._settings.pgd_max_iter, self._settings.eps / PGD_STEPS)
+            counts[PGD] = ControlCount(self._right[PGD], max_iter, step_size(self._settings.eps, max_iter))
         return counts
 
-    def count(self, batch: list[Sample], labels: npt.NDArray[np.int32]) -> dict[str, Labels]:
-        """Count one batch, and return the classes predicted under each control."""
+    def outcome(self, batch: list[Sample], sampled: list[int]) -> "_Outcome":
+        """Return what one batch gives. Several threads may call it.
+
+        Args:
+            batch: The images.
+            sampled: The places in the batch of those whose smoothness to measure.
+        """
+        labels = self._places[[sample.label for sample in batch]]
         pixels = classifier.stack(batch)
         x = to_float(pixels)
-        before = self._bare.attacked_outputs(x).argmax(axis=1)
-        guesses = stacked_predictions(self._predicted, self._versions(batch, x, before))
-        for line in self._lines:
-            points = [guesses[id(line.defense)], *(guesses[id(line), size] for size in self._settings.sizes)]
-            for point, guess in enumerate(points):
-                line.correct[point] += int((guess == labels).sum())
-        attacked, noise = (guesses[id(line), self._settings.eps] for line in self._lines[:2])
-        by_control = {COMPUTED: guesses[COMPUTED], SAVED: attacked, NOISE: noise}
-        if PGD in self.controls:
-            by_control[PGD] = self._predicted(to_float(self._pgd.generate(pixels).pixels))
-        for name in self.controls:
-            self.controls[name] += int((by_control[name] == labels).sum())
-        return by_control
+        attacks = {stage: attacker.on(x) for stage, attacker in self._attackers.items()}
+        guesses = stacked_predictions(self._predicted, self._single_steps(batch, pixels, attacks))
+        predicted = {
+            line: np.stack([guesses[line.stage], *(guesses[line, size] for size in self._settings.sizes)])
+            for line in self._lines
+            if line.perturbation in (FGM, NOISE)
+        }
+        predicted |= self._grown(batch, pixels, labels, attacks, guesses)
+        smooth = {
+            of_defense(SMOOTHNESS, stage): smoothness(batch, sampled, attack, self._settings.seed)
+            for stage, attack in attacks.items()
+        }
+        controls = {COMPUTED: guesses[COMPUTED], **self._controlled(predicted)}
+        return _Outcome([sample.source for sample in batch], labels, predicted, controls, smooth)
+
+    def count(self, outcome: "_Outcome") -> list[dict[str, str]]:
+        """Count one batch, and return its rows: the class predicted under each control, and the smoothness."""
+        lines.count(self._lines, {line: guess == outcome.labels for line, guess in outcome.predicted.items()})
+        for name in self._right:
+            self._right[name] += int((outcome.controls[name] == outcome.labels).sum())
+        names = self._card.class_names
+        return [
+            {
+                "path": path,
+                "label": names[outcome.labels[place]],
+                **{name: names[outcome.controls[name][place]] for name in self._right},
+                **{name: measured.get(place, "") for name, measured in outcome.smoothness.items()},
+            }
+            for place, path in enumerate(outcome.paths)
+        ]
+
+    def _controlled(self, predicted: Mapping[Line, Labels]) -> dict[str, Labels]:
+        """Return what is predicted under each control: at `eps`, by the attacker who knows the defense."""
+        at_eps = self._settings.sizes.index(self._settings.eps) + 1
+        controls = {}
+        for line, guess in predicted.items():
+            if line.aimed_at == line.stage or line.perturbation == NOISE:
+                name = {FGM: SAVED}.get(line.perturbation, line.perturbation)
+                controls[of_defense(name, line.stage)] = guess[at_eps]
+                controls[of_defense(CLEAN, line.stage)] = guess[0]
+        return controls
 
     def _predicted(self, x: Floats) -> Labels:
         classes: Labels = self._bare.outputs(x).argmax(axis=1)
         return classes
 
-    def _saved(self, x: Floats, batch: list[Sample], defense: Defense | None) -> Floats:
-        """Return images as the model meets them: in 8 bits, and through the defense as its stage would draw it."""
-        pixels = to_pixels(x)
+    def _defended(self, pixels: Pixels, batch: Sequence[Sample], defense: Defense | None) -> Floats:
+        """Return saved images as the model meets them: through the defense as its stage would draw it."""
         if defense:
             transform = defense.transformation.of
             pairs = zip(pixels, batch, strict=True)
             pixels = np.stack([transform(image, self._settings.seed, sample.source) for image, sample in pairs])
         return to_float(pixels)
 
-    def _versions(self, batch: list[Sample], x: Floats, before: Labels) -> Iterator[tuple[Any, Floats]]:
-        """Yield the images as the model meets them: by defense, by line and size, and attacked but not saved."""
-        directions: dict[int, Floats] = {}
-        yielded: set[int] = set()
-        for line in self._lines:
-            step = self._direction(line, batch, x, before, directions)
-            if id(line.defense) not in yielded:
-                yielded.add(id(line.defense))
-                yield id(line.defense), self._saved(x, batch, line.defense)
-            for size in self._settings.sizes:
-                if line.perturbation == NOISE:
-                    changed = np.clip(x + np.float32(size) * step, 0, 1)
-                else:
-                    changed = moved(x, tf.constant(step), self._settings.norm, size).numpy()
-                yield (id(line), size), self._saved(changed, batch, line.defense)
-                if line is self._lines[0] and size == self._settings.eps:
-                    yield COMPUTED, changed
+    def _single_steps(
+        self, batch: list[Sample], pixels: Pixels, attacks: Mapping[str | None, AttackedBatch]
+    ) -> Iterator[tuple[Any, Floats]]:
+        """Yield images as the model meets them: by defense, by line and size, and attacked but not saved."""
+        settings, x = self._settings, attacks[None].x
+        noise = np.stack([_noise(generator(settings.seed, each.source), x.shape[1:], settings.norm) for each in batch])
+        for stage, defense in self._defenses.items():
+            yield stage, self._defended(pixels, batch, defense)
+        for size in settings.sizes:
+            # Noise is rounded to the nearest level: towards the image, noise of one level would be none.
+            noisy = to_pixels(x + np.float32(size) * noise)
+            moved = {stage: attack.fgm(size) for stage, attack in attacks.items()}
+            if size == settings.eps:
+                yield COMPUTED, moved[None]
+            attacked = {stage: towards(images, pixels) for stage, images in moved.items()}
+            for line in self._lines:
+                if line.perturbation in (FGM, NOISE):
+                    saved = noisy if line.perturbation == NOISE else attacked[line.aimed_at]
+                    yield (line, size), self._defended(saved, batch, line.defense)
 
-    def _direction(
-        self, line: _Line, batch: list[Sample], x: Floats, before: Labels, directions: dict[int, Floats]
-    ) -> Floats:
-        """Return the noise of size 1 of a line, or the gradient, which is the same before several defenses."""
-        norm, seed, target = self._settings.norm, self._settings.seed, line.target
-        if line.perturbation == NOISE:
-            return np.stack([_noise(generator(seed, sample.source), x.shape[1:], norm) for sample in batch])
-        if id(target) not in directions:
-            own = before if target is self._bare else target.attacked_outputs(x).argmax(axis=1)
-            gradient = target.loss_gradient(x, self._one_hot[own])
-            directions[id(target)] = np.where(np.isnan(gradient), np.float32(0), gradient)
-        return directions[id(target)]
+    def _grown(
+        self,
+        batch: list[Sample],
+        pixels: Pixels,
+        labels: npt.NDArray[np.int32],
+        attacks: Mapping[str | None, AttackedBatch],
+        clean: Mapping[Any, Labels],
+    ) -> dict[Line, Labels]:
+        """Return what is predicted of the images of PGD, by line and point.
+
+        An image that a line has wrong stays wrong: whoever may change more can change less.
+        """
+        grown = [line for line in self._lines if line.perturbation == PGD]
+        predicted = {line: [clean[line.stage]] for line in grown}
+        for size in self._settings.sizes if grown else ():
+            standing = {line: predicted[line][-1] == labels for line in grown}
+            for stage, attack in attacks.items():
+                attack.grow(size, np.logical_or.reduce([standing[line] for line in grown if line.aimed_at == stage]))
+            saved = {stage: towards(attack.images, pixels) for stage, attack in attacks.items()}
+
+            def standing_images(
+                standing: Mapping[Line, Any] = standing, saved: Mapping[Any, Pixels] = saved
+            ) -> Iterator[tuple[Line, Floats]]:
+                for line, places in standing.items():
+                    if places.any():
+                        rest = [batch[place] for place in np.flatnonzero(places)]
+                        yield line, self._defended(saved[line.aimed_at][places], rest, line.defense)
+
+            guesses = stacked_predictions(self._predicted, standing_images())
+            for line in grown:
+                guess = predicted[line][-1].copy()
+                if line in guesses:
+                    guess[standing[line]] = guesses[line]
+                predicted[line].append(guess)
+        return {line: np.stack(guess) for line, guess in predicted.items()}
 
 
 def stacked_predictions(

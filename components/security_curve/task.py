@@ -1,4 +1,4 @@
-"""Robust accuracy over the size of FGM: one gradient an image for all sizes, since an FGM step is linear in eps."""
+"""Robust accuracy over the size of the attack: FGM, PGD and their worst case, with and without defenses."""
 
 import math
 from pathlib import Path
@@ -90,7 +90,9 @@ def security_curve(
         sizes = sizes_of(eps_values, norm)
         content = measure(data, model, card, known_defenses, folder / PREDICTIONS, sizes, used)
         (folder / CURVE).write_text(json_file.to_text(content), encoding="utf-8")
-        metrics = {f"accuracy_{name}": control.correct / len(data) for name, control in content.controls.items()}
+        metrics = {
+            f"accuracy_{name}": control.correct / len(data) for name, control in content.controls.items() if len(data)
+        }
         run.tag({"dataset_sha256": data.sha256})
         run.log_metrics(metrics)
         run.log_file(folder / CURVE, CURVE)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from evasion.components.common.data.provenance import AWARE, KNOWLEDGE
+from evasion.components.common.results.curve import FGM, PGD
 from evasion.components.common.results.paired import ABSENT, Correctness, Difference, under_each
 from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import Share
@@ -286,21 +287,23 @@ def _number(metric: str, outcome: Correctness, reference: Correctness | None) ->
 def _curve(report: Report) -> Iterator[Measure]:
     curve = report.curve
     lines = [series for series in curve.series if not series.control] if curve else []
+    iterates = any(series.perturbation == PGD for series in lines)
     for series in lines:
-        attackers = [each.knowledge for each in lines if each.defense == series.defense]
+        attackers = [each.knowledge for each in lines if each.defense == series.defense and each.knowledge]
         step = series.defense
         defense = Treatment(step.name, step.text, (step,)) if step else None
+        single_step = not iterates if series.worst_case else series.perturbation == FGM
         for point in series.points:
             yield _measure(
                 ROBUST_ACCURACY,
                 point.accuracy,
-                attacks=(curve.treatment,) if curve else (),
+                attacks=(curve.treatment_of(series),) if curve else (),
                 eps=point.eps,
                 defense=defense,
                 attackers=(series.knowledge,) if series.knowledge else (),
-                doubts=_doubts(defense or NONE, [each for each in attackers if each], single_step=True),
+                doubts=_doubts(defense or NONE, attackers, single_step=single_step),
                 drawn=True,
-                together=True,
+                together=series.worst_case,
             )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from evasion.components.common.data import sampling
 from evasion.components.common.results import json_file, shards
 from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.evaluation import PREDICTIONS, DatasetRecord, ModelRecord, Seed
@@ -20,19 +24,39 @@ from evasion.components.common.results.treatments import Aim, Treatment, Treatme
 CURVE = "curve.json"
 FLOOR = 1 / 510
 """Half a step of an 8-bit pixel: less is rounded away."""
-NOISE = "noise"
-COMPUTED, SAVED, PGD = "computed", "saved", "pgd"
-CONTROLS = (COMPUTED, SAVED, NOISE, PGD)
-"""What a curve is compared with: attacked images as computed and as saved, uniform noise, PGD."""
+FGM, PGD, NOISE, WORST = "fgm", "pgd", "noise", "worst case"
+"""What lines are drawn of: a single step, an attack that iterates, the control, and the worst case of the attacks."""
+CLEAN, COMPUTED, SAVED, SMOOTHNESS = "clean", "computed", "saved", "smoothness"
+CONTROLS = (CLEAN, COMPUTED, SAVED, NOISE, PGD)
+"""What a curve is compared with: images without attack, attacked as computed and as saved, uniform noise, PGD."""
+SMOOTHNESS_IMAGES = 100
+"""Of so many images the smoothness of the loss is measured."""
+
+
+def of_defense(control: str, stage: str | None) -> str:
+    """Return the name of a control of a defended model; without a defense, of the model alone."""
+    return f"{control}_{stage}" if stage else control
+
+
+def chance(counts: Iterable[int]) -> float:
+    """Return the accuracy of guessing among the classes that have images; 1 if none has."""
+    return 1 / max(1, sum(count > 0 for count in counts))
 
 
 @strict
 @dataclass(frozen=True)
 class CurvePoint:
-    """How many images are right at one size of the attack."""
+    """How many images are right at one size of the attack.
+
+    Attributes:
+        eps: The size.
+        correct: How many are right, whether or not they are right without the attack.
+        robust: How many are right both without the attack, with the same defense, and under it.
+    """
 
     eps: float
     correct: int
+    robust: int
 
 
 @strict
@@ -76,16 +100,23 @@ class CurveFile:
     versions: dict[str, str]
     curves: list[CurveLine]
     controls: dict[str, ControlCount]
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
 
 
 @strict
 @dataclass(frozen=True)
 class Point:
-    """Accuracy at one size of the attack."""
+    """Accuracy at one size of the attack.
+
+    Attributes:
+        eps: The size.
+        accuracy: The share of images that are right both without the attack, with the same defense, and under it.
+        correct: How many are right under the attack, whether or not they are without it.
+    """
 
     eps: float
     accuracy: Share
+    correct: int
 
 
 @strict
@@ -94,8 +125,9 @@ class Series:
     """One line of the curve.
 
     Attributes:
-        perturbation: The attack's name, or "noise": the control, uniform noise of the same size.
-        knowledge: What the attacker knew of the defense; None where there is none.
+        perturbation: The attack's name; "worst case": under every attack and attacker of this size and all smaller
+            ones; or "noise": the control, uniform noise of the same size.
+        knowledge: What the attacker knew of the defense; None without a defense, of the worst case and of noise.
         defense: The defense, or None.
         points: Accuracy by eps, which grows from 0.
     """
@@ -111,11 +143,20 @@ class Series:
         return self.perturbation == NOISE
 
     @property
+    def worst_case(self) -> bool:
+        """Whether it is the worst case of the attacks."""
+        return self.perturbation == WORST
+
+    @property
+    def perturbation_name(self) -> str:
+        """What the reader knows the perturbation by."""
+        return {NOISE: "uniform noise (control)", FGM: "fgm (single step)"}.get(self.perturbation, self.perturbation)
+
+    @property
     def name(self) -> str:
         """What the reader knows it by."""
-        if self.defense is None:
-            return "uniform noise (control)" if self.control else "no defense"
-        return f"{self.defense.label} ({self.knowledge})" if self.knowledge else self.defense.label
+        defense = self.defense.label if self.defense else "no defense"
+        return f"{defense}: {self.perturbation_name}" + (f", {self.knowledge}" if self.knowledge else "")
 
 
 @strict
@@ -135,6 +176,22 @@ class Control:
 
 
 @strict
+@dataclass(frozen=True)
+class Smoothness:
+    """How much the gradients of the loss at an image and one 8-bit level away point the same way.
+
+    Attributes:
+        defense: The defense that the gradient is taken through, or None.
+        cosine: The mean cosine similarity, from -1 to 1.
+        images: Of how many images.
+    """
+
+    defense: TreatmentStep | None
+    cosine: float
+    images: int
+
+
+@strict
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curve:
     """All lines of one model on one dataset, as `report.json` holds them.
@@ -147,8 +204,9 @@ class Curve:
         floor: The eps below which 8 bits hold nothing of the attack, where the norm tells.
         images: How many images were attacked.
         seed: Of noise and draws.
-        series: The lines.
-        controls: Accuracy under the controls, by name.
+        series: The lines; none if there are no images.
+        controls: Accuracy under the controls, by name: `noise` of the model alone, `noise_<defense>` of a defended one.
+        smoothness: Of the loss, for the model alone and for each attacker who knows a defense.
     """
 
     attack: str
@@ -160,22 +218,34 @@ class Curve:
     seed: Seed
     series: list[Series]
     controls: dict[str, Control]
+    smoothness: list[Smoothness]
 
     @property
     def undefended(self) -> Series | None:
-        """The attack on the model alone."""
-        return next((each for each in self.series if each.defense is None and not each.control), None)
+        """The worst case of the attacks on the model alone."""
+        return self.line(WORST)
 
     @property
-    def treatment(self) -> Treatment:
-        """The attack, of any size."""
-        step = TreatmentStep(self.attack, {"norm": self.norm})
+    def defenses(self) -> list[TreatmentStep | None]:
+        """None, for the model alone, and each defense."""
+        return [each.defense for each in self.series if each.worst_case]
+
+    def line(
+        self, perturbation: str, defense: TreatmentStep | None = None, knowledge: str | None = None
+    ) -> Series | None:
+        """Return a line, if there is one of this perturbation, this defense and this knowledge of it."""
+        wanted = (perturbation, defense, knowledge)
+        return next((each for each in self.series if (each.perturbation, each.defense, each.knowledge) == wanted), None)
+
+    def treatment_of(self, series: Series) -> Treatment:
+        """Return the perturbation of a line, of any size."""
+        step = TreatmentStep(series.perturbation, {"norm": self.norm})
         return Treatment(step.name, step.text, (step,))
 
     @property
     def label(self) -> str:
         """Attack and norm in one text."""
-        return self.treatment.label
+        return TreatmentStep(self.attack, {"norm": self.norm}).label
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,7 +255,7 @@ class MeasuredCurve(Curve):
     directories: tuple[Path, ...]
 
     def predictions(self) -> Iterator[dict[str, str]]:
-        """Yield the rows of `predictions.csv`: path, label, and the class predicted under each control.
+        """Yield the rows of `predictions.csv`: path, label, the class predicted under each control, the smoothness.
 
         Raises:
             ValueError: A row lacks a column.
@@ -234,10 +304,11 @@ def read_curve(directories: Sequence[Path], evaluations: Evaluations) -> Measure
             floor=FLOOR if whole.norm == "inf" else None,
             images=whole.images,
             seed=whole.seed,
-            series=[_series(line, whole.images) for line in whole.curves],
-            controls={
-                name: _control(whole.controls[name], whole.images) for name in CONTROLS if name in whole.controls
-            },
+            series=[_series(line, whole.images) for line in whole.curves] if whole.images else [],
+            controls={name: _control(each, whole.images) for name, each in whole.controls.items()}
+            if whole.images
+            else {},
+            smoothness=list(_smoothness(directories, whole)),
             directories=tuple(directory for directory, _ in parts),
         )
     except ValueError as error:
@@ -257,13 +328,13 @@ def _whole_curve(parts: Sequence[CurveFile]) -> CurveFile:
     for line_of_each in zip(*(content["curves"] for content in contents), strict=True):
         line = shards.alike(line_of_each, apart=("points",))
         points = zip(*(each["points"] for each in line_of_each), strict=True)
-        lines.append({**line, "points": [shards.counted(point) for point in points]})
+        lines.append({**line, "points": [_summed(point) for point in points]})
     controls = [content["controls"] for content in contents]
     whole = {
         **common,
         "dataset": dataset,
         "seed": shards.whole_seed(contents),
-        "chance": 1 / sum(count > 0 for count in dataset["counts"]),
+        "chance": chance(dataset["counts"]),
         "images": sum(content["images"] for content in contents),
         "curves": lines,
         "controls": {name: shards.counted([each[name] for each in controls]) for name in controls[0]},
@@ -271,11 +342,35 @@ def _whole_curve(parts: Sequence[CurveFile]) -> CurveFile:
     return json_file.from_value(CurveFile, whole)
 
 
+def _summed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the point of all shards."""
+    counts = ("correct", "robust")
+    return shards.alike(points, apart=counts) | {name: sum(point[name] for point in points) for name in counts}
+
+
+def _smoothness(directories: Sequence[Path], curve: CurveFile) -> Iterator[Smoothness]:
+    """Yield the means over the images of the lowest ranks, the same ones for any number of shards."""
+    cosines: list[tuple[int, dict[str, str]]] = []
+    for directory in directories:
+        with (directory / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+            cosines += [
+                (sampling.rank(row["path"]), row)
+                for row in csv.DictReader(file)
+                if any(value for name, value in row.items() if name.startswith(SMOOTHNESS))
+            ]
+    cosines = heapq.nsmallest(SMOOTHNESS_IMAGES, cosines, key=itemgetter(0))
+    for aim in dict.fromkeys(line.defense.stage if line.defense else None for line in curve.curves):
+        measured = [float(value) for _, row in cosines if (value := row.get(of_defense(SMOOTHNESS, aim)))]
+        step = next((line.defense.step for line in curve.curves if line.defense and line.defense.stage == aim), None)
+        if measured:
+            yield Smoothness(step, math.fsum(measured) / len(measured), len(measured))
+
+
 def _series(line: CurveLine, images: int) -> Series:
     sizes = [point.eps for point in line.points]
     if not sizes or sizes[0] != 0 or sorted(set(sizes)) != sizes:
         raise ValueError(f"eps must grow from 0. Received: {sizes}")
-    points = [Point(point.eps, _share(point.correct, images)) for point in line.points]
+    points = [Point(point.eps, _share(point.robust, images), point.correct) for point in line.points]
     return Series(line.perturbation, line.knowledge, line.defense.step if line.defense else None, points)
 
 

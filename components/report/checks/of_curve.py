@@ -1,22 +1,40 @@
-"""Checks that the security curve and its controls allow (Carlini et al. 2019)."""
+"""Checks that the security curve and its controls allow (Carlini et al. 2019; Pintor et al. 2022)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evasion.components.common.data.provenance import DEFENSE
+from evasion.components.common.data.provenance import AWARE, DEFENSE
 from evasion.components.common.drawing.words import percent, probability
 from evasion.components.common.results.check import Check, Status
 from evasion.components.common.results.collection import Evaluations
-from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, MeasuredCurve, Point, Series
+from evasion.components.common.results.curve import (
+    CLEAN,
+    COMPUTED,
+    NOISE,
+    PGD,
+    SAVED,
+    Curve,
+    MeasuredCurve,
+    Point,
+    Series,
+    of_defense,
+)
 from evasion.components.common.results.evaluation import Evaluation
 from evasion.components.common.results.paired import Correctness, Paired
+from evasion.components.common.results.treatments import TreatmentStep
 
 ROUNDING = (0.01, 0.05)
 """Differences between saved and computed images beyond chance: from here on a warning, from here on a failure."""
 
 KEPT = 0.5
 """Share of the accuracy above chance that, left at eps = 1, is a failure of the attack."""
+
+UNBOUNDED = (0.01, 0.05)
+"""Shares of images that PGD leaves without a bound: above the first a warning, above the second a failure."""
+
+SMOOTH = 0.5
+"""Mean cosine of the gradients one 8-bit level apart, from which on the loss is smooth enough to be followed."""
 
 REPEATED = 0.01
 """Share of predictions that another process may make differently before it is a failure."""
@@ -27,20 +45,26 @@ def of_curve(evaluations: Evaluations, curve: MeasuredCurve) -> Iterator[Check]:
     yield from _falls(curve)
     yield from _whole_range(curve)
     correctness = curve.correctness(evaluations.per_image)
-    yield from _noise(curve, correctness)
-    yield from _pgd(curve, correctness)
+    for defense in curve.defenses:
+        yield from _unbounded(curve, defense)
+        yield from _noise(curve, correctness, defense)
+        yield from _pgd(curve, correctness, defense)
+    yield from _smooth(curve)
     yield from _rounding(curve, correctness)
     yield from _repeated(evaluations, curve)
 
 
 def _falls(curve: MeasuredCurve) -> Iterator[Check]:
-    """Whoever may change more can change less, so a rise says that the attack lost its way."""
+    """Whoever may change more can change less, so a rise says that the attack lost its way.
+
+    Where PGD has fooled a model once, that counts for all larger sizes, so only the single step can rise.
+    """
     name, falling = "accuracy falls as eps grows", []
     for series in curve.series:
-        if series.control:
+        if series.perturbation != curve.attack:
             continue
         subject = f"{curve.label}, {series.name}"
-        serious: Status = "fail" if series is curve.undefended else "warn"
+        serious: Status = "warn" if series.defense else "fail"
         first, last = series.points[0], series.points[-1]
         rise = _rise(curve, series)
         if rise:
@@ -79,9 +103,10 @@ def _rise(curve: Curve, series: Series) -> tuple[Point, Point] | None:
 
 
 def _whole_range(curve: MeasuredCurve) -> Iterator[Check]:
-    if curve.norm != "inf" or curve.undefended is None or curve.undefended.points[-1].eps < 1:
+    undefended = curve.line(curve.attack)
+    if curve.norm != "inf" or undefended is None or undefended.points[-1].eps < 1:
         return
-    clean, share = (point.accuracy for point in (curve.undefended.points[0], curve.undefended.points[-1]))
+    clean, share = (point.accuracy for point in (undefended.points[0], undefended.points[-1]))
     name, subject = "at or under chance at eps = 1", f"{curve.label}, no defense"
     text = f"{percent(share.value)}, chance is {percent(curve.chance)}"
     if share.low <= curve.chance:
@@ -93,11 +118,29 @@ def _whole_range(curve: MeasuredCurve) -> Iterator[Check]:
     yield Check(name, subject, "fail" if kept > KEPT else "warn", text, advice)
 
 
-def _noise(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
-    paired = _paired(correctness, NOISE, SAVED)
+def _unbounded(curve: MeasuredCurve, defense: TreatmentStep | None) -> Iterator[Check]:
+    """Whoever may change every pixel at will fools any model: what is left is a failure of the attack."""
+    series = _known(curve, PGD, defense)
+    if curve.norm != "inf" or series is None or series.points[-1].eps < 1:
+        return
+    name, share = "PGD reaches 0 without a bound", series.points[-1].accuracy
+    subject, text = f"norm={curve.norm}, {series.name}", f"{percent(share.value)} are left at eps = 1"
+    warned, failed = UNBOUNDED
+    if share.low <= warned:
+        yield Check(name, subject, "pass", text)
+    else:
+        advice = (
+            "The attack fails, not the model: check its gradients, raise pgd_max_iter, and use an attack without them."
+        )
+        yield Check(name, subject, "fail" if share.low > failed else "warn", text, advice)
+
+
+def _noise(curve: MeasuredCurve, correctness: dict[str, Correctness], defense: TreatmentStep | None) -> Iterator[Check]:
+    paired = _paired(correctness, defense, NOISE, SAVED)
     if paired is None:
         return
-    name, subject, text = "noise hurts less than the attack", _at(curve), _left(curve, paired, SAVED, NOISE)
+    name, subject = "noise hurts less than the attack", _at(curve, defense)
+    text = _left(curve, paired, defense, SAVED, NOISE)
     if paired.falls:
         yield Check(name, subject, "pass", text)
     else:
@@ -105,11 +148,12 @@ def _noise(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterato
         yield Check(name, subject, "fail" if paired.rises else "warn", text, advice)
 
 
-def _pgd(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
-    paired = _paired(correctness, SAVED, PGD)
+def _pgd(curve: MeasuredCurve, correctness: dict[str, Correctness], defense: TreatmentStep | None) -> Iterator[Check]:
+    paired = _paired(correctness, defense, SAVED, PGD)
     if paired is None:
         return
-    name, subject, text = "PGD hurts no less", _at(curve), _left(curve, paired, PGD, SAVED)
+    name, subject = "PGD hurts no less", _at(curve, defense)
+    text = _left(curve, paired, defense, PGD, SAVED)
     settings = " ".join(f"{name}={value:.4g}" for name, value in curve.controls[PGD].settings.items())
     text += f" ({settings})" if settings else ""
     if paired.rises:
@@ -119,11 +163,25 @@ def _pgd(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[
         yield Check(name, subject, "pass", text)
 
 
+def _smooth(curve: MeasuredCurve) -> Iterator[Check]:
+    """Gradients that point elsewhere one level away lead steps nowhere (Pintor et al. 2022)."""
+    name = "loss is smooth around the image"
+    for each in curve.smoothness:
+        subject = f"{curve.label}, {_defense_name(each.defense)}"
+        text = f"gradients one 8-bit level apart have a cosine similarity of {each.cosine:.2f}, {each.images} images"
+        if each.cosine >= SMOOTH:
+            yield Check(name, subject, "pass", text)
+        else:
+            advice = "Steps along such gradients lead nowhere: use an attack without gradients, such as Square."
+            # A defense may draw at random or jump, which the worst case over attacks must make up for.
+            yield Check(name, subject, "warn" if each.defense else "fail", text, advice)
+
+
 def _rounding(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
-    paired = _paired(correctness, COMPUTED, SAVED)
-    if paired is None:
+    if COMPUTED not in correctness or SAVED not in correctness:
         return
-    name, subject = "saved images as computed", _at(curve)
+    paired = Paired.between(correctness[COMPUTED], correctness[SAVED])
+    name, subject = "saved images as computed", _at(curve, None)
     computed, saved = (curve.controls[name].accuracy for name in (COMPUTED, SAVED))
     apart = abs(computed.value - saved.value)
     text = f"{percent(saved.value)} of saved and {percent(computed.value)} of computed images are right"
@@ -174,20 +232,39 @@ def _is_same_attack(evaluation: Evaluation, curve: Curve) -> bool:
     )
 
 
-def _paired(correctness: dict[str, Correctness], before: str, after: str) -> Paired | None:
-    if before not in correctness or after not in correctness:
+def _known(curve: Curve, perturbation: str, defense: TreatmentStep | None) -> Series | None:
+    """Return the line of an attacker who knows the defense; without one, of the model alone."""
+    return curve.line(perturbation, defense, AWARE if defense else None)
+
+
+def _paired(
+    correctness: dict[str, Correctness], defense: TreatmentStep | None, before: str, after: str
+) -> Paired | None:
+    """Pair two controls of a model, among the images that it has right without attack."""
+    names = [of_defense(each, defense.name if defense else None) for each in (before, after, CLEAN)]
+    if any(name not in correctness for name in names):
         return None
-    return Paired.between(correctness[before], correctness[after])
+    return Paired.between(*(correctness[name] for name in names))
 
 
-def _left(curve: MeasuredCurve, paired: Paired, ours: str, theirs: str) -> str:
-    """Say what each of two controls leaves."""
+def _left(curve: MeasuredCurve, paired: Paired, defense: TreatmentStep | None, ours: str, theirs: str) -> str:
+    """Say what each of two controls leaves, of the images that are right without attack."""
     names = {SAVED: curve.attack, NOISE: "uniform noise", PGD: "PGD"}
-    one, other = (
-        f"{percent(curve.controls[each].accuracy.value)} are left by {names[each]}" for each in (ours, theirs)
-    )
-    return f"{one}, {other}, {probability(paired.p)}"
+    perturbations = {SAVED: curve.attack}
+
+    def left(control: str) -> str:
+        known = None if control == NOISE else AWARE if defense else None
+        series = curve.line(perturbations.get(control, control), defense, known)
+        point = next((each for each in series.points if each.eps == curve.eps), None) if series else None
+        return f"{percent(point.accuracy.value) if point else '–'} are left by {names[control]}"
+
+    return f"{left(ours)}, {left(theirs)}, {probability(paired.p)}"
 
 
-def _at(curve: MeasuredCurve) -> str:
-    return f"{curve.label} eps={curve.eps:.4g}"
+def _defense_name(defense: TreatmentStep | None) -> str:
+    return f"aware of {defense.label}" if defense else "no defense"
+
+
+def _at(curve: MeasuredCurve, defense: TreatmentStep | None) -> str:
+    at = f"{curve.label} eps={curve.eps:.4g}"
+    return f"{at}, {_defense_name(defense)}" if defense else at
