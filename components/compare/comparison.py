@@ -283,9 +283,9 @@ def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
 
 
 def _lines(place: int, model: Model, curve: Curve) -> Iterator[Line]:
-    """Yield the worst case of the model without a defense, and with the one that helps most at the curve's own eps."""
-    at_eps = [attack.label for attack in model.report.attacks if _is_of_curve(attack, curve)]
-    best = next((row for attack in at_eps if (row := model.report.best(attack))), None)
+    """Yield the worst case of the model without a defense, and with the one that helps most in the table."""
+    attacks = [attack for attack in model.report.attacks[:1] if _is_of_norm(attack, curve.norm)]
+    best = next((row for attack in attacks if (row := model.report.best(attack.label))), None)
     for series in curve.series:
         points = [(point.eps, point.accuracy) for point in series.points]
         if series is curve.undefended:
@@ -294,11 +294,9 @@ def _lines(place: int, model: Model, curve: Curve) -> Iterator[Line]:
             yield Line(f"{model.name} + {best.defense.label}", points, place, dashed=True)
 
 
-def _is_of_curve(attack: Treatment, curve: Curve) -> bool:
-    """Return whether an attack is the one that the curve was drawn of, in the same norm."""
-    return len(attack.steps) == 1 and (
-        (attack.steps[0].name, attack.steps[0].settings.get("norm")) == (curve.attack, curve.norm)
-    )
+def _is_of_norm(attack: Treatment, norm: str) -> bool:
+    """Return whether all steps of an attack are of this norm."""
+    return all(step.settings.get("norm") == norm for step in attack.steps)
 
 
 def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Iterator[str]:
