@@ -26,7 +26,12 @@ def pgd(
     The oblivious attacker knows the model but no defense. For each defense in `defenses`, a defense-aware attacker also
     attacks the model behind that defense, with the straight-through gradient (BPDA), averaged over draws if the defense
     is random (EOT; Athalye et al. 2018, arXiv:1802.00420). An attacker moves an image away from the model's prediction,
-    not from the true label. Images are saved with 8 bits: with norm inf, a change below 1/510 is lost.
+    not from the true label. Images are saved with 8 bits, rounded towards the original: what is saved never exceeds
+    eps, and with norm inf a change below 1/255 is lost.
+
+    With norm 1, a step spends its size over pixels in order of their absolute gradient, each within [0, 1]. ART puts
+    all of it into one pixel and clips. Each image keeps its best iterate: one that fools the target as saved, and
+    among equals that of the highest loss.
 
     Args:
         dataset: The images to attack.
@@ -39,7 +44,7 @@ def pgd(
         eps: Size of the attack in its norm, for pixels in [0, 1]: in (0, 1] for inf, positive for 1 and 2.
         eps_step: Size of one step, positive, at most eps.
         max_iter: Number of steps.
-        num_random_init: Number of random starts; each image keeps the best result. 0 starts at the image itself.
+        num_random_init: Number of random starts; each image keeps its best iterate. 0 starts at the image itself.
         norm: inf, 1 or 2.
         eot_samples: Number of draws to average over if a defense is random, a positive integer.
         seed: Seed of starts and draws, from 0 to 4294967295; -1 draws a seed and records it.

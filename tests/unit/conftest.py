@@ -118,7 +118,18 @@ def with_nan_gradients():
             outputs, values = both(images)
             return outputs, damaged(values)
 
+        def damaged_pass(loss):
+            passes = loss_pass(loss)
+
+            def call(images, *arguments):
+                at = passes(images, *arguments)
+                return at._replace(gradient=damaged(at.gradient))
+
+            return call
+
+        loss_pass = target.loss_pass
         target.gradient, target.both = lambda images, y: damaged(gradient(images, y)), damaged_both
+        target.loss_pass = damaged_pass
         return mask
 
     return damage

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -364,52 +363,6 @@ def test_minimal_records_the_smallest_size_that_succeeded(attack, le_net, digits
     assert [bool(size) for size in sizes] == (before != after).tolist()
 
 
-def pgd_itself(le_net, x, norm, parameters):
-    """ART as a user would call it, on ART's own classifier, with the labels that ART takes by itself."""
-    import keras
-    from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_numpy import (
-        ProjectedGradientDescentNumpy,
-    )
-    from art.estimators.classification import TensorFlowV2Classifier
-
-    estimator = TensorFlowV2Classifier(
-        model=le_net,
-        nb_classes=10,
-        input_shape=(28, 28, 1),
-        loss_object=keras.losses.CategoricalCrossentropy(),
-        clip_values=(0.0, 1.0),
-    )
-    return ProjectedGradientDescentNumpy(estimator, norm=norm, verbose=False, **parameters).generate(x)
-
-
-@pytest.mark.parametrize(("norm", "eps"), [("inf", 0.1), ("2", 2.0), ("1", 20.0)])
-def test_pgd_is_arts_own(le_net, digits, norm, eps):
-    x = to_float(digits.pixels[:20])
-    target = classifier.Classifier(le_net)
-    parameters = {"eps": eps, "eps_step": eps / 4, "max_iter": 5, "num_random_init": 0, "batch_size": 8}
-    x_adv = pgd_task.projected_gradient_descent(target.art, norm=norm, **parameters).generate(x, y=labels_of(target, x))
-    expected = pgd_itself(le_net, x, math.inf if norm == "inf" else int(norm), parameters)
-    assert np.isclose(x_adv, expected, rtol=0, atol=1e-4 * eps).mean() >= 0.999
-
-
-@pytest.mark.parametrize("num_random_init", [0, 1, 3])
-@pytest.mark.parametrize("eps", [0.1, 0.2])
-def test_compiled_pgd_is_arts_own(le_net, digits, eps, num_random_init):
-    pixels = digits.pixels[:20]
-    x, target = to_float(pixels), classifier.Classifier(le_net)
-    parameters = {"eps": eps, "eps_step": eps / 4, "max_iter": 6, "num_random_init": num_random_init}
-    attack = compiled.projected_gradient_descent(
-        target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
-    )
-    outputs, attacked, without_gradient, _ = astuple(attack.generate(pixels))
-    np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
-    expected = pgd_itself(le_net, x, math.inf, parameters | {"batch_size": 20})
-    assert (attacked == towards(expected, pixels)).mean() >= 0.999
-    assert (attacked != pixels).any()
-    np.testing.assert_allclose(outputs, target.outputs(x), rtol=1e-5)
-    assert not without_gradient.any()
-
-
 @pytest.mark.parametrize("num_random_init", [0, 2])
 def test_pgd_keeps_the_bound_repeats_itself_and_beats_fgm(attack, le_net_artifact, num_random_init):
     eps = 26 / 255
@@ -468,28 +421,6 @@ def test_an_image_without_gradient_is_counted_though_pgd_starts_elsewhere(digits
     with Dataset(digits_tar) as data:
         batches = list(runner._changes(data, Flat(), flat, attack, 32, data.header.class_names))
     assert {change.fields["zero_gradient"] for batch in batches for change in batch} == {1}
-
-
-@pytest.mark.parametrize("num_random_init", [0, 1])
-def test_compiled_pgd_takes_nan_gradients_for_zero_as_art_does(le_net, digits, with_nan_gradients, num_random_init):
-    pixels = digits.pixels[:20]
-    x, target = to_float(pixels), classifier.Classifier(le_net)
-    y = labels_of(target, x)
-    mask = with_nan_gradients(target, x)
-    parameters = {"eps": 0.1, "eps_step": 0.03, "max_iter": 5, "num_random_init": num_random_init}
-    attack = compiled.projected_gradient_descent(
-        target, starting_points=lambda x: pgd_task.starting_points(5, x), **parameters
-    )
-    art = pgd_task.projected_gradient_descent(target.art, norm="inf", batch_size=20, **parameters)
-    _, attacked, without_gradient, _ = astuple(attack.generate(pixels))
-    np.random.set_state(pgd_task.starting_points(5, x).get_state())  # noqa: NPY002  (where ART draws from)
-    expected = towards(art.generate(x, y=y), pixels)
-    assert (attacked == expected).mean() >= 0.999
-    np.testing.assert_array_equal(attacked[mask], expected[mask])
-    assert without_gradient.tolist() == [True] + [False] * 19
-    if not num_random_init:
-        np.testing.assert_array_equal(attacked[mask], pixels[mask])
-    assert (attacked[1:] != pixels[1:]).any(axis=(1, 2, 3)).all()
 
 
 def test_steps_stay_at_the_start_where_the_gradient_is_nan(digits):

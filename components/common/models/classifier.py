@@ -1,6 +1,7 @@
 """A Keras model as an ART classifier, with compiled gradients from logits, batch by batch."""
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,6 @@ class Classifier:
 
         forward = self._optimized
 
-        @tf.function(reduce_retracing=True)
         def one_pass(x: Any, *arguments: Any) -> Pass:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
@@ -170,7 +170,20 @@ class Classifier:
             gradient = tape.gradient(losses, x)
             return Pass(outputs, losses, gradient)
 
-        return cast(Callable[..., Pass], one_pass)
+        # Compiled once for all batch sizes, in whichever thread calls first.
+        compiled: list[Any] = []
+        lock = threading.Lock()
+
+        def passes(x: Any, *arguments: Any) -> Pass:
+            tensors = [tf.convert_to_tensor(each) for each in (x, *arguments)]
+            with lock:
+                if not compiled:
+                    signature = [tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in tensors]
+                    signature[0] = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
+                    compiled.append(tf.function(one_pass, input_signature=signature))
+            return cast(Pass, compiled[0](*tensors))
+
+        return passes
 
     def probabilities(self, x: Floats) -> npt.NDArray[np.float64]:
         """Return class probabilities of one batch, shape (images, classes), summing to 1 in float64.
