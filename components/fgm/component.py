@@ -28,7 +28,11 @@ def fgm(
     The oblivious attacker knows the model but no defense. For each defense in `defenses`, a defense-aware attacker also
     attacks the model behind that defense, with the straight-through gradient (BPDA), averaged over draws if the defense
     is random (EOT; Athalye et al. 2018, arXiv:1802.00420). An attacker moves an image away from the model's prediction,
-    not from the true label. Images are saved with 8 bits: with norm inf, a change below 1/510 is lost.
+    not from the true label. Images are saved with 8 bits, rounded towards the original: what is saved never exceeds
+    eps, and with norm inf a change below 1/255 is lost.
+
+    With norm 1, eps is spent over pixels in order of their absolute gradient, each within [0, 1]. ART puts all of it
+    into one pixel and clips.
 
     Args:
         dataset: The images to attack.

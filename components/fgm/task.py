@@ -62,7 +62,7 @@ def fgm(
     from evasion.components.common.data.pixels import to_float, to_pixels, towards
 
     def make(target: Any, _: int) -> runner.Attack:
-        if target.compiled and not minimal:
+        if not minimal:
             from evasion.components.fgm.compiled import fast_gradient_step
 
             return fast_gradient_step(target, norm=norm, eps=eps)
@@ -71,7 +71,7 @@ def fgm(
         )
         attack.as_saved = lambda x_adv, x: to_float(towards(x_adv, to_pixels(x)))
         return runner.from_floats(
-            target, lambda x, y: attack.generate(x, y=y), lambda: {"minimal_eps": attack.smallest} if minimal else {}
+            target, lambda x, y: attack.generate(x, y=y), lambda: {"minimal_eps": attack.smallest}
         )
 
     return runner.run(
