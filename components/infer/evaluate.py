@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,9 @@ from evasion.components.common.results.tally import Tally, nonzero
 SATURATED = 1 - 2**-24
 """A probability from here on is one that float32 cannot tell from 1."""
 
+BLACK_BOX = ("square",)
+"""Members of an attack, by their names in the column `fooled_by`, that use no gradient."""
+
 
 @dataclasses.dataclass
 class _Counts:
@@ -46,14 +50,32 @@ class _Counts:
     saturated: int = 0
     right_before: int = 0
     fooled: int = 0
-    zero_gradient: int = 0
+    checks: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, sample: Sample, label: str, predicted: str) -> None:
         """Count one attacked image."""
-        was_right = sample.fields["clean_prediction"] == label
+        fields = sample.fields
+        was_right = fields["clean_prediction"] == label
         self.right_before += was_right
         self.fooled += was_right and predicted != label
-        self.zero_gradient += sample.fields["zero_gradient"] == "1"
+        zero = fields["zero_gradient"] == "1"
+        self._count("zero_gradient_images", zero)
+        self._count("saturated_gradient_images", zero and float(fields["clean_confidence"]) >= SATURATED)
+        best, end, rises = (fields.get(name) for name in ("fooled_best", "fooled_end", "loss_rises"))
+        if best:
+            self._count("standing_images", best == "0")
+            self._count("claimed_images", was_right and best == "1")
+            self._count("unconfirmed_images", was_right and best == "1" and predicted == label)
+        if best and end:
+            self._count("fooled_earlier_images", best == "1" and end == "0")
+        if rises:
+            self._count("rising_images", rises == "1")
+        if "fooled_by" in fields:
+            self._count("black_box_only_images", fields["fooled_by"] in BLACK_BOX)
+
+    def _count(self, name: str, counts: bool) -> None:
+        """Count an image; a count of zero is kept, for it says that the column was there."""
+        self.checks[name] += int(counts)
 
 
 class _Pictures:
@@ -126,8 +148,8 @@ def evaluate(
         confusion=list(nonzero(tally.confusion)),
         checks=AttackChecks(
             saturated_images=counts.saturated,
-            zero_gradient_images=counts.zero_gradient if attacked_here else None,
             gradient_from_logits=None if attack is None else attack.get("gradient_from_logits"),
+            **counts.checks,
         ),
     )
     (folder / EVALUATION).write_text(json_file.to_text(result), encoding="utf-8")

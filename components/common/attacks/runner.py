@@ -155,6 +155,7 @@ def _derived(
             **entry,
             "knowledge": AWARE if defense else OBLIVIOUS,
             "defense": defense.describe() if defense else None,
+            "draws": entry["parameters"]["eot_samples"] if defense and defense.transformation.random else None,
         },
     )
     return Derived(header, "adv_", changes)

@@ -82,11 +82,27 @@ class AttackChecks:
         saturated_images: How many images have a confidence that float32 cannot tell from 1.
         zero_gradient_images: How many images had a gradient of zero everywhere; None if no attack on this model.
         gradient_from_logits: Whether the attack took its loss from logits; None without an attack.
+        saturated_gradient_images: How many of the images without a gradient have a confidence that float32 cannot tell
+            from 1: the cross-entropy is zero there, though the logits differ.
+        standing_images: How many images no iterate fools the target with, as saved; None, as are the following counts,
+            if no attack on this model recorded it.
+        fooled_earlier_images: How many images the best iterate fools with, but no last one.
+        rising_images: How many of those that stand have a loss that still rose in the last tenth of the steps.
+        claimed_images: How many images were right before, and by the attacker's own passes are fooled as saved.
+        unconfirmed_images: How many of these are right all the same.
+        black_box_only_images: How many images a member that uses no gradient fooled, after all others had failed.
     """
 
     saturated_images: int | None = None
     zero_gradient_images: int | None = None
     gradient_from_logits: bool | None = None
+    saturated_gradient_images: int | None = None
+    standing_images: int | None = None
+    fooled_earlier_images: int | None = None
+    rising_images: int | None = None
+    claimed_images: int | None = None
+    unconfirmed_images: int | None = None
+    black_box_only_images: int | None = None
 
 
 @strict

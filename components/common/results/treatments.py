@@ -135,6 +135,7 @@ class ProvenanceEntry:
         iterates: Of an attack, whether it takes more than one step.
         knowledge: Of an attack, what the attacker knew of a defense.
         defense: Of a defense-aware attack, the defense.
+        draws: Of a defense-aware attack on a random defense, over how many draws it averaged.
         applied: Of a defense, whether it ran over the images.
         skipped: Of loading, the files that were left out as unreadable, with the reason.
         shard: Of loading, the number of the shard and of how many, from 0.
@@ -151,6 +152,7 @@ class ProvenanceEntry:
     iterates: bool = False
     knowledge: str = OBLIVIOUS
     defense: Aim | None = None
+    draws: int | None = None
     applied: bool = True
     skipped: dict[str, str] | None = None
     shard: tuple[int, int] | None = None
