@@ -11,9 +11,16 @@ from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.evaluation import Evaluation
 from evasion.components.common.results.table import accuracy
 from evasion.components.common.results.treatments import ProvenanceEntry, Treatment
+from evasion.components.report.checks.of_indicators import of_indicators, share
 
 LEVEL = 1 / 255
 """One step of an 8-bit pixel."""
+
+ROUNDING = 2**-11 * LEVEL
+"""By so much a change is saved larger than it is, for it may be a whole level but for the rounding of float32."""
+
+DISTANCES = {"inf": "l_infinity_norm", "1": "l_1_norm", "2": "l_2_norm"}
+"""The distance that an attack bounds, by its norm."""
 
 ZERO_GRADIENTS = 0.05
 """Share of images without a gradient above which robust accuracy says more about the attack than the model."""
@@ -26,6 +33,7 @@ def of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
     of_attack = evaluations.of(attack)
     attacks = of_attack[0].attacks
     yield from _zero_gradients(of_attack, attack)
+    yield from of_indicators(of_attack, attack)
     yield from _logits(of_attack, attack)
     yield from _target(of_attack[0], attacks, attack)
     yield from _perturbation(evaluations.get(attack), attacks, attack)
@@ -66,9 +74,9 @@ def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[
         advice = "A gradient of exactly zero looks like robustness: check that the attack reached the model."
         yield Check(name, attack.label, "warn", "the attack did not record it", advice)
         return
-    worst = max(known, key=_zero)
-    zero, images, share = worst.checks.zero_gradient_images, worst.metrics["images"], _zero(worst)
-    text = f"{zero:,} of {images:,} images ({percent(share)}) had a gradient of exactly zero"
+    worst = max(known, key=_flat)
+    images, value = worst.metrics["images"], _flat(worst)
+    text = f"{round(value * images):,} of {images:,} images ({percent(value)}) had a gradient of exactly zero"
     advice = "The attack could not move them, so robust accuracy looks too good: "
     if worst.checks.gradient_from_logits is True:
         advice += (
@@ -77,18 +85,24 @@ def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[
         )
     else:
         advice += "take the loss from the logits."
-    if zero:
+    if value:
         subject = worst.title if worst.knowledge == AWARE else attack.label
-        yield Check(name, subject, "fail" if share > ZERO_GRADIENTS else "warn", text, advice)
+        yield Check(name, subject, "fail" if value > ZERO_GRADIENTS else "warn", text, advice)
+    elif _zero(worst):
+        text = "every image had a gradient, but for those of “cross-entropy not saturated”"
+        yield Check(name, attack.label, "pass", text)
     else:
         yield Check(name, attack.label, "pass", "every image had a gradient")
 
 
+def _flat(evaluation: Evaluation) -> float:
+    """The share of images whose gradient was zero although no confidence rounds to 1."""
+    return _zero(evaluation) - (share(evaluation, "saturated_gradient_images") or 0.0)
+
+
 def _zero(evaluation: Evaluation | None) -> float:
     """The share of images whose gradient was zero, as far as it is known."""
-    if evaluation is None or not evaluation.metrics["images"]:
-        return 0.0
-    return float((evaluation.checks.zero_gradient_images or 0) / evaluation.metrics["images"])
+    return (share(evaluation, "zero_gradient_images") or 0.0) if evaluation else 0.0
 
 
 def _logits(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
@@ -115,24 +129,25 @@ def _target(evaluation: Evaluation, attacks: list[ProvenanceEntry], attack: Trea
 
 
 def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:
-    """Compare what was saved with what was allowed: 8 bits cannot hold less than half a step."""
+    """Compare what was saved, in the attack's own norm, with what was allowed: 8 bits hold whole steps only."""
     name = "attack survives 8 bits"
+    norm, eps = _bound(attacks)
     saved = attacked.distances.get("l_infinity_norm") if attacked else None
-    bounds = [entry.parameters["eps"] for entry in attacks if str(entry.parameters.get("norm")) == "inf"]
-    eps = bounds[0] if len(attacks) == len(bounds) == 1 and isinstance(bounds[0], int | float) else None
-    if eps is not None and eps < LEVEL / 2:
-        text = f"eps={eps:g} is less than half an 8-bit step (1/510 = {LEVEL / 2:.5f})"
-        yield Check(name, attack.label, "fail", text, "Rounding undoes it: take an eps of at least 1/255.")
+    bounded = attacked.distances.get(DISTANCES.get(norm, "")) if attacked else None
+    if norm == "inf" and eps is not None and eps + ROUNDING < LEVEL:
+        text = f"eps={eps:g} is less than an 8-bit step (1/255 = {LEVEL:.5f})"
+        advice = "Images are saved rounded towards their originals, which undoes it: take an eps of at least 1/255."
+        yield Check(name, attack.label, "fail", text, advice)
     elif saved is None:
-        if eps is not None:
+        if eps is not None and norm == "inf":
             yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
     elif saved["max"] == 0:
         advice = "Nothing is left of the attack after rounding: take a larger eps."
         if _zero(attacked) == 1:
             advice = ZERO_CAUSE
         yield Check(name, attack.label, "fail", "no saved image differs from its original", advice)
-    elif eps is not None and saved["max"] > eps + LEVEL / 2 + 1e-6:
-        text = f"a saved pixel differs by {saved['max']:.4g}, more than eps={eps:g} and rounding allow"
+    elif eps is not None and bounded and bounded["max"] > eps * (1 + 1e-5) + ROUNDING:
+        text = f"a saved image differs by {bounded['max']:.4g} in norm {norm}, more than eps={eps:g} allows"
         yield Check(name, attack.label, "fail", text, "The bound is broken: do not compare with other results.")
     elif saved["median"] < LEVEL / 2:
         text = (
@@ -147,4 +162,14 @@ def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], a
             f"the most changed pixel moved by {saved['median'] / LEVEL:.3g} steps of 8 bits in the median image, "
             f"{saved['max'] / LEVEL:.3g} at most"
         )
+        if eps is not None and bounded:
+            text += f"; largest distance saved in norm {norm}: {bounded['max']:.4g} of eps={eps:.4g}"
         yield Check(name, attack.label, "pass", text)
+
+
+def _bound(attacks: list[ProvenanceEntry]) -> tuple[str, float | None]:
+    """Return the norm and the eps of a single attack; of several there is no common bound."""
+    if len(attacks) != 1:
+        return "", None
+    eps = attacks[0].parameters.get("eps")
+    return str(attacks[0].parameters.get("norm")), eps if isinstance(eps, int | float) else None

@@ -81,6 +81,9 @@ def _saturation(evaluations: Evaluations) -> Iterator[Check]:
     logits = [each.checks.gradient_from_logits for each in evaluations]
     if not saturated:
         yield Check(name, evaluation.title, "pass", "no confidence rounds to 1")
+    elif any(each.checks.saturated_gradient_images for each in evaluations):
+        text += "; what that does to the attack: see “cross-entropy not saturated”"
+        yield Check(name, evaluation.title, "pass", text)
     elif True in logits and False not in logits:
         yield Check(name, evaluation.title, "pass", f"{text}; harmless, for the attack used the logits")
     else:

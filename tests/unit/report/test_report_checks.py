@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import FGM, JPEG, NOISE, Lab, Report
+from lab import FGM, JPEG, NOISE, Lab, Report, aware
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
 
@@ -17,9 +17,12 @@ pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
         ("gradients not zero", "warn", {"checks": {"zero_gradient_images": None}}),
         ("gradient from logits", "fail", {"checks": {"gradient_from_logits": False}}),
         ("gradient from logits", "warn", {"checks": {"gradient_from_logits": None}}),
-        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.0019, "norm": "inf"}, "distance": 0.0}),
-        ("attack survives 8 bits", "pass", {"parameters": {"eps": 0.002, "norm": "inf"}, "distance": 1 / 255}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.0039, "norm": "inf"}, "distance": 0.0}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 0.00392, "norm": "inf"}, "distance": 1 / 255}),
         ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "inf"}, "distance": 0.2}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "inf"}, "distance": 0.10001}),
+        ("attack survives 8 bits", "pass", {"parameters": {"eps": 0.1, "norm": "inf"}, "distance": 0.1}),
+        ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.4, "norm": "2"}, "distance": 0.401}),
         ("attack survives 8 bits", "fail", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.0}),
         ("attack survives 8 bits", "warn", {"parameters": {"eps": 0.1, "norm": "2"}, "distance": 0.001}),
         ("attack survives 8 bits", "pass", {"parameters": {"eps": 5.0, "norm": "2"}, "distance": 0.5}),
@@ -83,3 +86,53 @@ def test_augmented_data_is_told_apart(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, [*evaluations, lab.evaluate("d", FGM, noise, wrong=100, doubled=True, shift=9)])
     assert made.checks("the same images in every row") == [("warn", "800 images, but 400 originals")]
     assert "_1.png" not in made.page  # an added image has no original to stand beside
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "checks"),
+    [
+        ("best iterate kept", "pass", {"fooled_earlier_images": 20}),
+        ("best iterate kept", "warn", {"fooled_earlier_images": 21}),
+        ("loss converged", "pass", {"standing_images": 100, "rising_images": 25}),
+        ("loss converged", "pass", {"standing_images": 8, "rising_images": 8}),
+        ("loss converged", "warn", {"standing_images": 100, "rising_images": 26}),
+        ("cross-entropy not saturated", "pass", {"saturated_gradient_images": 0}),
+        ("cross-entropy not saturated", "warn", {"saturated_gradient_images": 20, "zero_gradient_images": 20}),
+        ("cross-entropy not saturated", "fail", {"saturated_gradient_images": 21, "zero_gradient_images": 21}),
+        ("gradients not masked", "pass", {"black_box_only_images": 4}),
+        ("gradients not masked", "warn", {"black_box_only_images": 5}),
+        ("gradients not masked", "fail", {"black_box_only_images": 21}),
+    ],
+)
+def test_indicators(lab: Lab, tmp_path: Path, name: str, expected: str, checks: dict[str, int]) -> None:
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", FGM, wrong=300, checks=checks)])
+    assert [status for status, _ in made.checks(name)] == [expected]
+    assert (made.metrics["checks_failed"], made.metrics["checks_warned"]) == (expected == "fail", expected == "warn")
+    advice = [check["advice"] for check in made.json["checks"] if check["name"] == name]
+    assert [bool(text) for text in advice] == [expected != "pass"]
+
+
+@pytest.mark.parametrize(
+    ("draws", "unconfirmed", "expected"), [(1, 0, "warn"), (4, 0, "pass"), (8, 50, "pass"), (8, 51, "warn")]
+)
+def test_draws_of_a_random_defense(lab: Lab, tmp_path: Path, draws: int, unconfirmed: int, expected: str) -> None:
+    noise = {**NOISE, "applied": True}
+    knowing = {**aware(FGM, noise), "draws": draws}
+    checks = {"standing_images": 200, "claimed_images": 200, "unconfirmed_images": unconfirmed}
+    evaluations = [
+        lab.evaluate("clean"),
+        lab.evaluate("adv", FGM, wrong=300),
+        lab.evaluate("noisy", noise, wrong=3),
+        lab.evaluate("adv_noisy", FGM, noise, wrong=300),
+        lab.evaluate("aware_noisy", knowing, noise, wrong=300, checks=checks),
+    ]
+    made = Report(tmp_path, evaluations)
+    assert [status for status, _ in made.checks("enough draws of a random defense")] == [expected]
+    assert (made.metrics["checks_failed"], made.metrics["checks_warned"]) == (0, expected == "warn")
+
+
+def test_the_distance_saved_is_that_of_the_attacks_norm(lab: Lab, tmp_path: Path) -> None:
+    stage = {**FGM, "parameters": {"eps": 0.5, "norm": "2"}}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, distance=0.4)])
+    ((_, text),) = made.checks("attack survives 8 bits")
+    assert text.endswith("largest distance saved in norm 2: 0.4 of eps=0.5")
