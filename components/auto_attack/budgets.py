@@ -79,7 +79,5 @@ def resolved(budget: str, *, classes: int, **given: int) -> Budget:
 
 def recorded(members: tuple[str, ...], budget: Budget) -> dict[str, int | str]:
     """Return the members and those numbers of the budget that they use, in the form of the provenance."""
-    used = {
-        name: getattr(budget, name) for name, users in _USES.items() if any(member in members for member in users)
-    }
+    used = {name: getattr(budget, name) for name, users in _USES.items() if any(member in members for member in users)}
     return {"members": ",".join(members), **used}

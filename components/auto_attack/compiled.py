@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.auto_attack.objective import Objective
 from evasion.components.auto_attack.batches import Batches
+from evasion.components.auto_attack.objective import Objective
 from evasion.components.common.data.pixels import Floats, Pixels, to_float
 
 Rows = npt.NDArray[np.int32]
@@ -76,6 +76,8 @@ class Runs:
         )
         if self._target.compiled:
             self._step = tf.function(self._in_parts, input_signature=[rows, share])
+            # Traced first, the pass is compiled for batches of every size, and once.
+            self._step.get_concrete_function()
 
     def _begin(self, rows: Any, original: Any, start: Any, labels: Any, aims: Any) -> None:
         """Begin runs.
@@ -116,7 +118,6 @@ class Runs:
         gradient = _get(self._gradient, rows)
         stepped = self._projected(origin, x + size * self._direction(gradient))
         moved = self._projected(origin, x + share * (stepped - x) + (1 - share) * (x - previous))
-        moved = tf.where(share > 0, moved, x)
         _put(self._previous, rows, x)
         _put(self._x, rows, moved)
         labels, aims = (tf.cast(_get(variable, rows), tf.int32) for variable in (self._label, self._aim))
@@ -143,21 +144,22 @@ class Runs:
     def _update(self, rows: Any, saved: Any, outputs: Any, loss: Any, gradient: Any) -> Any:
         """Take in what the target says of the points."""
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
-        best_loss = _get(self._best_loss, rows)
-        rises, better = loss > _get(self._loss, rows), loss > best_loss
-        whole = tf.reshape(better, (-1, 1, 1, 1))
-        _put(self._best, rows, tf.where(whole, _get(self._x, rows), _get(self._best, rows)))
-        _put(self._best_gradient, rows, tf.where(whole, gradient, _get(self._best_gradient, rows)))
-        _put(self._best_loss, rows, tf.where(better, loss, best_loss))
-        _put(self._gradient, rows, gradient)
-        _put(self._rises, rows, _get(self._rises, rows) + tf.cast(rises, tf.float32))
+        rises = tf.cast(loss > _get(self._loss, rows), tf.float32)
+        _put(self._rises, rows, _get(self._rises, rows) + rises)
         _put(self._loss, rows, loss)
-        labels, margin = tf.cast(_get(self._label, rows), tf.int32), _get(self._margin, rows)
-        found = self._objective.margins(outputs, labels)
-        nearer = found > margin
-        levels = tf.round(saved * self._levels)
-        _put(self._kept, rows, tf.where(tf.reshape(nearer, (-1, 1, 1, 1)), levels, _get(self._kept, rows)))
-        _put(self._margin, rows, tf.where(nearer, found, margin))
+        _put(self._gradient, rows, gradient)
+        # Only the rows that change are written: for images that costs less than a choice for all rows.
+        better = tf.where(loss > _get(self._best_loss, rows))[:, 0]
+        changed = tf.gather(rows, better)
+        _put(self._best, changed, _get(self._x, changed))
+        _put(self._best_gradient, changed, tf.gather(gradient, better))
+        _put(self._best_loss, changed, tf.gather(loss, better))
+        labels = tf.cast(_get(self._label, rows), tf.int32)
+        margins = self._objective.margins(outputs, labels)
+        nearer = tf.where(margins > _get(self._margin, rows))[:, 0]
+        changed = tf.gather(rows, nearer)
+        _put(self._kept, changed, tf.round(tf.gather(saved, nearer) * self._levels))
+        _put(self._margin, changed, tf.gather(margins, nearer))
         return self._objective.settled(outputs, labels)
 
     def _check(self, rows: Any, steps: Any) -> None:
@@ -169,9 +171,7 @@ class Runs:
         """
         best_loss = _get(self._best_loss, rows)
         few_rises = _get(self._rises, rows) <= _RISES * steps
-        no_gain = tf.logical_and(
-            _get(self._reduced, rows) == 0, _get(self._checked_loss, rows) >= best_loss
-        )
+        no_gain = tf.logical_and(_get(self._reduced, rows) == 0, _get(self._checked_loss, rows) >= best_loss)
         reduce = tf.logical_or(few_rises, no_gain)
         whole = tf.reshape(reduce, (-1, 1, 1, 1))
         size = _get(self._size, rows)
@@ -187,13 +187,14 @@ class Runs:
 
         Args:
             rows: Numbers of the rows.
-            share: Of the step, the rest being momentum: 0.75; 1 for the first step; 0 evaluates the start.
+            share: Of the step, the rest being momentum: 0.75; 1 for the first step; 0 evaluates the start, where there
+                is no momentum yet.
         """
 
         def one(part: Rows) -> tuple[npt.NDArray[np.bool_]]:
             return (self._step(part, np.float32(share)).numpy(),)
 
-        (ended,) = self._batches.apply(one, rows, padding=self._padding)
+        ended: npt.NDArray[np.bool_] = self._batches.apply(one, rows, padding=self._padding)[0]
         return ended
 
     def evaluate(self, pixels: Pixels, labels: Rows) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:

@@ -90,7 +90,9 @@ class Ensemble:
             aims = group.labels[standing, None]
             group.note(standing, self._apgd(group, standing, aims, stream))
         else:
-            aims = self._objective.likely(group.outputs[standing], group.labels[standing], self._budget.n_target_classes)
+            aims = self._objective.likely(
+                group.outputs[standing], group.labels[standing], self._budget.n_target_classes
+            )
             # All aims at once, so that few images fill batches; the state has room for so many images.
             room = max(self.capacity // aims.shape[1], 1)
             for start in range(0, len(standing), room):
@@ -136,11 +138,12 @@ class Ensemble:
         def one(part: Pixels) -> tuple[Floats]:
             return (target.outputs(to_float(part)),)
 
-        (outputs,) = self._batches.apply(one, pixels)
+        outputs: Floats = self._batches.apply(one, pixels)[0]
         return outputs
 
     def _margins(self, outputs: Floats, labels: Rows) -> Floats:
-        return self._objective.margins(outputs, labels).numpy()
+        margins: Floats = self._objective.margins(outputs, labels).numpy()
+        return margins
 
 
 class _Group:

@@ -25,7 +25,7 @@ Judge = Callable[[Pixels, npt.NDArray[np.int32]], tuple[npt.NDArray[np.float32],
 def share_of_pixels(query: int, queries: int) -> float:
     """Return the share of the pixels that a square covers at a query, counted from 0."""
     place = int(query / queries * 10_000)
-    return INITIAL_SHARE / 2 ** sum(place > halving for halving in _HALVINGS)
+    return float(INITIAL_SHARE / 2 ** sum(place > halving for halving in _HALVINGS))
 
 
 def side(query: int, queries: int, height: int, width: int, *, norm: str) -> int:
@@ -162,12 +162,14 @@ class _SearchTwo:
     def _at_distance(self, images: npt.NDArray[Any], change: Floats) -> Floats:
         """Return images with a change scaled to eps, cut off at 0 and 1."""
         size = np.sqrt(np.square(change).sum(axis=(1, 2, 3), keepdims=True))
-        return np.clip(self._origin[images] + change * (self._eps / (size + np.float32(_TINY))), 0, 1)
+        x: Floats = np.clip(self._origin[images] + change * (self._eps / (size + np.float32(_TINY))), 0, 1)
+        return x
 
     def _saved(self, images: npt.NDArray[Any], x: Floats) -> Pixels:
         """Return points in 8 bits, not farther from the images than before."""
         levels, pixels = x * np.float32(255), self._pixels[images]
-        return np.where(levels > pixels, np.floor(levels), np.ceil(levels)).astype(np.uint8)
+        saved: Pixels = np.where(levels > pixels, np.floor(levels), np.ceil(levels)).astype(np.uint8)
+        return saved
 
 
 def _windows(shape: tuple[int, ...], size: int, drawn: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -75,7 +75,10 @@ def test_the_new_steps_have_pipelines_and_options(project):
     assert listed["bit_depth"] == "Round every image to fewer grey levels (Xu et al. 2018, arXiv:1704.01155)."
     assert listed["momentum"].startswith("Attack a packed dataset with the Momentum Iterative Method")
     shown = " ".join(project(*EVASION, "run", "evaluation", "--help").split())
-    assert "--attacks NAME,… The attacks to run, among auto_attack, fgm, momentum, pgd. [default: fgm, auto_attack]" in shown
+    assert (
+        "--attacks NAME,… The attacks to run, among auto_attack, fgm, momentum, pgd. [default: fgm, auto_attack]"
+        in shown
+    )
     assert "among bit_depth, gaussian_augmentation, jpeg_compression, spatial_smoothing." in shown
     assert "--bit-depth-bits INTEGER For bit_depth: of a channel of a pixel, from 1 to 8. [default: 4]" in shown
     assert "--momentum-decay FLOAT For momentum: weight of the gradients before, from 0 to 1. [default: 1.0]" in shown

@@ -199,9 +199,7 @@ def _changes(
     def changed(batch: list[Sample]) -> list[DerivedImage]:
         pixels = stack(batch)
         attacked = attack.generate(pixels)
-        probabilities = (
-            bare.probabilities_of(attacked.outputs) if target is bare else predicted_before(pixels)
-        )
+        probabilities = bare.probabilities_of(attacked.outputs) if target is bare else predicted_before(pixels)
         predicted = probabilities.argmax(axis=1)
         return [
             DerivedImage(
