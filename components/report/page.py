@@ -10,7 +10,17 @@ from evasion.components.common.drawing.html import environment
 from evasion.components.common.drawing.plot import Line, Plot, plot
 from evasion.components.common.results.check import Check
 from evasion.components.common.results.collection import Evaluations
-from evasion.components.common.results.curve import COMPUTED, NOISE, PGD, SAVED, Curve, Series
+from evasion.components.common.results.curve import (
+    CLEAN,
+    COMPUTED,
+    NOISE,
+    PGD,
+    SAVED,
+    Control,
+    Curve,
+    Series,
+    of_defense,
+)
 from evasion.components.common.results.minimal import Distribution
 from evasion.components.common.results.table import Row, accuracy, best, undefended
 from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment
@@ -24,10 +34,11 @@ DISTANCES = {
     "wasserstein_distance": "Wasserstein distance",
 }
 CONTROLS = {
+    CLEAN: "no attack",
     COMPUTED: "ATTACK, as computed",
     SAVED: "ATTACK, as saved in 8 bits",
     NOISE: "uniform noise of the same size",
-    PGD: "a few steps of PGD",
+    PGD: "PGD",
 }
 STATISTICS = ("mean", "median", "stdev", "iqr", "min", "max")
 
@@ -70,9 +81,9 @@ def render(
             best=best(rows, worst.attack) if worst else None,
             clean=accuracy(evaluations.clean),
             curve=curve,
-            plot=_plot(curve) if curve else None,
-            two_curves=curve is not None and any(series.knowledge == AWARE for series in curve.series),
-            control_names=CONTROLS,
+            plot=_plot(curve) if curve and curve.series else None,
+            controls=_controls(curve) if curve else [],
+            defended=[defense for defense in curve.defenses if defense] if curve else [],
             smallest=smallest,
             checks=checks,
             failed=[check for check in checks if check.status == "fail"],
@@ -100,22 +111,43 @@ def _blocks(rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
 
 
 def _plot(curve: Curve) -> Plot:
-    """The curve as a plot: a color a defense, the oblivious attacker dashed and hidden where there is the other."""
+    """The curve as a plot: a color a defense; the worst case of each is shown, thin lines show what it is made of.
+
+    At first only the attacks on the model alone are shown beside the worst cases. Noise before a defense is in the
+    summary only.
+    """
     defenses = list(dict.fromkeys(series.defense.label for series in curve.series if series.defense))
-    aware = {series.defense.label for series in curve.series if series.defense and series.knowledge == AWARE}
+
+    def color(series: Series) -> int:
+        return defenses.index(series.defense.label) + 1 if series.defense else 0
 
     def line(series: Series) -> Line:
-        label = series.defense.label if series.defense else ""
-        color = None if series.control else defenses.index(label) + 1 if label else 0
-        known = series.knowledge == OBLIVIOUS and label in aware
         points = [(point.eps, point.accuracy) for point in series.points]
-        return Line(series.name, points, color, dashed=series.knowledge == OBLIVIOUS, shown=not known)
+        return Line(
+            series.name,
+            points,
+            None if series.control else color(series),
+            dashed=series.knowledge == OBLIVIOUS,
+            shown=series.worst_case or series.defense is None,
+            thin=not (series.worst_case or series.control),
+        )
 
-    def order(series: Series) -> tuple[int, bool]:
-        return (defenses.index(series.defense.label) if series.defense else -1, series.knowledge == OBLIVIOUS)
+    drawn = [series for series in curve.series if not (series.control and series.defense)]
+    ordered = sorted(drawn, key=lambda series: (not series.worst_case, color(series)))
+    return plot("curve", [line(each) for each in ordered], chance=curve.chance, floor=curve.floor, mark=curve.eps)
 
-    lines = [line(series) for series in sorted(curve.series, key=order)]
-    return plot("curve", lines, chance=curve.chance, floor=curve.floor, mark=curve.eps)
+
+def _controls(curve: Curve) -> list[tuple[str, str, list[Control | None]]]:
+    """Return each control: in words, its settings, and what it leaves of the model alone and with each defense."""
+    return [
+        (
+            text.replace("ATTACK", curve.attack),
+            " ".join(f"{key}={value:.4g}" for key, value in curve.controls[name].settings.items()),
+            [curve.controls.get(of_defense(name, each.name if each else None)) for each in curve.defenses],
+        )
+        for name, text in CONTROLS.items()
+        if name in curve.controls
+    ]
 
 
 def _draws(evaluations: Evaluations) -> int | None:

@@ -27,8 +27,8 @@ def security_curve(
     size from the images of the size before: an image that is fooled once counts as fooled at all larger sizes. The
     oblivious attacker follows the model's gradient, the defense-aware one that of the model behind the defense. The
     worst case counts an image as robust only if it is so under every attack and attacker. Controls: uniform noise of
-    the same sizes, which must hurt less than the attack; PGD, which must hurt no less than FGM and reach 0 without a bound
-    (Carlini et al. 2019, arXiv:1902.06705); and how smooth the loss is (Pintor et al. 2022, arXiv:2106.09947).
+    the same sizes, which must hurt less than the attack; PGD, which must hurt no less than FGM and must reach 0 without
+    a bound (Carlini et al. 2019, arXiv:1902.06705); and how smooth the loss is (Pintor et al. 2022, arXiv:2106.09947).
 
     Args:
         dataset: The images to attack.

@@ -24,6 +24,8 @@ MEDIAN = {"stage": "spatial_smoothing", "kind": "defense", "seed": 2, "prefix": 
 MEDIAN |= {"parameters": {"window_size": 3}, "applied": True}
 NOISE = {"stage": "gaussian_augmentation", "kind": "defense", "seed": 2, "prefix": "def_"}
 NOISE |= {"parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": False}, "applied": False}
+# Of the security curve: how many images are wrong under each control with the median.
+MEDIAN_CONTROLS = {"clean": 60, "saved": 250, "noise": 62, "pgd": 300}
 
 
 def aware(attack: dict[str, Any], defense: dict[str, Any]) -> dict[str, Any]:
@@ -148,16 +150,20 @@ class Lab:
         folder = self.root / name
         folder.mkdir()
         n = len(self.labels)
-        wrong = {"computed": 300, "saved": 300, "noise": 9, "pgd": 350} | changed.pop("wrong", {})
+        known = {f"{control}_{MEDIAN['stage']}": count for control, count in MEDIAN_CONTROLS.items()}
+        wrong = {"clean": 8, "computed": 300, "saved": 300, "noise": 9, "pgd": 350, **known} | changed.pop("wrong", {})
+        smooth = {"smoothness": 0.98, f"smoothness_{MEDIAN['stage']}": 0.95} | changed.pop("smoothness", {})
         eps = (0.0, 1 / 255, 0.1, 0.3, 1.0)
 
-        def line(perturbation: str, knowledge: str | None, defense: dict[str, Any] | None, *right: int) -> Any:
-            points = [{"eps": size, "correct": count} for size, count in zip(eps, right, strict=True)]
+        def line(perturbation: str, knowledge: str | None, defense: dict[str, Any] | None, *robust: int) -> Any:
+            points = [{"eps": size, "robust": count, "correct": count} for size, count in zip(eps, robust, strict=True)]
             aim = {key: defense[key] for key in ("stage", "parameters")} if defense else None
             return {"perturbation": perturbation, "knowledge": knowledge, "defense": aim, "points": points}
 
+        right = changed.pop("right", (392, 390, 250, 100, 30))
+        unbounded = changed.pop("unbounded", 0)
         content = {
-            "schema_version": 1,
+            "schema_version": 2,
             "attack": "fgm",
             "norm": "inf",
             "eps": 0.3,
@@ -181,10 +187,16 @@ class Lab:
             "model": self.model,
             "versions": {},
             "curves": [
-                line("fgm", None, None, *changed.pop("right", (392, 390, 250, 100, 30))),
+                line("fgm", None, None, *right),
+                line("pgd", None, None, *right[:4], unbounded),
+                line("worst case", None, None, *right[:4], unbounded),
                 line("noise", None, None, 392, 392, 391, 391, 200),
                 line("fgm", "oblivious", MEDIAN, 340, 340, 310, 250, 40),
                 line("fgm", "defense-aware", MEDIAN, 340, 339, 290, 150, 30),
+                line("pgd", "oblivious", MEDIAN, 340, 340, 310, 250, 20),
+                line("pgd", "defense-aware", MEDIAN, 340, 339, 290, 150, unbounded),
+                line("worst case", None, MEDIAN, 340, 339, 290, 150, unbounded),
+                line("noise", None, MEDIAN, 340, 340, 339, 338, 200),
             ],
             "controls": {
                 name: {"correct": n - count, **({"max_iter": 10, "eps_step": 0.05} if name == "pgd" else {})}
@@ -198,10 +210,11 @@ class Lab:
             )
         )
         with (folder / "predictions.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["path", "label", *wrong])
+            writer = csv.DictWriter(file, ["path", "label", *wrong, *smooth])
             writer.writeheader()
             for number, label in enumerate(self.labels):
-                told = {
+                told: dict[str, Any] = dict(smooth) if number < 50 else {}
+                told |= {
                     name: self.classes[(label + (number < count)) % len(self.classes)] for name, count in wrong.items()
                 }
                 writer.writerow(

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evasion.components.common.data import sampling, writer
 from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.header import Header, Sample
 from evasion.components.common.models import classifier
 from evasion.components.fgm import task as fgm_task
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.infer import task as infer_task
 from evasion.components.jpeg_compression import task as jpeg
-from evasion.components.security_curve import measure, task
+from evasion.components.report import task as report_task
+from evasion.components.security_curve import attackers, lines, measure, smoothness, task
 
 SETTINGS = {
     "batch_size": 32,
@@ -53,18 +56,33 @@ def content(curve):
     return json.loads((curve / "curve.json").read_text())
 
 
-def line(content, perturbation, knowledge=None, stage=None):
+def line(content, perturbation, knowledge=None, stage=None, count="correct"):
     (found,) = [
         each
         for each in content["curves"]
         if (each["perturbation"], each["knowledge"], (each["defense"] or {}).get("stage"))
         == (perturbation, knowledge, stage)
     ]
-    return {point["eps"]: point["correct"] for point in found["points"]}
+    return {point["eps"]: point[count] for point in found["points"]}
 
 
 def test_there_is_a_curve_of_everything(content):
-    assert len(content["curves"]) == 6
+    assert [(each["perturbation"], each["knowledge"]) for each in content["curves"] if not each["defense"]] == [
+        ("fgm", None),
+        ("pgd", None),
+        ("worst case", None),
+        ("noise", None),
+    ]
+    for stage in ("jpeg_compression", "gaussian_augmentation"):
+        lines = [each for each in content["curves"] if each["defense"] and each["defense"]["stage"] == stage]
+        assert [(each["perturbation"], each["knowledge"]) for each in lines] == [
+            ("fgm", "oblivious"),
+            ("fgm", "defense-aware"),
+            ("pgd", "oblivious"),
+            ("pgd", "defense-aware"),
+            ("worst case", None),
+            ("noise", None),
+        ]
     for each in content["curves"]:
         assert [point["eps"] for point in each["points"]] == [0.0, 0.05, 0.1, 0.3]
     assert content["chance"] == 0.1
@@ -141,13 +159,173 @@ def test_controls_are_counted_and_listed(content, curve):
     assert len(rows) == 80
     for name, found in content["controls"].items():
         assert sum(row[name] == row["label"] for row in rows) == found["correct"]
-    assert content["controls"]["saved"]["correct"] == line(content, "fgm")[0.1]
-    assert content["controls"]["noise"]["correct"] == line(content, "noise")[0.1]
-    assert content["controls"]["pgd"]["correct"] <= content["controls"]["saved"]["correct"]
-    assert content["controls"]["noise"]["correct"] > content["controls"]["saved"]["correct"]
+    correct = {name: found["correct"] for name, found in content["controls"].items()}
+    for stage, suffix in ((None, ""), ("jpeg_compression", "_jpeg_compression")):
+        knowledge = "defense-aware" if stage else None
+        assert correct[f"clean{suffix}"] == line(content, "fgm", knowledge, stage)[0.0]
+        assert correct[f"saved{suffix}"] == line(content, "fgm", knowledge, stage)[0.1]
+        assert correct[f"noise{suffix}"] == line(content, "noise", None, stage)[0.1]
+        assert correct[f"pgd{suffix}"] == line(content, "pgd", knowledge, stage)[0.1]
+        assert correct[f"pgd{suffix}"] <= correct[f"saved{suffix}"] < correct[f"noise{suffix}"]
+    assert content["controls"]["pgd"]["eps_step"] == pytest.approx(0.025)
 
 
-def test_one_gradient_a_batch_for_all_sizes(store, digits_tar, le_net_artifact, tmp_path, monkeypatch):
+def test_robust_is_what_is_right_without_the_attack_and_under_it(content, curve):
+    """At the size of the controls, whose predictions are there image by image."""
+    with (curve / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for stage, suffix in ((None, ""), ("jpeg_compression", "_jpeg_compression")):
+        both = sum(row[f"clean{suffix}"] == row["label"] == row[f"saved{suffix}"] for row in rows)
+        knowledge = "defense-aware" if stage else None
+        assert line(content, "fgm", knowledge, stage, "robust")[0.1] == both
+        assert both <= line(content, "fgm", knowledge, stage)[0.1]
+
+
+def test_pgd_and_the_worst_case_only_fall_and_none_leaves_more_than_it_is_made_of(content):
+    for each in content["curves"]:
+        robust = [point["robust"] for point in each["points"]]
+        assert all(point["robust"] <= point["correct"] for point in each["points"])
+        assert max(robust) == robust[0]
+        if each["perturbation"] in ("pgd", "worst case"):
+            assert robust == sorted(robust, reverse=True)
+        stage = (each["defense"] or {}).get("stage")
+        if each["perturbation"] in ("pgd", "fgm"):
+            worst = line(content, "worst case", None, stage, "robust").values()
+            assert all(low <= own for low, own in zip(worst, robust, strict=True))
+    assert line(content, "pgd", count="robust")[0.3] < line(content, "fgm", count="robust")[0.3]
+
+
+def test_the_worst_case_is_of_each_image_and_of_all_smaller_sizes():
+    right = [
+        np.array([[1, 1, 1, 0], [1, 0, 1, 1], [1, 1, 1, 1]], dtype=bool),
+        np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]], dtype=bool),
+    ]
+    worst = lines.worst_case([lines.robust(each) for each in right])
+    assert worst.astype(int).tolist() == [[1, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("norm", "sizes"), [("inf", (0.02, 0.1, 0.3)), ("2", (0.5, 1.5, 4.0)), ("1", (5.0, 20.0, 60.0))]
+)
+def test_pgd_stays_within_each_size_and_starts_from_the_one_before(le_net, digits, norm, sizes):
+    x = digits.pixels[:32] / np.float32(255)
+    attacker = attackers.Attacker(classifier.Classifier(le_net), norm=norm, max_iter=4, leave_below=1)
+    attack = attacker.on(x)
+    standing = np.ones(len(x), dtype=bool)
+    for size in sizes:
+        before = attack.images.copy()
+        attack.grow(size, standing)
+        distances = np.linalg.norm((attack.images - x).reshape(len(x), -1), math.inf if norm == "inf" else int(norm), 1)
+        assert distances.max() <= size * (1 + 1e-5)
+        assert attack.images.min() >= 0
+        assert attack.images.max() <= 1
+        assert np.array_equal(attack.images[~standing], before[~standing])
+        standing = attacker.target.outputs(attack.images).argmax(axis=1) == attack.own
+    assert standing.sum() < 32
+
+
+def test_an_image_that_is_fooled_costs_no_more_passes(le_net, digits):
+    x = digits.pixels[:32] / np.float32(255)
+    attacker = attackers.Attacker(classifier.Classifier(le_net), norm="inf", max_iter=5, leave_below=1)
+    seen = []
+    one_pass = attacker.loss_pass
+
+    def counted(images, labels):
+        seen.append(len(images))
+        return one_pass(images, labels)
+
+    attacker.loss_pass = counted
+    attack = attacker.on(x)
+    attack.grow(0.3, np.ones(len(x), dtype=bool))
+    assert len(seen) <= 4  # the first gradient is that of FGM
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < 32
+    seen.clear()
+    attack.grow(0.4, np.zeros(len(x), dtype=bool))
+    assert seen == []
+
+
+def rough(le_net):
+    """The model behind a deep k-winners-take-all network (Xiao et al. 2020) that changes each pixel a little."""
+    import keras
+
+    random = keras.initializers.RandomNormal(0, 1, seed=0)
+
+    class Winners(keras.layers.Layer):
+        def call(self, values):
+            least = keras.ops.top_k(values, values.shape[-1] // 10)[0][:, -1:]
+            kept = keras.ops.where(values >= least, values, 0.0)
+            return kept / (keras.ops.norm(kept, axis=1, keepdims=True) + 1e-6)
+
+    images = keras.Input((28, 28, 1))
+    values = keras.layers.Flatten()(images)
+    for _ in range(12):
+        values = Winners()(keras.layers.Dense(256, kernel_initializer=random, use_bias=False)(values))
+    change = keras.layers.Dense(784, kernel_initializer=random, use_bias=False)(values)
+    moved = keras.layers.Add()([images, keras.layers.Reshape((28, 28, 1))(change * 0.05)])
+    return keras.Model(images, le_net(moved))
+
+
+def cosines(model, digits, count=60):
+    target = classifier.Classifier(model)
+    attack = attackers.Attacker(target, norm="inf", max_iter=1, leave_below=1).on(
+        digits.pixels[:count] / np.float32(255)
+    )
+    batch = [Sample(0, f"{place}", digits.pixels[place]) for place in range(count)]
+    right = (attack.own == digits.labels[:count]).mean()
+    return right, [float(text) for text in smoothness.smoothness(batch, range(count), attack, 1).values()]
+
+
+def test_the_gradients_of_a_smooth_model_point_one_way_and_those_of_winners_take_all_do_not(le_net, digits):
+    right, smooth = cosines(le_net, digits)
+    still_right, jumping = cosines(rough(le_net), digits)
+    assert still_right > right - 0.1
+    assert np.mean(smooth) > 0.9
+    assert np.mean(jumping) < 0.3
+
+
+def test_the_smoothness_is_measured_of_the_images_of_the_lowest_ranks(curve, content, digits_tar):
+    with (curve / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for suffix in ("", "_jpeg_compression", "_gaussian_augmentation"):
+        found = [float(row[f"smoothness{suffix}"]) for row in rows if row[f"smoothness{suffix}"]]
+        assert len(found) == 80
+        assert np.mean(found) > 0.5
+    names = [f"{place}" for place in range(500)]
+    sampled = smoothness.Sampled()
+    taken = [names[start + place] for start in range(0, 500, 50) for place in sampled.places(names[start : start + 50])]
+    assert set(sorted(names, key=sampling.rank)[:100]) <= set(taken)
+    assert len(taken) < 300
+
+
+def test_a_dataset_without_images_has_a_curve_without_points(store, le_net_artifact, tmp_path):
+    header = Header(
+        name="load_dataset",
+        class_names=tuple("0123456789"),
+        counts=(0,) * 10,
+        image_shape=(28, 28, 1),
+        split="testing",
+        provenance=({"stage": "load_dataset", "kind": "load", "parameters": {}, "seed": None},),
+    )
+    writer.write(tmp_path / "dataset", header, [])
+    target = {"dataset": tmp_path / "dataset", "model": le_net_artifact}
+    metrics = task.security_curve(defenses="", curve=tmp_path / "curve", **target, **SETTINGS)
+    assert metrics == {}
+    infer_task.infer(others=[], evaluation=tmp_path / "evaluation", batch_size=32, seed=1, **target)
+    report_task.report(
+        evaluation=tmp_path / "evaluation",
+        evaluation_shards=[],
+        curve=tmp_path / "curve",
+        curve_shards=[],
+        html=tmp_path / "report.html",
+        summary=tmp_path / "report.json",
+        clean_accuracy_floor=0.5,
+    )
+    drawn = json.loads((tmp_path / "report.json").read_text())["curve"]
+    assert (drawn["series"], drawn["controls"], drawn["smoothness"]) == ([], {}, [])
+
+
+def test_one_gradient_a_batch_for_all_sizes_of_fgm(store, digits_tar, le_net_artifact, tmp_path, monkeypatch):
     calls = {"both": 0, "gradient": 0, "forward": 0}
 
     def counted(name, original):
@@ -174,7 +352,7 @@ def test_one_gradient_a_batch_for_all_sizes(store, digits_tar, le_net_artifact, 
         **SETTINGS | {"eps_values": "", "pgd_max_iter": 0, "batch_size": 40},
     )
     assert calls["both"] == 2  # 80 images in two batches
-    assert calls["gradient"] == 0
+    assert calls["gradient"] == 2  # near the images, for how smooth the loss is
     # Small images go through the model together: at 0, and of FGM and noise sixteen sizes, eps, and one unrounded.
     assert calls["forward"] == 2
 

@@ -36,6 +36,7 @@ class Line:
         color: Number of a color and marker; None for a control, gray and dotted.
         dashed: Whether it is drawn dashed.
         shown: Whether it is there before the reader asks for it.
+        thin: Whether it is drawn thin, beside the lines that matter most.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Line:
     color: int | None
     dashed: bool = False
     shown: bool = True
+    thin: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Drawn:
     def style(self) -> str:
         """Its classes."""
         color = "control" if self.line.color is None else f"c{self.line.color % len(MARKERS)}"
-        return f"{color} dashed" if self.line.dashed else color
+        return f"{color}{' dashed' if self.line.dashed else ''}{' thin' if self.line.thin else ''}"
 
 
 @dataclass(frozen=True)

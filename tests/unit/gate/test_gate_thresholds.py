@@ -147,8 +147,22 @@ def test_a_threshold_finds_its_number(usual: ReportFile, text: str, subject: str
     )
 
 
+def test_without_an_attack_named_the_worst_case_of_the_curve_is_judged(usual: ReportFile) -> None:
+    fewer = [
+        replace(line, points=[Point(point.eps, Share.counted(40, 400), 40) for point in line.points])
+        if line.worst_case and not line.defense
+        else line
+        for line in usual.curve.series
+    ]
+    changed = replace(usual, curve=replace(usual.curve, series=fewer))
+    (named,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1 with fgm")])
+    (any_attack,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1")])
+    assert (named.judgement, named.subject) == (Judgement.PASS, "fgm norm=inf eps=0.1")
+    assert (any_attack.judgement, any_attack.subject) == (Judgement.FAIL, "worst case norm=inf eps=0.1")
+
+
 def test_the_table_stands_before_the_curve(usual: ReportFile) -> None:
-    nothing = Point(0.3, Share.counted(0, 400))
+    nothing = Point(0.3, Share.counted(0, 400), correct=0)
     series = [
         replace(line, points=[nothing if point.eps == 0.3 else point for point in line.points])
         for line in usual.curve.series
@@ -182,7 +196,7 @@ def test_differences_are_paired(usual: ReportFile, text: str, counts: tuple[int,
     [
         ("robust_accuracy >= 0.1 for jpeg", "no robust_accuracy for jpeg; it has none, jpeg_compression quality=75"),
         ("robust_accuracy >= 0.1 for jpeg_compression quality=50", "for jpeg_compression quality=50; it has none"),
-        ("robust_accuracy >= 0.1 with pgd", f"no robust_accuracy with pgd; it has {ATTACK}"),
+        ("robust_accuracy >= 0.1 with square", f"no robust_accuracy with square; it has {ATTACK}"),
         # Noise is the curve's control, not an attack.
         ("robust_accuracy >= 0.1 at eps 0.1 with noise", "no robust_accuracy with noise"),
         ("attack_success_rate <= 1 at eps 0.1", "no such attack_success_rate at eps 0.1; it has 0.3"),

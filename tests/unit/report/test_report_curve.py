@@ -20,9 +20,9 @@ def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> Non
     assert (curve["attack"], curve["eps"], curve["chance"], curve["floor"]) == ("fgm", 0.3, 0.1, pytest.approx(1 / 510))
     low, high = interval(100, 400)
     accuracy = {"value": 0.25, "low": low, "high": high, "n": 400, "count": 100}
-    assert curve["series"][0]["points"][3] == {"eps": 0.3, "accuracy": accuracy}
+    assert curve["series"][0]["points"][3] == {"eps": 0.3, "accuracy": accuracy, "correct": 100}
     assert curve["controls"]["pgd"]["accuracy"]["value"] == 0.125
-    assert made.page.count("<polygon") == 4
+    assert made.page.count("<polygon") == 9
 
 
 def test_every_share_of_the_page_is_in_the_summary(lab: Lab, tmp_path: Path) -> None:
@@ -46,14 +46,32 @@ def test_every_share_of_the_page_is_in_the_summary(lab: Lab, tmp_path: Path) -> 
     assert shown <= known
 
 
-def test_the_oblivious_curve_is_hidden_at_first(lab: Lab, tmp_path: Path) -> None:
+def test_what_the_worst_case_of_a_defense_is_made_of_is_hidden_at_first(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
     legend = re.findall(r'<input type="checkbox"[^>]*?( checked)?>.*?<label.*?<span>(.*?)</span>', made.page, re.S)
     assert [(name, bool(checked)) for checked, name in legend] == [
-        ("no defense", True),
-        ("uniform noise (control)", True),
-        ("spatial_smoothing window_size=3 (defense-aware)", True),
-        ("spatial_smoothing window_size=3 (oblivious)", False),
+        ("no defense: worst case", True),
+        ("spatial_smoothing window_size=3: worst case", True),
+        ("no defense: fgm (single step)", True),
+        ("no defense: pgd", True),
+        ("no defense: uniform noise (control)", True),
+        ("spatial_smoothing window_size=3: fgm (single step), oblivious", False),
+        ("spatial_smoothing window_size=3: fgm (single step), defense-aware", False),
+        ("spatial_smoothing window_size=3: pgd, oblivious", False),
+        ("spatial_smoothing window_size=3: pgd, defense-aware", False),
+    ]
+
+
+def test_the_controls_of_defended_models_stand_beside_the_others(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
+    table = made.page.partition("Controls at eps 0.3</h3>")[2].partition("</table>")[0]
+    rows = [re.findall(r"(\d+\.\d|–)(?=\N{NO-BREAK SPACE}% <|</td>)", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        ["98.0", "85.0"],  # clean
+        ["25.0", "–"],  # as computed
+        ["25.0", "37.5"],
+        ["97.8", "84.5"],  # noise
+        ["12.5", "25.0"],  # PGD
     ]
 
 
@@ -62,7 +80,7 @@ def test_the_oblivious_curve_is_hidden_at_first(lab: Lab, tmp_path: Path) -> Non
     [
         ({"model": {"architecture": "le_net", "sha256": "n" * 64}}, r"evaluations' model. Received: .*n{64}"),
         ({"dataset": {"sha256": "e" * 64}}, r"evaluations' original dataset. Received: .*e{64}"),
-        ({"schema_version": 2}, r"schema_version 1\. Received: 2"),
+        ({"schema_version": 1}, r"schema_version 2\. Received: 1"),
         ({"curves": [{"perturbation": "fgm"}]}, "lacks curves.0.knowledge"),
         ({"images": 10}, "392 of 10 images cannot be right"),
     ],
@@ -86,6 +104,12 @@ def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: 
         ("noise hurts less than the attack", "fail", {"wrong": {"noise": 320}}),
         ("PGD hurts no less", "pass", {"wrong": {"pgd": 299}}),
         ("PGD hurts no less", "fail", {"wrong": {"pgd": 250}}),
+        ("PGD reaches 0 without a bound", "pass", {"unbounded": 2}),
+        ("PGD reaches 0 without a bound", "warn", {"unbounded": 16}),
+        ("PGD reaches 0 without a bound", "fail", {"unbounded": 40}),
+        ("loss is smooth around the image", "pass", {}),
+        ("loss is smooth around the image", "fail", {"smoothness": {"smoothness": 0.3}}),
+        ("loss is smooth around the image", "warn", {"smoothness": {"smoothness_spatial_smoothing": 0.3}}),
         ("saved images as computed", "warn", {"wrong": {"computed": 310}}),
         ("saved images as computed", "fail", {"wrong": {"computed": 350}}),
         ("attack repeated", "warn", {"wrong": {"saved": 301}}),
@@ -95,6 +119,27 @@ def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: 
 def test_checks_of_a_curve(lab: Lab, tmp_path: Path, name: str, expected: str, change: dict[str, Any]) -> None:
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(**change))
     assert made.checks(name)[0][0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("noise hurts less than the attack", {"wrong": {"noise_spatial_smoothing": 270}}),
+        ("PGD hurts no less", {"wrong": {"pgd_spatial_smoothing": 200}}),
+    ],
+)
+def test_controls_are_checked_with_each_defense(lab: Lab, tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(**change))
+    found = {check["subject"]: check["status"] for check in made.json["checks"] if check["name"] == name}
+    assert found == {
+        "fgm norm=inf eps=0.3": "pass",
+        "fgm norm=inf eps=0.3, aware of spatial_smoothing window_size=3": "fail",
+    }
+
+
+def test_without_the_size_1_nothing_is_without_a_bound(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(norm="2"))
+    assert made.checks("PGD reaches 0 without a bound") == []
 
 
 def test_a_curve_of_another_seed_says_nothing_of_repetition(lab: Lab, tmp_path: Path) -> None:
