@@ -77,7 +77,8 @@ def train(
     """Train a model. The parameters are those of the step.
 
     Returns:
-        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat. `card`: the model's description.
+        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat. `card`: the description
+        of the model.
     """
     parameters = {
         "model_tag": model_tag,

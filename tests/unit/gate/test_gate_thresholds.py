@@ -130,9 +130,14 @@ def test_outcomes_are_counted_in_pairs() -> None:
         ),
         ("robust_accuracy >= 0.1 for spatial_smoothing window_size=3 by oblivious", "(oblivious)", 250, 400),
         # Of the curve.
-        ("robust_accuracy >= 0.5 at eps 0.1", "fgm norm=inf eps=0.1", 250, 400),
-        ("robust_accuracy >= 0.5 at eps 1/255", "fgm norm=inf eps=0.003922", 390, 400),
-        ("robust_accuracy >= 0.5 at eps 0.1 for spatial_smoothing", "(defense-aware)", 290, 400),
+        ("robust_accuracy >= 0.5 at eps 0.1", "worst case norm=inf eps=0.1", 250, 400),
+        ("robust_accuracy >= 0.5 at eps 1/255", "worst case norm=inf eps=0.003922", 390, 400),
+        (
+            "robust_accuracy >= 0.5 at eps 0.1 for spatial_smoothing",
+            "worst case norm=inf eps=0.1 + spatial_smoothing window_size=3",
+            290,
+            400,
+        ),
         # Of both: the table, whose images were saved.
         ("robust_accuracy >= 0.1 at eps 0.3 with fgm norm=inf", ATTACK, 100, 400),
     ],
