@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-images test-cluster compile bench bench-art robustness lint format lock
+.PHONY: help setup demo test test-fast test-images test-cluster compile bench bench-art bench-auto-attack robustness lint format lock
 .PHONY: base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## Install everything into .venv, exact versions checked by hash
 
@@ -78,6 +78,9 @@ robustness: $(INSTALLED)  ## Compare a LeNet with one trained against PGD: the f
 
 bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the security curve
 	$(BIN)/python tests/benchmarks/against_art.py
+
+bench-auto-attack: $(INSTALLED)  ## Time auto_attack: the demo's attackers, beside ART's, and beside its passes alone
+	$(BIN)/python tests/benchmarks/auto_attack.py
 
 # mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
 TYPED := build/typed/evasion

@@ -88,6 +88,7 @@ class Classifier:
         # A sum over images, so that the gradient of an image does not depend on its batch.
         self.loss = keras.losses.CategoricalCrossentropy(from_logits=self.from_logits, reduction="sum")
         loss = self.loss
+        zero = tf.UnconnectedGradients.ZERO  # of a model that rounds its images; otherwise it would be None
         signature = [
             tf.TensorSpec((None, *model.input_shape[1:]), tf.float32),
             tf.TensorSpec((None, model.output_shape[-1]), tf.float32),
@@ -102,7 +103,7 @@ class Classifier:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 value = loss(y, logits(x, training=False))
-            return tape.gradient(value, x)
+            return tape.gradient(value, x, unconnected_gradients=zero)
 
         @tf.function(input_signature=signature[:1])
         def both(x: Any) -> tuple[Any, Any]:
@@ -111,7 +112,7 @@ class Classifier:
                 outputs = logits(x, training=False)
                 predicted = tf.one_hot(tf.argmax(outputs, axis=1), outputs.shape[1])
                 value = loss(predicted, outputs)
-            return outputs, tape.gradient(value, x)
+            return outputs, tape.gradient(value, x, unconnected_gradients=zero)
 
         self.forward, self.gradient, self.both = forward, gradient, both
         self._last: tuple[Floats, Floats, Floats] | None = None  # images, outputs and gradient of `attacked_outputs`
@@ -167,7 +168,7 @@ class Classifier:
                 outputs = forward(x, training=False)
                 losses = loss(outputs, *arguments)
             # The gradient of the sum: an image's loss depends on no other image.
-            gradient = tape.gradient(losses, x)
+            gradient = tape.gradient(losses, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             return Pass(outputs, losses, gradient)
 
         # Compiled once for all batch sizes, in whichever thread calls first.
