@@ -102,7 +102,8 @@ def _outcome(
     # All runs of a fooled image ended together, so the largest margin is that of one that fools it.
     chosen = rows[np.arange(len(rows)), margins.reshape(rows.shape).argmax(axis=1)]
     growth, late = best[chosen] - losses, best[chosen] - before_last_tenth[chosen]
-    return Outcome(kept[chosen], margins[chosen], last[chosen], best[chosen], ~fooled & (late > RISE * np.maximum(growth, 0)))
+    rises = ~fooled & (late > RISE * np.maximum(growth, 0))
+    return Outcome(kept[chosen], margins[chosen], last[chosen], best[chosen], rises)
 
 
 def starting_points(seed: int, pixels: Pixels, aims: int, *streams: int, norm: str, eps: float) -> Floats:

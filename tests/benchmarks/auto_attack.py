@@ -11,8 +11,8 @@ Three figures, each on a le_net trained as `make demo` trains it:
 3. Share of a loop that does only the passes, forward and backward, as many and of the same sizes, on the bare model: at
    least 0.9.
 
-Figures 2 and 3 are of the fastest of several turns; figure 3 leaves out compilation. Exits 1 where a figure misses its bound. With --model, takes a model instead of
-training one.
+Figures 2 and 3 are of the fastest of several turns; figure 3 leaves out compilation. Exits 1 where a figure misses its
+bound. With --model, takes a model instead of training one.
 """
 
 import argparse
