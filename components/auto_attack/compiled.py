@@ -75,9 +75,10 @@ class Runs:
             self._update, input_signature=[rows, images, outputs, numbers, images]
         )
         if self._target.compiled:
-            self._step = tf.function(self._in_parts, input_signature=[rows, share])
+            step = tf.function(self._in_parts, input_signature=[rows, share])
             # Traced first, the pass is compiled for batches of every size, and once.
-            self._step.get_concrete_function()
+            step.get_concrete_function()
+            self._step = step
 
     def _begin(self, rows: Any, original: Any, start: Any, labels: Any, aims: Any) -> None:
         """Begin runs.
