@@ -15,6 +15,7 @@ from evasion.components.common.data.pixels import to_float, to_pixels, towards
 from evasion.components.common.defenses import known
 from evasion.components.common.models import classifier
 from evasion.components.fgm import task as fgm_task
+from evasion.components.fgm.compiled import fast_gradient_step
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.jpeg_compression import task as jpeg
 from evasion.components.pgd import compiled
@@ -430,3 +431,32 @@ def test_steps_stay_at_the_start_where_the_gradient_is_nan(digits):
     start = tf.clip_by_value(x + 0.05, 0, 1)
     result = compiled.steps(lambda images: images * math.nan, x, start, eps=0.1, eps_step=0.03, max_iter=3)
     np.testing.assert_allclose(result.numpy(), start.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fgm", "minimal", "pgd", "from_floats"])
+@pytest.mark.parametrize("defended", [False, True])
+def test_an_image_that_clipping_leaves_as_it_is_has_a_gradient_all_the_same(name, defended):
+    """A black image before a model that only darker pixels would fool."""
+    import keras
+
+    inputs = keras.Input((4, 4, 1))
+    dense = keras.layers.Dense(2, activation="softmax")
+    model = keras.Model(inputs, dense(keras.layers.Flatten()(inputs)))
+    dense.set_weights([np.tile(np.float32([1, -1]), (16, 1)), np.float32([1, 0])])
+    target = classifier.Classifier(model)
+    if defended:
+        target = Defended(model, TRANSFORMATIONS["spatial_smoothing"], eot_samples=1, seed=0)
+    pixels = np.stack([np.zeros((4, 4, 1), np.uint8), np.full((4, 4, 1), 100, np.uint8)])
+    method = fgm_task.fast_gradient_method(
+        target.art, norm="inf", eps=0.1, eps_step=0.05, minimal=name == "minimal", batch_size=2
+    )
+    attack = {
+        "fgm": lambda: fast_gradient_step(target, norm="inf", eps=0.1),
+        "pgd": lambda: compiled.projected_gradient_descent(
+            target, norm="inf", eps=0.1, eps_step=0.05, max_iter=3, num_random_init=0, seed=0
+        ),
+    }.get(name, lambda: runner.from_floats(target, lambda x, y: method.generate(x, y=y)))()
+    generated = attack.generate(pixels)
+    np.testing.assert_array_equal(generated.pixels[0], pixels[0])
+    assert (generated.pixels[1] < pixels[1]).all()
+    assert not generated.without_gradient.any()
