@@ -25,7 +25,7 @@ DISTANCES = {"inf": "l_infinity_norm", "1": "l_1_norm", "2": "l_2_norm"}
 ZERO_GRADIENTS = 0.05
 """Share of images without a gradient above which robust accuracy says more about the attack than the model."""
 
-ZERO_CAUSE = "The attack never moved them, for their gradients are zero: see “gradients not zero”."
+ZERO_CAUSE = "it never moved them, for their gradients are zero, which another check judges"
 
 
 def of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
@@ -142,10 +142,11 @@ def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], a
         if eps is not None and norm == "inf":
             yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
     elif saved["max"] == 0:
-        advice = "Nothing is left of the attack after rounding: take a larger eps."
+        text, advice = "no saved image differs from its original", "Rounding undoes the attack: take a larger eps."
         if _zero(attacked) == 1:
-            advice = ZERO_CAUSE
-        yield Check(name, attack.label, "fail", "no saved image differs from its original", advice)
+            yield Check(name, attack.label, "pass", f"{text}: {ZERO_CAUSE}")
+        else:
+            yield Check(name, attack.label, "fail", text, advice)
     elif eps is not None and bounded and bounded["max"] > eps * (1 + 1e-5) + ROUNDING:
         text = f"a saved image differs by {bounded['max']:.4g} in norm {norm}, more than eps={eps:g} allows"
         yield Check(name, attack.label, "fail", text, "The bound is broken: do not compare with other results.")
@@ -153,10 +154,11 @@ def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], a
         text = (
             f"at least half of the saved images do not differ from their originals (largest change {saved['max']:.4g})"
         )
-        advice = "Rounding undoes the attack on these images: take a larger eps."
         if _zero(attacked) >= 0.5:
-            advice = ZERO_CAUSE
-        yield Check(name, attack.label, "warn", text, advice)
+            yield Check(name, attack.label, "pass", f"{text}: {ZERO_CAUSE}")
+        else:
+            advice = "Rounding undoes the attack on these images: take a larger eps."
+            yield Check(name, attack.label, "warn", text, advice)
     else:
         text = (
             f"the most changed pixel moved by {saved['median'] / LEVEL:.3g} steps of 8 bits in the median image, "

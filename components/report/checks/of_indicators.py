@@ -17,7 +17,7 @@ from evasion.components.common.results.treatments import Treatment
 EARLIER = 0.05
 """Share of images that only an earlier iterate fools above which the steps are too long."""
 
-RISING = (0.25, 0.02)
+RISING = (0.5, 0.02)
 """Shares of the standing images, and of all, whose loss still rises: above both, the attack needs more steps."""
 
 BLACK_BOX = (0.01, 0.05)
@@ -35,8 +35,10 @@ UNCONFIRMED = 0.25
 
 def of_indicators(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
     """Check one attack by all its evaluations."""
-    yield from _best_iterate(of_attack, attack)
-    yield from _converged(of_attack, attack)
+    # Behind a random defense the loss of an iterate is a sample: of two alike, one may fool and the other not.
+    repeatable = [evaluation for evaluation in of_attack if _draws_of(evaluation) is None]
+    yield from _best_iterate(repeatable, attack)
+    yield from _converged(repeatable, attack)
     yield from _saturated(of_attack, attack)
     yield from _masked(of_attack, attack)
     for evaluation in of_attack:
@@ -125,7 +127,7 @@ def _masked(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
 
 def _draws(evaluation: Evaluation) -> Iterator[Check]:
     """Check whether the attacker's mean over draws says what another draw of the random defense does."""
-    draws = next((entry.draws for entry in evaluation.attacks if entry.draws is not None), None)
+    draws = _draws_of(evaluation)
     if draws is None or evaluation.knowledge != AWARE:
         return
     name, text = "enough draws of a random defense", f"eot_samples={draws}"
@@ -138,3 +140,8 @@ def _draws(evaluation: Evaluation) -> Iterator[Check]:
         yield Check(name, evaluation.title, "warn", text, advice)
     else:
         yield Check(name, evaluation.title, "pass", text)
+
+
+def _draws_of(evaluation: Evaluation) -> int | None:
+    """Over how many draws of a random defense the attack averaged; None without one."""
+    return next((entry.draws for entry in evaluation.attacks if entry.draws is not None), None)

@@ -93,9 +93,9 @@ def test_augmented_data_is_told_apart(lab: Lab, tmp_path: Path) -> None:
     [
         ("best iterate kept", "pass", {"fooled_earlier_images": 20}),
         ("best iterate kept", "warn", {"fooled_earlier_images": 21}),
-        ("loss converged", "pass", {"standing_images": 100, "rising_images": 25}),
+        ("loss converged", "pass", {"standing_images": 100, "rising_images": 50}),
         ("loss converged", "pass", {"standing_images": 8, "rising_images": 8}),
-        ("loss converged", "warn", {"standing_images": 100, "rising_images": 26}),
+        ("loss converged", "warn", {"standing_images": 100, "rising_images": 51}),
         ("cross-entropy not saturated", "pass", {"saturated_gradient_images": 0}),
         ("cross-entropy not saturated", "warn", {"saturated_gradient_images": 20, "zero_gradient_images": 20}),
         ("cross-entropy not saturated", "fail", {"saturated_gradient_images": 21, "zero_gradient_images": 21}),
