@@ -77,8 +77,8 @@ def train(
     """Train a model. The parameters are those of the step.
 
     Returns:
-        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat. `card`: the description
-        of the model.
+        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat, and `trained_accuracy`, that
+        of the trained model on up to 200 of its training images without attack. `card`: the description of the model.
     """
     parameters = {
         "model_tag": model_tag,
@@ -119,6 +119,7 @@ def _train(dataset: Path, model: Path, parameters: Mapping[str, Any]) -> dict[st
         if parameters["register_model"]:
             name = tracking.registered_name(stage_run.experiment, parameters["model_tag"], architecture)
         network, metrics = _fitted_network(data, parameters)
+        metrics |= _judged(network, data, parameters, stage_run)
         card = model_artifact.save(
             network,
             model,
@@ -130,6 +131,29 @@ def _train(dataset: Path, model: Path, parameters: Mapping[str, Any]) -> dict[st
         stage_run.log_metrics(metrics)
         card = _log_model(stage_run, model, card, name)
     return {"metrics": metrics, "card": dataclasses.asdict(card)}
+
+
+def _judged(network: Any, data: Any, parameters: Mapping[str, Any], stage_run: Any) -> dict[str, float]:
+    """Warn of a training that ended at chance, and return the accuracy on its own images as a metric."""
+    import sys
+
+    from evasion.components.train.chance import after_training
+
+    _, training = _split(data, parameters)
+    known = after_training(network, data, training, parameters["batch_size"])
+    if known.at_chance:
+        print(known.warning, file=sys.stderr, flush=True)
+        stage_run.tag({"training": "ended at chance"})
+    return {"trained_accuracy": known.right / known.images}
+
+
+def _split(data: Any, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the indices of the images held out for validation and of those to train on, in random order."""
+    import numpy as np
+
+    order = np.random.default_rng(parameters["seed"]).permutation(len(data))
+    held_out = round(len(data) * parameters["validation_split"])
+    return order[:held_out], order[held_out:]
 
 
 def _log_model(stage_run: Any, model: Path, card: Any, registered_name: str) -> Any:
@@ -235,10 +259,9 @@ def _fit(network: Any, data: Any, parameters: Mapping[str, Any], *, replicas: in
     from evasion.components.train.feed import BestWeights, Feed, Fraction
 
     epochs, batch_size, seed = (parameters[name] for name in ("epochs", "batch_size", "seed"))
-    order = np.random.default_rng(seed).permutation(len(data))
-    held_out = round(len(data) * parameters["validation_split"])
-    feed = Feed(data, order[held_out:], batch_size, shuffle_seed=seed, replicas=replicas)
-    validation = Feed(data, np.sort(order[:held_out]), batch_size, replicas=replicas) if held_out else None
+    held_out, training = _split(data, parameters)
+    feed = Feed(data, training, batch_size, shuffle_seed=seed, replicas=replicas)
+    validation = Feed(data, np.sort(held_out), batch_size, replicas=replicas) if len(held_out) else None
     monitored = "val_loss" if validation else "loss"
     history = network.fit(
         feed,

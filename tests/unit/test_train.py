@@ -19,6 +19,7 @@ from evasion.components.common.models import architectures
 from evasion.components.common.models import artifact as model_artifact
 from evasion.components.infer import task as infer_task
 from evasion.components.train import task
+from evasion.components.train.chance import AfterTraining
 
 SEED = 7  # of the fixture `train`, where a test names no other
 
@@ -349,6 +350,24 @@ def test_training_learns(train, digits_tar):
         accuracy = (network.predict(x, verbose=0).argmax(axis=1) == data.labels).mean()
     assert accuracy > 0.8
     assert result["metrics"]["training_accuracy"] > 0.7
+
+
+@pytest.mark.parametrize(("learning_rate", "at_chance"), [(0.01, False), (1e-9, True)])
+def test_training_that_ends_at_chance_says_so(train, digits_tar, mlflow_store, capsys, learning_rate, at_chance):
+    result = train(digits_tar, epochs=10.0, learning_rate=learning_rate)
+    assert ("training ended at chance" in capsys.readouterr().err) == at_chance
+    assert (result["metrics"]["trained_accuracy"] > 0.5) != at_chance
+    (run,) = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
+    assert (run.data.tags.get("training") == "ended at chance") == at_chance
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "most_frequent", "at_chance"),
+    [(30, 200, 25, True), (38, 200, 25, False), (4, 4, 1, False), (1, 4, 1, True), (140, 200, 130, True)],
+)
+def test_chance_is_what_a_constant_prediction_has_right(right, images, most_frequent, at_chance):
+    known = AfterTraining(right, images, most_frequent)
+    assert known.at_chance == bool(known.warning) == at_chance
 
 
 def test_same_seed_same_weights_and_another_seed_others(train, digits_tar):
