@@ -25,6 +25,7 @@ from evasion.components.fgm import task as fgm_task
 from evasion.components.infer import task
 from evasion.components.infer.confusion import readable
 from evasion.components.jpeg_compression import task as jpeg_task
+from evasion.components.pgd import task as pgd_task
 
 SETTINGS = {"others": [], "batch_size": 32, "seed": 0}
 # Strong enough to fool the small LeNet often, weak enough not to fool it always.
@@ -266,6 +267,25 @@ def test_attack_success_is_counted_among_the_images_that_were_right(evaluate, di
     assert not {name for name in clean["metrics"] if "attack" in name or "before" in name}
     assert clean["checks"]["zero_gradient_images"] is None
     assert clean["checks"]["gradient_from_logits"] is None
+
+
+def test_what_an_attack_recorded_of_each_image_is_counted(evaluate, digits_tar, le_net_artifact, tmp_path):
+    sizes = {"eps": 0.08, "eps_step": 0.02, "max_iter": 3, "num_random_init": 0, "norm": "inf", "eot_samples": 1}
+    tar = tmp_path / "pgd.tar"
+    pgd_task.pgd(
+        dataset=digits_tar, model=le_net_artifact, adversarial=tar, defenses="", batch_size=32, seed=1, **sizes
+    )
+    found, rows, *_ = evaluate(tar, le_net_artifact)
+    checks = found["checks"]
+    fooled = [row["fooled_best"] == "1" for row in rows]
+    claimed = [row for row in rows if row["fooled_best"] == "1" and row["clean_prediction"] == row["label"]]
+    assert 0 < checks["standing_images"] == fooled.count(False) < len(rows)
+    assert checks["rising_images"] == sum(row["loss_rises"] == "1" for row in rows) > 0
+    assert checks["fooled_earlier_images"] == sum((row["fooled_best"], row["fooled_end"]) == ("1", "0") for row in rows)
+    assert checks["claimed_images"] == len(claimed) > 0
+    assert checks["unconfirmed_images"] == 0  # the model is no random defense: what fools it as saved does so again
+    assert not any(int(row["correct"]) for row in claimed)
+    assert checks["black_box_only_images"] is None  # no column says which member fooled an image
 
 
 @pytest.fixture(scope="module")
