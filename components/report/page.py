@@ -113,8 +113,8 @@ def _blocks(rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
 def _plot(curve: Curve) -> Plot:
     """The curve as a plot: a color a defense; the worst case of each is shown, thin lines show what it is made of.
 
-    At first only the attacks on the model alone are shown beside the worst cases. Noise before a defense is in the
-    summary only.
+    At first FGM on the model alone and noise are shown beside the worst cases. Noise before a defense is in the summary
+    only.
     """
     defenses = list(dict.fromkeys(series.defense.label for series in curve.series if series.defense))
 
@@ -128,7 +128,7 @@ def _plot(curve: Curve) -> Plot:
             points,
             None if series.control else color(series),
             dashed=series.knowledge == OBLIVIOUS,
-            shown=series.worst_case or series.defense is None,
+            shown=series.worst_case or (series.defense is None and series.perturbation != PGD),
             thin=not (series.worst_case or series.control),
         )
 

@@ -70,10 +70,6 @@ class AttackedBatch:
         """Return the images after one step of size `eps` along the gradient at `x`."""
         return moved(self.x, self.gradient, self._attacker.norm, eps)
 
-    def gradient_near(self, places: Places, x: Floats) -> Floats:
-        """Return the gradient of the same loss at images `x` that are close to those at `places`."""
-        return _numbers(self._attacker.target.loss_gradient(x, self._labels[places]))
-
     def grow(self, eps: float, standing: Flags) -> None:
         """Continue PGD from the images that a smaller size has left.
 

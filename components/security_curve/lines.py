@@ -68,7 +68,8 @@ def worst_case(lines: Iterable[Outcomes]) -> Outcomes:
 
     An attacker who may change an image by more may also change it by less.
     """
-    return np.logical_and.accumulate(np.logical_and.reduce(list(lines)), axis=0)
+    worst: Outcomes = np.logical_and.accumulate(np.logical_and.reduce(list(lines)), axis=0)
+    return worst
 
 
 def lines_of(defenses: Sequence[Defense], points: int, *, pgd: bool) -> list[Line]:

@@ -45,7 +45,7 @@ from evasion.components.common.results.evaluation import DatasetRecord, ModelRec
 from evasion.components.security_curve import lines
 from evasion.components.security_curve.attackers import CONFIDENT, AttackedBatch, Attacker, Labels, step_size
 from evasion.components.security_curve.lines import Line
-from evasion.components.security_curve.smoothness import Sampled, smoothness
+from evasion.components.security_curve.smoothness import Sampled, Smoothness
 
 LEVELS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 """Sizes in 8-bit levels, so that rounding loses nothing: about half as much again from point to point."""
@@ -150,14 +150,14 @@ class _Outcome:
         labels: Their classes, as the model numbers them.
         predicted: The classes predicted, (points, images), by line.
         controls: Those predicted under each control.
-        smoothness: By column, the text for each image that it is measured of.
+        smoothness: How smooth the loss is, by the place of each image that it is measured of.
     """
 
     paths: list[str]
     labels: npt.NDArray[np.int32]
     predicted: Mapping[Line, Labels]
     controls: Mapping[str, Labels]
-    smoothness: Mapping[str, Mapping[int, str]]
+    smoothness: Mapping[int, float]
 
 
 class _Measurement:
@@ -179,6 +179,7 @@ class _Measurement:
         self._places = card.indices_of(data.header.class_names, data.header.image_shape)
         self._attackers = {stage: self._attacker(defense) for stage, defense in self._defenses.items()}
         self._lines = lines.lines_of(defenses, len(settings.sizes) + 1, pgd=settings.pgd_max_iter > 0)
+        self._smoothness = Smoothness(bare, settings.seed)
         self._right = dict.fromkeys(self._control_names(), 0)
 
     def _attacker(self, defense: Defense | None) -> Attacker:
@@ -200,8 +201,7 @@ class _Measurement:
     @property
     def columns(self) -> list[str]:
         """The columns of the table that `count` returns rows of."""
-        measured = (of_defense(SMOOTHNESS, stage) for stage in self._defenses)
-        return ["path", "label", *self._right, *measured]
+        return ["path", "label", *self._right, SMOOTHNESS]
 
     def lines(self) -> list[CurveLine]:
         """Return the lines as they were counted."""
@@ -233,10 +233,10 @@ class _Measurement:
             if line.perturbation in (FGM, NOISE)
         }
         predicted |= self._grown(batch, pixels, labels, attacks, guesses)
-        smooth = {
-            of_defense(SMOOTHNESS, stage): smoothness(batch, sampled, attack, self._settings.seed)
-            for stage, attack in attacks.items()
-        }
+        own = self._attackers[None].one_hot[attacks[None].own[sampled]]
+        smooth = dict(
+            zip(sampled, self._smoothness.of([batch[place] for place in sampled], x[sampled], own), strict=True)
+        )
         controls = {COMPUTED: guesses[COMPUTED], **self._controlled(predicted)}
         return _Outcome([sample.source for sample in batch], labels, predicted, controls, smooth)
 
@@ -251,7 +251,8 @@ class _Measurement:
                 "path": path,
                 "label": names[outcome.labels[place]],
                 **{name: names[outcome.controls[name][place]] for name in self._right},
-                **{name: measured.get(place, "") for name, measured in outcome.smoothness.items()},
+                # In three digits: how outputs are rounded depends on the batch, and shards make other batches.
+                SMOOTHNESS: f"{outcome.smoothness[place]:.3f}" if place in outcome.smoothness else "",
             }
             for place, path in enumerate(outcome.paths)
         ]

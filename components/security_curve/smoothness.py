@@ -1,20 +1,24 @@
-"""How smooth the loss is around images: the cosine similarity of its gradients at an image and close to it.
+"""How smooth the loss is around images: whether it changes as its gradient says.
 
-Gradients that point elsewhere one 8-bit level away lead an attack nowhere (Pintor et al. 2022, "Indicators of Attack
-Failure", arXiv:2106.09947): the model may look robust and not be so.
+A loss that jumps within one 8-bit level leads an attack that follows its gradient nowhere (Pintor et al. 2022,
+"Indicators of Attack Failure", arXiv:2106.09947): the model may look robust and not be so. The direction of the
+gradient does not tell: between its jumps, a network of k winners that take all (Xiao et al. 2020, arXiv:1905.10510) has
+gradients as constant as any other.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from evasion.components.common.data import sampling
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.pixels import Floats
 from evasion.components.common.defenses.transformations import generator
+from evasion.components.common.models.classifier import Classifier
 from evasion.components.common.results.curve import SMOOTHNESS_IMAGES
-from evasion.components.security_curve.attackers import AttackedBatch
 
 LEVEL = 1 / 255
 """Largest change of a pixel on the way to the image nearby."""
@@ -37,38 +41,48 @@ class Sampled:
         return heapq.heappushpop(self._ranks, rank) != rank
 
 
-def smoothness(batch: Sequence[Sample], places: Sequence[int], attack: AttackedBatch, seed: int) -> Mapping[int, str]:
-    """Return the cosine similarity of the gradients at an image and close to it, as text, by place.
+class Smoothness:
+    """Measures how smooth the loss of a model is.
 
-    The image nearby differs by noise, uniform within one 8-bit level, which depends on the seed and the image alone.
-    An image without a gradient at one of the two has none.
+    The loss is how far the largest other output exceeds that of the predicted class: unlike the cross-entropy it does
+    not fade where the model is sure. An image nearby differs by noise, uniform within one 8-bit level.
 
     Args:
-        batch: The images.
-        places: Which of them to measure.
-        attack: An attack on the batch.
-        seed: Seed of the noise.
+        target: The model. (The gradient of a defended one is not that of its loss.)
+        seed: Seed of the noise, which depends on it and on the image alone.
     """
-    if not places:
-        return {}
-    chosen = np.array(places, dtype=np.intp)
-    noise = [_noise(seed, batch[place].source, attack.x.shape[1:]) for place in places]
-    near = np.clip(attack.x[chosen] + np.stack(noise), 0, 1)
-    here, there = (_flat(each) for each in (attack.gradient[chosen], attack.gradient_near(chosen, near)))
-    sizes = np.linalg.norm(here, axis=1) * np.linalg.norm(there, axis=1)
-    # In three digits: how a gradient is rounded depends on the batch, and shards make other batches.
-    return {
-        place: f"{product / size:.3f}"
-        for place, product, size in zip(places, (here * there).sum(axis=1), sizes, strict=True)
-        if size > 0
-    }
 
+    def __init__(self, target: Classifier, seed: int) -> None:
+        self._seed = seed
 
-def _noise(seed: int, source: str, shape: tuple[int, ...]) -> Floats:
-    return generator(seed, f"near {source}").uniform(-LEVEL, LEVEL, shape).astype(np.float32)
+        def margin(outputs: Any, own: Any) -> Any:
+            others = tf.where(own > 0, outputs.dtype.min, outputs)
+            return tf.reduce_max(others, axis=1) - tf.reduce_sum(outputs * own, axis=1)
 
+        self._pass = target.loss_pass(margin)
 
-def _flat(gradient: Floats) -> np.ndarray:
-    """Return gradients as rows of float64, the largest value of each 1: products of small ones would be 0."""
-    rows = gradient.reshape(len(gradient), -1).astype(np.float64)
-    return rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    def of(self, batch: Sequence[Sample], x: Floats, labels: Floats) -> list[float]:
+        """Return the smoothness around each image, from 0 to 1.
+
+        It is 1 - |d - g| / (|d| + |g|), where d is how the loss changes up to the image nearby, and g how it would by
+        its gradient: 1 for a linear loss, 0 where one of the two is nothing beside the other or points elsewhere.
+
+        Args:
+            batch: The images.
+            x: The same in [0, 1].
+            labels: The classes that the model predicts for them, one-hot.
+        """
+        if not len(x):
+            return []
+        noise = np.stack([self._noise(sample.source, x.shape[1:]) for sample in batch])
+        near = np.clip(x + noise, 0, 1)
+        here, there = (self._pass(tf.constant(each), tf.constant(labels)) for each in (x, near))
+        change = np.asarray(there.loss, dtype=np.float64) - np.asarray(here.loss, dtype=np.float64)
+        by_gradient = (np.asarray(here.gradient, dtype=np.float64) * (near - x)).sum(axis=(1, 2, 3))
+        sizes = np.abs(change) + np.abs(by_gradient)
+        # A loss that does not change at all is as smooth as can be; other checks tell of it.
+        apart = np.divide(np.abs(change - by_gradient), sizes, out=np.zeros_like(sizes), where=sizes > 0)
+        return [float(value) for value in 1 - np.nan_to_num(apart, nan=1)]
+
+    def _noise(self, source: str, shape: tuple[int, ...]) -> Floats:
+        return generator(self._seed, f"near {source}").uniform(-LEVEL, LEVEL, shape).astype(np.float32)

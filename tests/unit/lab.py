@@ -152,7 +152,7 @@ class Lab:
         n = len(self.labels)
         known = {f"{control}_{MEDIAN['stage']}": count for control, count in MEDIAN_CONTROLS.items()}
         wrong = {"clean": 8, "computed": 300, "saved": 300, "noise": 9, "pgd": 350, **known} | changed.pop("wrong", {})
-        smooth = {"smoothness": 0.98, f"smoothness_{MEDIAN['stage']}": 0.95} | changed.pop("smoothness", {})
+        smooth = {"smoothness": changed.pop("smoothness", 0.9)}
         eps = (0.0, 1 / 255, 0.1, 0.3, 1.0)
 
         def line(perturbation: str, knowledge: str | None, defense: dict[str, Any] | None, *robust: int) -> Any:

@@ -7,7 +7,6 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,16 +177,15 @@ class Control:
 @strict
 @dataclass(frozen=True)
 class Smoothness:
-    """How much the gradients of the loss at an image and one 8-bit level away point the same way.
+    """How smooth the loss of the model alone is around images: whether it changes as its gradient says.
 
     Attributes:
-        defense: The defense that the gradient is taken through, or None.
-        cosine: The mean cosine similarity, from -1 to 1.
+        value: The mean over images, from 0 to 1, of 1 - |d - g| / (|d| + |g|), where d is how the loss changes up to an
+            image one 8-bit level away, and g how it would by its gradient.
         images: Of how many images.
     """
 
-    defense: TreatmentStep | None
-    cosine: float
+    value: float
     images: int
 
 
@@ -206,7 +204,7 @@ class Curve:
         seed: Of noise and draws.
         series: The lines; none if there are no images.
         controls: Accuracy under the controls, by name: `noise` of the model alone, `noise_<defense>` of a defended one.
-        smoothness: Of the loss, for the model alone and for each attacker who knows a defense.
+        smoothness: Of the loss of the model alone; None if it is measured of no image.
     """
 
     attack: str
@@ -218,7 +216,7 @@ class Curve:
     seed: Seed
     series: list[Series]
     controls: dict[str, Control]
-    smoothness: list[Smoothness]
+    smoothness: Smoothness | None
 
     @property
     def undefended(self) -> Series | None:
@@ -308,7 +306,7 @@ def read_curve(directories: Sequence[Path], evaluations: Evaluations) -> Measure
             controls={name: _control(each, whole.images) for name, each in whole.controls.items()}
             if whole.images
             else {},
-            smoothness=list(_smoothness(directories, whole)),
+            smoothness=_smoothness(directories),
             directories=tuple(directory for directory, _ in parts),
         )
     except ValueError as error:
@@ -348,22 +346,15 @@ def _summed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shards.alike(points, apart=counts) | {name: sum(point[name] for point in points) for name in counts}
 
 
-def _smoothness(directories: Sequence[Path], curve: CurveFile) -> Iterator[Smoothness]:
-    """Yield the means over the images of the lowest ranks, the same ones for any number of shards."""
-    cosines: list[tuple[int, dict[str, str]]] = []
+def _smoothness(directories: Iterable[Path]) -> Smoothness | None:
+    """Return the mean over the images of the lowest ranks, the same ones for any number of shards."""
+    measured: list[tuple[int, float]] = []
     for directory in directories:
         with (directory / PREDICTIONS).open(encoding="utf-8", newline="") as file:
-            cosines += [
-                (sampling.rank(row["path"]), row)
-                for row in csv.DictReader(file)
-                if any(value for name, value in row.items() if name.startswith(SMOOTHNESS))
-            ]
-    cosines = heapq.nsmallest(SMOOTHNESS_IMAGES, cosines, key=itemgetter(0))
-    for aim in dict.fromkeys(line.defense.stage if line.defense else None for line in curve.curves):
-        measured = [float(value) for _, row in cosines if (value := row.get(of_defense(SMOOTHNESS, aim)))]
-        step = next((line.defense.step for line in curve.curves if line.defense and line.defense.stage == aim), None)
-        if measured:
-            yield Smoothness(step, math.fsum(measured) / len(measured), len(measured))
+            rows = csv.DictReader(file)
+            measured += [(sampling.rank(row["path"]), float(row[SMOOTHNESS])) for row in rows if row.get(SMOOTHNESS)]
+    values = [value for _, value in heapq.nsmallest(SMOOTHNESS_IMAGES, measured)]
+    return Smoothness(math.fsum(values) / len(values), len(values)) if values else None
 
 
 def _series(line: CurveLine, images: int) -> Series:

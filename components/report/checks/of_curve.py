@@ -33,8 +33,11 @@ KEPT = 0.5
 UNBOUNDED = (0.01, 0.05)
 """Shares of images that PGD leaves without a bound: above the first a warning, above the second a failure."""
 
-SMOOTH = 0.5
-"""Mean cosine of the gradients one 8-bit level apart, from which on the loss is smooth enough to be followed."""
+SMOOTH = (0.65, 0.5)
+"""Shares of the loss's change that its gradient tells: below the first a warning, below the second a failure.
+
+Measured on digits: a trained le_net 0.82 to 0.95; networks whose winners, 10 or 20 %, take all 0.10 to 0.43.
+"""
 
 REPEATED = 0.01
 """Share of predictions that another process may make differently before it is a failure."""
@@ -57,7 +60,8 @@ def of_curve(evaluations: Evaluations, curve: MeasuredCurve) -> Iterator[Check]:
 def _falls(curve: MeasuredCurve) -> Iterator[Check]:
     """Whoever may change more can change less, so a rise says that the attack lost its way.
 
-    Where PGD has fooled a model once, that counts for all larger sizes, so only the single step can rise.
+    Where PGD has fooled a model once, that counts for all larger sizes, so only the single step can rise. It may where
+    it has left no more than chance: one step that is too long leads past the mark.
     """
     name, falling = "accuracy falls as eps grows", []
     for series in curve.series:
@@ -73,8 +77,7 @@ def _falls(curve: MeasuredCurve) -> Iterator[Check]:
             advice = (
                 "The gradient leads astray there (masked, or too long a step): trust smaller eps, compare with PGD."
             )
-            # Where the attack has left no more than chance, one step that is too long leads past the mark.
-            yield Check(name, subject, serious if low.accuracy.low > curve.chance else "warn", text, advice)
+            yield Check(name, subject, serious, text, advice)
         elif min(point.accuracy.high for point in series.points) >= first.accuracy.low > curve.chance:
             text = f"{_point(first)}, {_point(last)}"
             advice = "No eps hurts: check that the attack reaches the model and that gradients are not zero."
@@ -93,10 +96,10 @@ def _point(point: Point) -> str:
 
 
 def _rise(curve: Curve, series: Series) -> tuple[Point, Point] | None:
-    """Return the largest rise above chance that intervals do not explain."""
+    """Return the largest rise from above chance that intervals do not explain."""
     rises, lowest = [], series.points[0]
     for point in series.points[1:]:
-        if point.accuracy.low > max(lowest.accuracy.high, curve.chance):
+        if point.accuracy.low > lowest.accuracy.high and lowest.accuracy.low > curve.chance:
             rises.append((lowest, point))
         lowest = min(lowest, point, key=lambda each: each.accuracy.value)
     return max(rises, key=lambda pair: pair[1].accuracy.value - pair[0].accuracy.value, default=None)
@@ -164,17 +167,18 @@ def _pgd(curve: MeasuredCurve, correctness: dict[str, Correctness], defense: Tre
 
 
 def _smooth(curve: MeasuredCurve) -> Iterator[Check]:
-    """Gradients that point elsewhere one level away lead steps nowhere (Pintor et al. 2022)."""
-    name = "loss is smooth around the image"
-    for each in curve.smoothness:
-        subject = f"{curve.label}, {_defense_name(each.defense)}"
-        text = f"gradients one 8-bit level apart have a cosine similarity of {each.cosine:.2f}, {each.images} images"
-        if each.cosine >= SMOOTH:
-            yield Check(name, subject, "pass", text)
-        else:
-            advice = "Steps along such gradients lead nowhere: use an attack without gradients, such as Square."
-            # A defense may draw at random or jump, which the worst case over attacks must make up for.
-            yield Check(name, subject, "warn" if each.defense else "fail", text, advice)
+    """A loss that jumps within one level leads steps along its gradient nowhere (Pintor et al. 2022)."""
+    if curve.smoothness is None:
+        return
+    name, subject = "loss is smooth around the image", "no defense"
+    value, images = curve.smoothness.value, curve.smoothness.images
+    text = f"the gradient tells {percent(value)} of how the loss changes within one 8-bit level, {images} images"
+    warned, failed = SMOOTH
+    if value >= warned:
+        yield Check(name, subject, "pass", text)
+    else:
+        advice = "Steps along such gradients lead nowhere: use an attack without gradients, such as Square."
+        yield Check(name, subject, "fail" if value < failed else "warn", text, advice)
 
 
 def _rounding(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:

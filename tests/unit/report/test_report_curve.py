@@ -53,7 +53,7 @@ def test_what_the_worst_case_of_a_defense_is_made_of_is_hidden_at_first(lab: Lab
         ("no defense: worst case", True),
         ("spatial_smoothing window_size=3: worst case", True),
         ("no defense: fgm (single step)", True),
-        ("no defense: pgd", True),
+        ("no defense: pgd", False),
         ("no defense: uniform noise (control)", True),
         ("spatial_smoothing window_size=3: fgm (single step), oblivious", False),
         ("spatial_smoothing window_size=3: fgm (single step), defense-aware", False),
@@ -96,7 +96,7 @@ def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: 
     [
         ("accuracy falls as eps grows", "fail", {"right": (392, 390, 100, 250, 30)}),
         ("accuracy falls as eps grows", "fail", {"right": (392, 392, 391, 390, 390)}),
-        ("accuracy falls as eps grows", "warn", {"right": (392, 390, 100, 20, 80)}),  # from under chance
+        ("accuracy falls as eps grows", "pass", {"right": (392, 390, 100, 20, 80)}),  # from under chance
         ("accuracy falls as eps grows", "pass", {"right": (392, 390, 100, 20, 40)}),  # under chance
         ("at or under chance at eps = 1", "fail", {"right": (392, 390, 250, 250, 240)}),
         ("at or under chance at eps = 1", "warn", {"right": (392, 390, 350, 300, 100)}),
@@ -108,8 +108,8 @@ def test_a_curve_of_something_else_is_refused(lab: Lab, tmp_path: Path, change: 
         ("PGD reaches 0 without a bound", "warn", {"unbounded": 16}),
         ("PGD reaches 0 without a bound", "fail", {"unbounded": 40}),
         ("loss is smooth around the image", "pass", {}),
-        ("loss is smooth around the image", "fail", {"smoothness": {"smoothness": 0.3}}),
-        ("loss is smooth around the image", "warn", {"smoothness": {"smoothness_spatial_smoothing": 0.3}}),
+        ("loss is smooth around the image", "warn", {"smoothness": 0.6}),
+        ("loss is smooth around the image", "fail", {"smoothness": 0.2}),
         ("saved images as computed", "warn", {"wrong": {"computed": 310}}),
         ("saved images as computed", "fail", {"wrong": {"computed": 350}}),
         ("attack repeated", "warn", {"wrong": {"saved": 301}}),
