@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from evasion.components.common.attacks import norms
 from evasion.components.common.data.pixels import Floats
 from evasion.components.common.models.classifier import Classifier
-from evasion.components.fgm.compiled import direction
 
 REACH = 2.5
 """So far the steps of PGD at one size would lead in a straight line, in eps."""
@@ -68,7 +68,8 @@ class AttackedBatch:
 
     def fgm(self, eps: float) -> Floats:
         """Return the images after one step of size `eps` along the gradient at `x`."""
-        return moved(self.x, self.gradient, self._attacker.norm, eps)
+        moved: Floats = norms.moved(tf.constant(self.x), tf.constant(self.gradient), self._attacker.norm, eps).numpy()
+        return moved
 
     def grow(self, eps: float, standing: Flags) -> None:
         """Continue PGD from the images that a smaller size has left.
@@ -119,12 +120,6 @@ class AttackedBatch:
             self.images[place] = last_fooling[place]
 
 
-def moved(x: Floats, gradient: Floats, norm: str, eps: float) -> Floats:
-    """Return the images after a step of FGM: `eps` along the gradient, within [0, 1]."""
-    step: Floats = direction(tf.constant(gradient), norm).numpy()
-    return np.clip(x + np.float32(eps) * step, 0, 1)
-
-
 def step_size(eps: float, max_iter: int) -> float:
     """Return the step of PGD at one size."""
     return min(eps, REACH * eps / max_iter)
@@ -132,13 +127,8 @@ def step_size(eps: float, max_iter: int) -> float:
 
 def pgd_step(images: Floats, x: Floats, gradient: Floats, norm: str, eps: float, eps_step: float) -> Floats:
     """Return the images after a step of PGD: `eps_step` along the gradient, within `eps` of `x` and [0, 1]."""
-    change = np.clip(images + np.float32(eps_step) * direction(tf.constant(gradient), norm).numpy(), 0, 1) - x
-    if norm == "inf":
-        change = np.clip(change, np.float32(-eps), np.float32(eps))
-    else:
-        size = np.linalg.norm(change.reshape(len(change), -1), int(norm), axis=1)[:, None, None, None]
-        change *= np.minimum(1, np.float32(eps) / np.maximum(size, np.finfo(np.float32).tiny))
-    result: Floats = x + change
+    moved = norms.moved(tf.constant(images), tf.constant(gradient), norm, eps_step)
+    result: Floats = x + norms.projected(moved - x, norm, eps).numpy()
     return result
 
 

@@ -60,7 +60,8 @@ class Line:
 
 def robust(right: Outcomes) -> Outcomes:
     """Return at which points an image is right that is also right without perturbation."""
-    return right & right[0]
+    both: Outcomes = right & right[0]
+    return both
 
 
 def worst_case(lines: Iterable[Outcomes]) -> Outcomes:
