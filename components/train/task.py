@@ -77,8 +77,8 @@ def train(
     """Train a model. The parameters are those of the step.
 
     Returns:
-        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat, and `trained_accuracy`, that
-        of the trained model on up to 200 of its training images without attack. `card`: the description of the model.
+        `metrics`: the losses and accuracies of the best epoch, whose weights are saved, flat, and `trained_accuracy`,
+        that of the trained model on up to 200 of its training images without attack. `card`: the model's description.
     """
     parameters = {
         "model_tag": model_tag,

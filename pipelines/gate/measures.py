@@ -244,8 +244,8 @@ def _attacked(report: Report) -> Iterator[Measure]:
         if row.attack == NONE or (several and row.attack == report.attacks[0]):
             continue
         defense = _defense(row)
-        by_attacker: dict[str | None, Attacked] = {**row.attackers} if defense else {None: row.judged}
-        for attacker, attacked in by_attacker.items():
+        by_attacker = list(row.attackers.items()) if defense else [(None, row.judged)]
+        for attacker, attacked in by_attacker:
             under: dict[str, Any] = {
                 "attacks": (row.attack,),
                 "eps": _eps(row.attack),

@@ -37,8 +37,9 @@ def towards(x: Floats, originals: Pixels) -> Pixels:
         originals: What they were made from, of the same shape.
     """
     levels = np.clip(x, np.float32(0), np.float32(1)) * np.float32(255)
-    rises = levels > originals
-    return np.where(rises, np.floor(levels + ROUNDING_ERROR), np.ceil(levels - ROUNDING_ERROR)).astype(np.uint8)
+    up, down = np.ceil(levels - ROUNDING_ERROR), np.floor(levels + ROUNDING_ERROR)
+    rounded: Pixels = np.where(levels > originals, down, up).astype(np.uint8)
+    return rounded
 
 
 ROUNDING_ERROR = np.float32(2**-11)

@@ -112,7 +112,9 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
     try:
         with default_variables(patience(IMPATIENT) if lasting else IMPATIENT):
             yield
-    except (MlflowException, OSError, *_database_errors()) as error:
+    except Exception as error:
+        if not isinstance(error, (MlflowException, OSError, *_database_errors())):
+            raise
         import mlflow
 
         uri = mlflow.get_tracking_uri()
