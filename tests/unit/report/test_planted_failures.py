@@ -16,7 +16,6 @@ from evasion.components.infer.task import infer
 from evasion.components.jpeg_compression.task import jpeg_compression
 from evasion.components.pgd.task import pgd
 from evasion.components.report.task import report
-from evasion.components.security_curve.task import security_curve
 
 INDICATORS = {
     "attack survives 8 bits",
@@ -115,21 +114,6 @@ def test_a_random_defense_without_expectation_over_draws(tripped):
 
 def test_steps_that_are_lost_in_8_bits(tripped):
     assert tripped(eps=0.003, eps_step=0.001) == {"attack survives 8 bits"}
-
-
-@pytest.mark.skip(reason="the security curve does not measure yet whether the loss is smooth")
-def test_winners_take_all(tripped, le_net, digits_tar, tmp_path):
-    """Of the last hidden layer only the largest units pass (Xiao et al. 2020, arXiv:1905.10510), so the loss jumps."""
-    inputs = outputs = keras.Input((28, 28, 1))
-    for layer in le_net.layers[1:]:
-        outputs = layer(outputs)
-        if isinstance(layer, keras.layers.Dense) and layer.units == 128:
-            smallest = keras.ops.min(keras.ops.top_k(outputs, 13)[0], axis=1, keepdims=True)
-            outputs = outputs * keras.ops.cast(outputs >= smallest, "float32")
-    model = saved(keras.Model(inputs, outputs), tmp_path / "winners")
-    sizes = {"eps": EPS, "norm": "inf", "eps_values": "", "pgd_max_iter": 10, "eot_samples": 1}
-    security_curve(dataset=digits_tar, model=model, defenses="", curve=tmp_path / "curve", **sizes, **COMMON)
-    assert tripped(model, curve=tmp_path / "curve") == {"loss is smooth"}
 
 
 def test_the_planted_models_are_as_accurate_as_the_plain_one(le_net, digits):
