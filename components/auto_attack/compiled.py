@@ -65,9 +65,6 @@ class Runs:
         rows = tf.TensorSpec((None,), tf.int32)
         images, outputs = tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.float32)
         numbers, share = tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.float32)
-        self.begin = tf.function(
-            self._begin, input_signature=[rows, tf.TensorSpec((None, *shape), tf.uint8), images, rows, rows]
-        )
         self.check = tf.function(self._check, input_signature=[rows, share])
         self._step = self._in_parts
         self._move = tf.function(self._move, input_signature=[rows, share])  # type: ignore[method-assign]
@@ -80,8 +77,8 @@ class Runs:
             step.get_concrete_function()
             self._step = step
 
-    def _begin(self, rows: Any, original: Any, start: Any, labels: Any, aims: Any) -> None:
-        """Begin runs.
+    def begin(self, rows: Rows, original: Pixels, start: Floats, labels: Rows, aims: Rows) -> None:
+        """Begin runs. It is not compiled, since it happens once.
 
         Args:
             rows: Numbers of the rows, int32.
