@@ -17,6 +17,7 @@ bound. With --model, takes a model instead of training one.
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -182,6 +183,8 @@ def by_art(target, pixels: np.ndarray) -> tuple[float, float]:
         AutoProjectedGradientDescent(estimator(Ratio(reduction="sum")), nb_random_init=LIGHT.n_target_classes, **steps),
         SquareAttack(plain, max_iter=LIGHT.n_queries, nb_restarts=1, **usual),
     ]
+    # ART imports it, and would use it only for several processes.
+    sys.modules.setdefault("multiprocess", multiprocessing)
     x = to_float(pixels)
     before = target.outputs(x).argmax(axis=1)
     started = time.perf_counter()
