@@ -112,7 +112,8 @@ class Ensemble:
     def _square(self, group: "_Group", standing: Rows, stream: tuple[int, ...]) -> None:
         def judge(candidates: Pixels, images: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
             outputs, labels = self._outputs(self._target, candidates), group.labels[standing[images]]
-            return self._margins(outputs, labels), self._objective.settled(outputs, labels).numpy()
+            margins, settled = self._objective.judged(outputs, labels)
+            return margins.numpy(), settled.numpy()
 
         best, margins = square(
             group.pixels[standing],

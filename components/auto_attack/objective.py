@@ -20,6 +20,10 @@ class Objective:
 
     Args:
         target: The `Classifier` that is attacked.
+
+    Attributes:
+        classes: Number of classes.
+        judged: `margins` and `settled` at once.
     """
 
     def __init__(self, target: Any) -> None:
@@ -27,6 +31,13 @@ class Objective:
         self._from_logits = target.from_logits
         # Below this probability, averaged over the draws, the label has no majority in any of them.
         self._rare = np.float32(-np.log(2 * target.draws)) if target.random else None
+
+        # Compiled, because Square asks it for every candidate.
+        signature = [tf.TensorSpec((None, None), tf.float32), tf.TensorSpec((None,), tf.int32)]
+        self.judged = tf.function(
+            lambda outputs, labels: (self.margins(outputs, labels), self.settled(outputs, labels)),
+            input_signature=signature,
+        )
 
     def loss(self, outputs: Any, labels: Any, aims: Any) -> Any:
         """Return the loss that an attack raises, for each image; one function for all members is compiled once.
