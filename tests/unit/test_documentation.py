@@ -484,7 +484,7 @@ def in_the_source(message):
 
 def without_frame(printed):
     """Return a message without what the command line adds: the step before it, the option behind it."""
-    message = re.sub(r"^Error: ((load_dataset|load_model|infer|fgm): )?", "", printed)
+    message = re.sub(r"^Error: ((load_dataset|load_model|infer|auto_attack): )?", "", printed)
     return re.sub(r" Set --[a-z-]+\.$", "", message)
 
 

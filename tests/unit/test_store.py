@@ -76,7 +76,7 @@ def test_a_locked_database_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(TrackingError) as raised, client.reachable():
             tracking.client.current_experiment(client.connect())
     assert re.fullmatch(
-        r"MLflow at sqlite:///\S+ cannot be used; check that its folder can be written, that no other process holds it,"
-        r".*: database is locked",
+        r"MLflow at sqlite:///\S+ cannot be used; check that its folder can be written and that no other process holds "
+        r"it,.*: database is locked",
         str(raised.value),
     )

@@ -118,7 +118,17 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
         import mlflow
 
         uri = mlflow.get_tracking_uri()
-        message = f"MLflow at {uri} cannot be used; {_advice(uri)}: {_innermost(error)}"
+        if uri.startswith("sqlite:"):
+            advice = (
+                "check that its folder can be written and that no other process holds it, and move it away if its "
+                "creation was interrupted"
+            )
+            message = f"MLflow at {uri} cannot be used; {advice}: {_innermost(error)}"
+        else:
+            message = (
+                f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server is running: "
+                f"{_innermost(error)}"
+            )
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
 
@@ -127,15 +137,6 @@ def _database_errors() -> tuple[type[Exception], ...]:
     """Return the errors of a database that MLflow lets through; none where it keeps its runs elsewhere."""
     module = sys.modules.get("sqlalchemy.exc")
     return (module.SQLAlchemyError,) if module else ()
-
-
-def _advice(uri: str) -> str:
-    if not uri.startswith("sqlite:"):
-        return "check MLFLOW_TRACKING_URI and that the server is running"
-    return (
-        "check that its folder can be written, that no other process holds it, and move it away if its creation was "
-        "interrupted"
-    )
 
 
 def _innermost(error: BaseException) -> str:
