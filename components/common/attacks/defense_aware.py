@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,9 @@ import tensorflow as tf
 from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
 from evasion.components.common.defenses.transformations import Transformation
 from evasion.components.common.models.classifier import Classifier, Loss, Pass
+
+AT_ONCE_BYTES = 4 << 20
+"""Bytes of images of several draws that the model is given at once."""
 
 
 class Defended(Classifier):
@@ -56,23 +60,37 @@ class Defended(Classifier):
 
     def outputs(self, x: Floats) -> Floats:
         """Return the outputs for the defended images; of several draws, the logarithm of their mean probability."""
-        return self._averaged([super(Defended, self).outputs(defended) for defended in self._defended(x)])
+        parts = [super(Defended, self).outputs(defended) for defended in self._defended_at_once(x)]
+        return self._averaged(_by_draw(parts, len(x)))
 
     def loss_pass(self, loss: Loss) -> Callable[..., Pass]:
         """Return the function that computes outputs, losses and gradients of a batch: means over draws."""
         one_pass = super().loss_pass(loss)
 
         def passes(x: Any, *arguments: Any) -> Pass:
-            draws = [one_pass(tf.constant(defended), *arguments) for defended in self._defended(np.asarray(x))]
-            if len(draws) == 1:
-                return draws[0]
-            outputs = self._averaged([draw.outputs.numpy() for draw in draws])
-            losses = np.mean([draw.loss.numpy() for draw in draws], axis=0)
-            return Pass(outputs, losses, np.mean([draw.gradient.numpy() for draw in draws], axis=0))
+            if self.draws == 1:
+                (defended,) = self._defended(np.asarray(x))
+                return one_pass(tf.constant(defended), *arguments)
+            parts = []
+            for defended in self._defended_at_once(np.asarray(x)):
+                draws = len(defended) // len(x)
+                parts.append(one_pass(tf.constant(defended), *(np.concatenate([each] * draws) for each in arguments)))
+            outputs, losses, gradients = (
+                _by_draw([np.asarray(value) for value in values], len(x)) for values in zip(*parts, strict=True)
+            )
+            return Pass(self._averaged(outputs), losses.mean(axis=0), gradients.mean(axis=0))
 
         return passes
 
-    def _averaged(self, draws: list[Floats]) -> Floats:
+    def _defended_at_once(self, x: Floats) -> Iterator[Floats]:
+        """Yield the defended batches of all draws, of small images several draws at once: it fills the cores."""
+        at_once = max(1, AT_ONCE_BYTES // max(1, x.nbytes))
+        draws = iter(self._defended(x))
+        while some := list(islice(draws, at_once)):
+            yield np.concatenate(some)
+
+    def _averaged(self, draws: Floats) -> Floats:
+        """Return what outputs of shape (draws, images, classes) amount to."""
         if len(draws) == 1:
             return draws[0]
         if not self.from_logits:
@@ -99,3 +117,9 @@ class Defended(Classifier):
     def _generator(self, image: Pixels) -> np.random.Generator:
         digest = hashlib.sha256(image.tobytes()).digest()
         return np.random.default_rng([self._seed, self._stream, int.from_bytes(digest[:8], "big")])
+
+
+def _by_draw(parts: list[Floats], images: int) -> Floats:
+    """Return values of one draw after the other, of so many images each, with the draws as the first axis."""
+    whole = np.concatenate(parts)
+    return whole.reshape(-1, images, *whole.shape[1:])
