@@ -41,9 +41,9 @@ SHARDS = (
     "Number of parts into which the images to attack are split, at most the number of batches. Each part is attacked, "
     "defended and evaluated by its own steps, in parallel in a cluster. The results do not depend on it."
 )
-# Parameters of the security curve that the evaluation passes on. Its own `pgd_max_iter` configures a control attack and
-# must not be mixed up with that of training.
-CURVE = ("batch_size", "eps", "norm", "eps_values", "eot_samples", "seed")
+# Parameters of the security curve and their names in the evaluation, where `pgd_max_iter` is that of training.
+CURVE = {name: name for name in ("batch_size", "eps", "norm", "eps_values", "eot_samples", "seed")}
+CURVE |= {"pgd_max_iter": "curve_pgd_max_iter"}
 # Names of the parameters of adversarial training in the evaluation; no attack has parameters of these names.
 _TRAINING = {"eps": "pgd_eps", "eps_step": "pgd_eps_step", "max_iter": "pgd_max_iter"}
 
@@ -182,7 +182,8 @@ def _evaluate(
     evaluation = with_datasets(infer, len(evaluated))(
         **_datasets(*evaluated), model=model, batch_size=values["batch_size"], seed=values["seed"]
     )
-    curve = security_curve(dataset=clean, model=model, defenses=defenses, **{name: values[name] for name in CURVE})
+    settings = {name: values[own] for name, own in CURVE.items()}
+    curve = security_curve(dataset=clean, model=model, defenses=defenses, **settings)
     return evaluation.outputs["evaluation"], curve.outputs["curve"]
 
 
@@ -206,7 +207,7 @@ def parameters(
             parameter_of(load_dataset, "data_dir", "data_dir_test", default=REQUIRED, text=TEST_DATA),
             *SOURCES[source][1],
             *own(attack_steps),
-            *(parameter_of(security_curve, name, text=SHARED.get(name, "")) for name in CURVE),
+            *(parameter_of(security_curve, name, own, text=SHARED.get(name, "")) for name, own in CURVE.items()),
             *own(defense_steps),
             parameter_of(load_dataset, "skip_unreadable"),
             *([parameter_of(load_dataset, "shards", default=2, text=SHARDS)] if sharded else []),

@@ -53,7 +53,9 @@ def show_report(console: Console, report: Report) -> None:
         attack = row.attack.label + (", a single step" if row.single_step else "")
         if attack not in tables:
             title = "" if row.attack == NONE else escape(attack)
-            tables[attack] = Table("defense", *_columns(two), title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+            tables[attack] = Table(
+                Column("defense", no_wrap=True), *_columns(two), title=title, box=box.SIMPLE_HEAD, pad_edge=False
+            )
         defense = "no defense" if row.defense == NONE else row.defense.name
         tables[attack].add_row(escape(defense), *_shares(row, two))
     for table in tables.values():
@@ -102,9 +104,9 @@ def show_comparison(console: Console, comparison: Comparison, page: Path) -> Non
 
 def _columns(two: bool) -> list[Column]:
     """The columns of shares; with two attackers, robust accuracy under each besides the worst case."""
-    attackers = [f"{knowledge}" for knowledge in KNOWLEDGE] if two else []
-    titles = ["clean accuracy, %", "robust accuracy, %", *attackers, "attack success rate, %"]
-    return [Column(title, justify="right") for title in titles]
+    attackers = [knowledge.replace("-", "-\n") + ", %" for knowledge in KNOWLEDGE] if two else []
+    titles = ["clean\naccuracy, %", "robust\naccuracy, %", *attackers, "attack\nsuccess rate, %"]
+    return [Column(title, justify="right", no_wrap=True) for title in titles]
 
 
 def _shares(row: Row, two: bool) -> list[str]:

@@ -30,6 +30,9 @@ def arguments(mnist):
         "eps": 0.1,
         "batch_size": 32,
         "seed": 1,
+        "auto_attack_max_iter": 3,
+        "auto_attack_n_queries": 3,
+        "curve_pgd_max_iter": 1,
     }
 
 

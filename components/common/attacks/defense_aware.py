@@ -92,7 +92,7 @@ class Defended(Classifier):
     def _averaged(self, draws: Floats) -> Floats:
         """Return what outputs of shape (draws, images, classes) amount to."""
         if len(draws) == 1:
-            return draws[0]
+            return cast(Floats, draws[0])
         if not self.from_logits:
             return cast(Floats, np.mean(draws, axis=0))
         from scipy.special import log_softmax, logsumexp

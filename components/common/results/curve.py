@@ -21,8 +21,8 @@ from evasion.components.common.results.shares import Share
 from evasion.components.common.results.treatments import Aim, Treatment, TreatmentStep
 
 CURVE = "curve.json"
-FLOOR = 1 / 510
-"""Half a step of an 8-bit pixel: less is rounded away."""
+FLOOR = 1 / 255
+"""A step of an 8-bit pixel: less is rounded away, towards the original."""
 FGM, PGD, NOISE, WORST = "fgm", "pgd", "noise", "worst case"
 """What lines are drawn of: a single step, an attack that iterates, the control, and the worst case of the attacks."""
 CLEAN, COMPUTED, SAVED, SMOOTHNESS = "clean", "computed", "saved", "smoothness"

@@ -17,7 +17,7 @@ def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> Non
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
     Page(made.page)
     curve = made.json["curve"]
-    assert (curve["attack"], curve["eps"], curve["chance"], curve["floor"]) == ("fgm", 0.3, 0.1, pytest.approx(1 / 510))
+    assert (curve["attack"], curve["eps"], curve["chance"], curve["floor"]) == ("fgm", 0.3, 0.1, pytest.approx(1 / 255))
     low, high = interval(100, 400)
     accuracy = {"value": 0.25, "low": low, "high": high, "n": 400, "count": 100}
     assert curve["series"][0]["points"][3] == {"eps": 0.3, "accuracy": accuracy, "correct": 100}
