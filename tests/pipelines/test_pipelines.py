@@ -91,7 +91,8 @@ def test_fgm(attacked, trained):
     numbers = evaluation(attacked)
     assert numbers["metrics"]["accuracy"] < evaluation(trained)["metrics"]["accuracy"]
     assert numbers["metrics"]["right_before"] == evaluation(trained)["metrics"]["correct"]
-    assert numbers["distances"]["l_infinity_norm"]["max"] == pytest.approx(25 / 255)  # 0.1 is 25.5 levels, rounded towards the original
+    # 0.1 is 25.5 levels, rounded towards the original.
+    assert numbers["distances"]["l_infinity_norm"]["max"] == pytest.approx(25 / 255)
     assert "fgm.tar" in [one.path for one in client(attacked).list_artifacts(children(attacked)["fgm"].info.run_id)]
 
 

@@ -19,7 +19,6 @@ from evasion.components.common.models import classifier
 from evasion.components.common.results.treatments import ProvenanceEntry
 from evasion.components.gaussian_augmentation import task as gaussian
 from evasion.components.jpeg_compression import task as jpeg
-from evasion.components.pgd import compiled as pgd
 from evasion.components.pgd import task as pgd_task
 from evasion.components.spatial_smoothing import task as smoothing
 
@@ -151,14 +150,7 @@ def test_apgd_on_the_cross_entropy_leaves_no_more_than_arts(le_net, bare, digits
 @pytest.mark.parametrize("eps", [13 / 255, 20 / 255])
 def test_it_fools_at_least_what_as_many_steps_of_pgd_fool(bare, digits, eps):
     pixels = digits.pixels[:160]
-    one = pgd.projected_gradient_descent(
-        bare,
-        eps=eps,
-        eps_step=eps / 4,
-        max_iter=10,
-        num_random_init=1,
-        starting_points=lambda x: pgd_task.starting_points(3, x),
-    )
+    one = pgd_task.make(norm="inf", eps=eps, eps_step=eps / 4, max_iter=10, num_random_init=1)(bare, 3)
     by_pgd = predicted(bare, one.generate(pixels).pixels) != predicted(bare, pixels)
     ours = fooled_by(attacked(bare, pixels, members=("apgd-ce",), eps=eps)) != ""
     assert by_pgd.any()
@@ -498,7 +490,7 @@ BAD = [
     ({"norm": "1"}, "norm must be inf or 2 for auto_attack; fgm and pgd attack in norm 1: use --attacks fgm,pgd. "
      "Received: norm='1'"),
     ({"norm": "3"}, "norm must be one of inf, 1, 2. Received: norm='3'"),
-    ({"eps": 1.5}, r"eps must be in \(0, 1\]. Received: eps=1.5"),
+    ({"eps": 1.5}, r"eps must be in \(0, 1\], a share .*Received: eps=1.5"),
     ({"budget": "huge"}, "budget must be one of standard, light. Received: budget='huge'"),
     ({"max_iter": -1}, "max_iter must be an integer of at least 0. Received: max_iter=-1"),
     ({"num_random_init": True}, "num_random_init must be an integer of at least 0. Received: num_random_init=True"),

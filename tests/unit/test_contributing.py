@@ -134,6 +134,8 @@ def test_the_new_steps_work_in_an_evaluation(project, tmp_path, mnist):
     (summary,) = tmp_path.glob("*/report.json")
     table = json.loads(summary.read_text())["table"]
     assert [(row["attack"]["name"], row["defense"]["name"], row["defense"]["settings"]) for row in table] == [
+        ("worst case of fgm and momentum", "none", ""),
+        ("worst case of fgm and momentum", "bit_depth", "bits=1"),
         ("fgm", "none", ""),
         ("fgm", "bit_depth", "bits=1"),
         ("momentum", "none", ""),

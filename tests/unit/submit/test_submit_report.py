@@ -73,7 +73,7 @@ def test_a_report_of_another_version_is_kept_and_named(submit, reporting_file, l
     output, uri = tmp_path / "x", os.environ["MLFLOW_TRACKING_URI"]
     result = submit(reporting_file, "--output", str(output), "--tracking-uri", uri, code=1)
     assert "The run succeeded, but its report cannot be shown: " in result.stderr
-    assert "must be of schema_version 3. Received: 2." in result.stderr
+    assert "must be of schema_version 4. Received: 2." in result.stderr
     assert f"Report: {output / 'report.html'}" in result.stderr
     assert (output / "report.html").is_file()
 
