@@ -45,7 +45,7 @@ def perturb(logits: Any, x: Any, y: Any, start: Any, *, eps: float, eps_step: fl
 
 class _Madry(keras.Model):  # type: ignore[misc]
     def __init__(self, model: Any, eps: float, eps_step: float, max_iter: int) -> None:
-        super().__init__(inputs=model.inputs, outputs=model.outputs, name=model.name)
+        super().__init__(inputs=model.input, outputs=model.output, name=model.name)
         logits, from_logits = logits_of(model)
         self._attacked = optimized(logits, fixed=False)
         if not from_logits:

@@ -356,7 +356,7 @@ def test_compile_writes_whole_steps(tmp_path):
         assert spec["pipelineInfo"]["name"] == Path(path).parent.name.replace("_", "-")
     result = evasion("compile", "fgn", "--steps", "--output", tmp_path)
     assert result.exit_code == 2
-    assert "No such step: fgn. Choose from compare, fgm, gaussian_augmentation, infer," in result.stderr
+    assert "No such step: fgn. Choose from auto_attack, compare, fgm, gaussian_augmentation, infer," in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,7 @@ def test_the_readme_shows_the_result_first_and_has_its_sections_in_order():
         *("On a cluster", "Troubleshooting", "Links"),
     ]
     assert sections[0][1] <= 50
-    assert "fgm eps=0.2 norm=inf" in README.read_text(encoding="utf-8")[:3000]
+    assert "auto_attack eps=0.2 norm=inf" in README.read_text(encoding="utf-8")[:3000]
 
 
 def test_the_quickstart_is_the_demo():
