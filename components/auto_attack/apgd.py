@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evasion.components.auto_attack import draws
 from evasion.components.auto_attack.compiled import Rows, Runs
+from evasion.components.common.attacks import draws
 from evasion.components.common.data.pixels import Floats, Pixels, to_float
 
 MOMENTUM = 0.25  # share of the step before in the next one

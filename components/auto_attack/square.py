@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evasion.components.auto_attack import draws
+from evasion.components.common.attacks import draws
 from evasion.components.common.data.pixels import Floats, Pixels, to_float
 
 INITIAL_SHARE = 0.8  # of the pixels, that the first squares cover

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from evasion.components.common.attacks import norms
+from evasion.components.common.attacks import draws, norms
 from evasion.components.common.attacks.predicted import cross_entropy_pass, one_hot, predicted, without_gradient
 from evasion.components.common.attacks.runner import Attack, Generated
 from evasion.components.common.data.pixels import Floats, Pixels, to_float
@@ -92,9 +92,13 @@ def step(image_shape: tuple[int | None, ...], *, norm: str, eps: float, eps_step
     return compiled
 
 
+_STARTS = 3
+"""Tells the draws of starting points apart from those of a defense, for one image and one seed."""
+
+
 def _starts(pixels: Pixels, x: Floats, norm: str, eps: float, number: int, seed: int) -> Iterator[Any]:
     """Yield random starting points; they are drawn as they are needed."""
-    generators = norms.generators(pixels, seed)
+    generators = draws.generators(seed, pixels, _STARTS)
     for _ in range(number):
         change = np.stack([norms.drawn(random, pixels.shape[1:], norm, eps) for random in generators])
         yield tf.constant(np.clip(x + change, 0, 1))

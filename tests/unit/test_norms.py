@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from evasion.components.common.attacks import norms
+from evasion.components.common.attacks import draws, norms
 from evasion.components.common.data.pixels import to_float
 
 NORMS = ("inf", "1", "2")
@@ -87,7 +87,7 @@ def test_starts_fill_the_ball_and_depend_on_seed_and_image_alone(digits, norm, e
     pixels = digits.pixels[:12]
 
     def starts(images, seed):
-        return np.stack([norms.drawn(each, (28, 28, 1), norm, eps) for each in norms.generators(images, seed)])
+        return np.stack([norms.drawn(each, (28, 28, 1), norm, eps) for each in draws.generators(seed, images, 3)])
 
     together = starts(pixels, 3)
     np.testing.assert_array_equal(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from evasion.components.common.attacks import norms
+from evasion.components.common.attacks import draws, norms
 from evasion.components.common.attacks.defense_aware import Defended
 from evasion.components.common.attacks.predicted import cross_entropy_pass, one_hot, predicted
 from evasion.components.common.data.pixels import to_float, towards
@@ -49,7 +49,7 @@ def all_iterates(target, pixels, starts, *, norm, eps, eps_step, max_iter):
 
 def drawn_starts(pixels, norm, eps, seed, number):
     """Starting points as the attack draws them."""
-    generators = norms.generators(pixels, seed)
+    generators = draws.generators(seed, pixels, 3)
     changes = [np.stack([norms.drawn(each, (28, 28, 1), norm, eps) for each in generators]) for _ in range(number)]
     return [np.clip(to_float(pixels) + change, 0, 1) for change in changes]
 

@@ -1,7 +1,6 @@
 """A model behind a defense: the target of an attacker who knows the defense."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, cast
@@ -10,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.common.data.pixels import Floats, Pixels, to_float, to_pixels
+from evasion.components.common.attacks import draws
+from evasion.components.common.data.pixels import Floats, to_float, to_pixels
 from evasion.components.common.defenses.transformations import Transformation
 from evasion.components.common.models.classifier import Classifier, Loss, Pass
 
@@ -110,13 +110,10 @@ class Defended(Classifier):
     def _defended(self, x: Floats) -> Iterable[Floats]:
         """Yield the defended batch once for each draw. The defense gets the 8-bit images that would be saved."""
         pixels = to_pixels(x)
-        generators = [self._generator(image) if self._transformation.random else None for image in pixels]
+        random = self._transformation.random
+        generators = draws.generators(self._seed, pixels, self._stream) if random else [None] * len(pixels)
         for _ in range(self.draws):
             yield to_float(np.stack([*map(self._transformation.apply, pixels, generators)]))
-
-    def _generator(self, image: Pixels) -> np.random.Generator:
-        digest = hashlib.sha256(image.tobytes()).digest()
-        return np.random.default_rng([self._seed, self._stream, int.from_bytes(digest[:8], "big")])
 
 
 def _by_draw(parts: list[Floats], images: int) -> Floats:

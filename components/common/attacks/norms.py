@@ -1,12 +1,11 @@
 """The geometry of the norms inf, 1 and 2: steps along a gradient, projections onto a ball, and starts in it."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from evasion.components.common.data.pixels import Floats, Pixels
+from evasion.components.common.data.pixels import Floats
 
 
 def moved(x: Any, gradient: Any, norm: str, eps: float) -> Any:
@@ -74,12 +73,6 @@ def projected(change: Any, norm: str, eps: float) -> Any:
 
 def _flat(x: Any) -> Any:
     return tf.reshape(x, (tf.shape(x)[0], -1))
-
-
-def generators(pixels: Pixels, seed: int) -> list[np.random.Generator]:
-    """Return the random generator of each image's starts, which depends on the seed and the image alone."""
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
-    return [np.random.default_rng([seed, 3, int.from_bytes(digest[:8], "big")]) for digest in digests]
 
 
 def drawn(random: np.random.Generator, shape: tuple[int, ...], norm: str, eps: float) -> Floats:
