@@ -61,13 +61,18 @@ def _choices() -> Mapping[tuple[str, str], Sequence[str]]:
     from evasion.components.auto_attack import budgets
     from evasion.components.auto_attack import task as auto_attack
     from evasion.components.common.data.header import SPLITS
+    from evasion.components.common.data.resizing import METHODS
     from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
+    from evasion.components.common.models.ranges import RANGES
     from evasion.components.common.validate import NORMS
     from evasion.components.train.task import OPTIMIZERS
 
     return {
         ("", "model_architecture"): tuple(ARCHITECTURES),
+        ("load-model", "model_architecture"): ("", *ARCHITECTURES),
         ("init-model", "model_architecture"): PRETRAINED,
+        ("", "input_range"): tuple(RANGES),
+        ("", "interpolation"): tuple(METHODS),
         ("", "norm"): NORMS,
         ("auto-attack", "norm"): auto_attack.NORMS,
         ("auto-attack", "budget"): tuple(budgets.BUDGETS),

@@ -3,7 +3,7 @@
 They are chained through MLflow: a stage logs its tar as `<stage>.tar`, and the next pipeline reads a dataset from it by
 `run_id` (of the pipeline or of the stage), `dataset_tar_name` and `dataset_name`, which is `<stage>` here and one of
 several in an evaluation (`<stage>_aware_of_<defense>`, `<defense>_of_<dataset>`). Models are referred to by their
-registered names. Parameters that the original does not have: `weights` and `weights_sha256` (a mirrored file instead of
+registered names, or by files. Parameters that the original does not have: `weights` and `weights_sha256` (a mirrored file instead of
 a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether `data_dir`
 holds training or test data, to which `apply_fit` and `apply_predict` refer).
 
@@ -50,7 +50,7 @@ def init_model() -> Any:
     test_data = "Test set: a folder with one subfolder per class, named by WordNet id (n01440764 …), local or gs://."
 
     def wire(values: Values) -> None:
-        data = load_dataset(data_dir=values["data_dir"], model_architecture=values["model_architecture"])
+        data = load_dataset(data_dir=values["data_dir"], **_images(values))
         model = init_model_step(**_arguments(init_model_step, values))
         infer_step(dataset=data.outputs["dataset"], model=model.outputs["model"], **_arguments(infer_step, values))
 
@@ -69,14 +69,14 @@ def train() -> Any:
     def wire(values: Values) -> None:
         training = load_dataset(
             data_dir=values["data_dir_train"],
-            model_architecture=values["model_architecture"],
+            **_images(values),
             split="training",
             load_dataset_from_mlruns=values["load_dataset_from_mlruns"],
             dataset_run_id=values["training_dataset_run_id"],
             dataset_tar_name=values["dataset_tar_name"],
             dataset_name=values["dataset_name"],
         ).set_display_name("load_dataset training")
-        testing = load_dataset(data_dir=values["data_dir_test"], model_architecture=values["model_architecture"])
+        testing = load_dataset(data_dir=values["data_dir_test"], **_images(values))
         testing.set_display_name("load_dataset testing")
         model = train_step(dataset=training.outputs["dataset"], **_arguments(train_step, values)).after(testing)
         infer_step(dataset=testing.outputs["dataset"], model=model.outputs["model"], **_arguments(infer_step, values))
@@ -86,6 +86,7 @@ def train() -> Any:
         parameter_of(load_dataset, "data_dir", "data_dir_test", default=REQUIRED, text=f"Test set: {FOLDER}."),
         parameter_of(load_dataset, "data_dir", "data_dir_train", text=training_data),
         *_step_parameters(train_step, seed=SEED),
+        *(parameter_of(load_dataset, name, text=stages.SHARED[name]) for name in stages.RESIZING),
         parameter_of(
             load_dataset, "load_dataset_from_mlruns", text="Whether to train on a dataset of an MLflow run instead."
         ),
@@ -100,14 +101,15 @@ def infer() -> Any:
     """Return the pipeline `infer`."""
 
     def wire(values: Values) -> None:
+        loaded = _loaded_model(values)
         data = load_dataset(
-            model_architecture=values["model_architecture"],
+            model=loaded,
             load_dataset_from_mlruns=True,
             dataset_run_id=values["run_id"],
             dataset_tar_name=values["dataset_tar_name"],
             dataset_name=values["dataset_name"],
         )
-        _evaluate_registered_model(data.outputs["dataset"], values)
+        infer_step(dataset=data.outputs["dataset"], model=loaded, **_arguments(infer_step, values))
 
     parameters = [
         parameter_of(load_dataset, "dataset_run_id", "run_id", default=REQUIRED),
@@ -116,7 +118,7 @@ def infer() -> Any:
         parameter_of(load_dataset, "dataset_tar_name", default="fgm.tar"),
         parameter_of(load_dataset, "dataset_name", default="fgm"),
     ]
-    text = "Evaluate a registered model on a dataset from another MLflow run."
+    text = "Evaluate a model on a dataset from another MLflow run."
     return derived.pipeline("infer", text, parameters, wire)
 
 
@@ -124,11 +126,10 @@ def attack(name: str, step: Any) -> Any:
     """Return the pipeline of an attack on an undefended model, named after the attack."""
 
     def wire(values: Values) -> None:
-        data = load_dataset(data_dir=values["data_dir"], model_architecture=values["model_architecture"])
-        loaded = load_model(name=values["model"], model_architecture=values["model_architecture"])
-        attacked = step(dataset=data.outputs["dataset"], model=loaded.outputs["model"], **_arguments(step, values))
-        evaluated = {"dataset": attacked.outputs["adversarial"], "model": loaded.outputs["model"]}
-        infer_step(**evaluated, **_arguments(infer_step, values))
+        loaded = _loaded_model(values)
+        data = load_dataset(data_dir=values["data_dir"], model=loaded)
+        attacked = step(dataset=data.outputs["dataset"], model=loaded, **_arguments(step, values))
+        infer_step(dataset=attacked.outputs["adversarial"], model=loaded, **_arguments(infer_step, values))
 
     parameters = [
         parameter_of(load_dataset, "data_dir", default=REQUIRED, text=f"The images: {FOLDER}."),
@@ -149,15 +150,17 @@ def defense(name: str, step: Any) -> Any:
     own = {parameter: f"{name}_{parameter}" for parameter in stages.parameter_names(step) if parameter != "seed"}
 
     def wire(values: Values) -> None:
+        loaded = _loaded_model(values)
         data = load_dataset(
             data_dir=values["data_dir"],
-            model_architecture=values["model_architecture"],
+            model=loaded,
             split=values["dataset_split"],
             **{parameter.name: values[parameter.name] for parameter in _FROM_MLRUNS},
         )
         settings = {parameter: values[prefixed] for parameter, prefixed in own.items()}
         defended = step(dataset=data.outputs["dataset"], **settings, seed=values["seed"])
-        _evaluate_registered_model(defended.outputs["defended"], values)
+        # As the original's defenses do.
+        infer_step(dataset=defended.outputs["defended"], model=loaded, **_arguments(infer_step, values))
 
     parameters = [
         *_model_parameters(),
@@ -168,12 +171,23 @@ def defense(name: str, step: Any) -> Any:
         parameter_of(load_dataset, "split", "dataset_split"),
         parameter_of(step, "seed", text=SEED),
     ]
-    text = f"{_summary(step)}\n\nA registered model is evaluated on the result."
+    text = f"{_summary(step)}\n\nA model is evaluated on the result."
     return derived.pipeline(name, text, parameters, wire)
 
 
 def _model_parameters() -> list[Parameter]:
-    return [parameter_of(load_model, "name", "model"), parameter_of(load_model, "model_architecture")]
+    return [parameter_of(load_model, name, stages.OF_MODEL.get(name, "")) for name in stages.parameter_names(load_model)]
+
+
+def _loaded_model(values: Values) -> Any:
+    """Create the task that loads an existing model; return the model."""
+    arguments = {name: values[stages.OF_MODEL.get(name, name)] for name in stages.parameter_names(load_model)}
+    return load_model(**arguments).outputs["model"]
+
+
+def _images(values: Values) -> dict[str, Any]:
+    """Return the arguments of `load_dataset` for images of an architecture."""
+    return {name: values[name] for name in ("model_architecture", *stages.RESIZING)}
 
 
 def _step_parameters(step: Any, **texts: str) -> list[Parameter]:
@@ -188,9 +202,3 @@ def _arguments(step: Any, values: Values) -> dict[str, Any]:
 
 def _summary(step: Any) -> str:
     return inspect.cleandoc(step.python_func.__doc__).partition("\n\n")[0]
-
-
-def _evaluate_registered_model(dataset: Any, values: Values) -> None:
-    """Evaluate a registered model on a dataset, as the original's defenses do."""
-    loaded = load_model(name=values["model"], model_architecture=values["model_architecture"])
-    infer_step(dataset=dataset, model=loaded.outputs["model"], **_arguments(infer_step, values))

@@ -34,7 +34,6 @@ Each defense is evaluated against two attackers: an oblivious one, who does not 
 one, who attacks the model together with the defense."""
 
 
-REGISTERED_MODEL = "The registered model: name, name/version, name@alias or models:/ URI."
 TRAINING_DATA = "The training set: a folder with one subfolder per class, local or gs://."
 TEST_DATA = "The images to attack: a folder with one subfolder per class, local or gs://."
 SHARDS = (
@@ -48,36 +47,50 @@ CURVE |= {"pgd_max_iter": "curve_pgd_max_iter"}
 _TRAINING = {"eps": "pgd_eps", "eps_step": "pgd_eps_step", "max_iter": "pgd_max_iter"}
 
 
-def _registered(test_data: Any, values: Mapping[str, Any]) -> Any:  # noqa: ARG001
-    return load_model(name=values["model"], model_architecture=values["model_architecture"]).outputs["model"]
+Load = Callable[..., Any]
+"""Creates the task that loads the images to attack, given what decides their size."""
 
 
-def _trained(test_data: Any, values: Mapping[str, Any]) -> Any:
+def _existing(load: Load, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    arguments = {name: values[stages.OF_MODEL.get(name, name)] for name in stages.parameter_names(load_model)}
+    model = load_model(**arguments).outputs["model"]
+    return model, load(model=model)
+
+
+def _trained(load: Load, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    images = _of_architecture(values)
+    test_data = load(**images)
     training = load_dataset(
-        data_dir=values["data_dir_train"],
-        model_architecture=values["model_architecture"],
-        split="training",
-        skip_unreadable=values["skip_unreadable"],
+        data_dir=values["data_dir_train"], split="training", skip_unreadable=values["skip_unreadable"], **images
     ).set_display_name("load_dataset training")
     arguments = {name: values[_TRAINING.get(name, name)] for name in stages.parameter_names(train)}
     # Fail on unusable test images before hours of training.
-    return train(dataset=training.outputs["dataset"], **arguments).after(test_data).outputs["model"]
+    return train(dataset=training.outputs["dataset"], **arguments).after(test_data).outputs["model"], test_data
 
 
-def _pretrained(test_data: Any, values: Mapping[str, Any]) -> Any:  # noqa: ARG001
-    return init_model(**{name: values[name] for name in stages.parameter_names(init_model)}).outputs["model"]
+def _pretrained(load: Load, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    test_data = load(**_of_architecture(values))
+    model = init_model(**{name: values[name] for name in stages.parameter_names(init_model)})
+    return model.outputs["model"], test_data
 
 
-# A source of the model: its description, its parameters, and the function that creates its tasks.
-_Source = tuple[str, list[Parameter], Callable[[Any, Mapping[str, Any]], Any]]
+def _of_architecture(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `load_dataset` for images of an architecture."""
+    return {name: values[name] for name in ("model_architecture", *stages.RESIZING)}
+
+
+_RESIZING = [parameter_of(load_dataset, name, text=SHARED[name]) for name in stages.RESIZING]
+# A source of the model: its description, its parameters, and the function that creates its tasks and that of the images
+# to attack; it returns the model and that task.
+_Source = tuple[str, list[Parameter], Callable[[Load, Mapping[str, Any]], tuple[Any, Any]]]
 SOURCES: dict[str, _Source] = {
     "registered": (
-        "a registered model",
+        "an existing model",
         [
-            parameter_of(load_model, "name", "model", text=REGISTERED_MODEL),
-            parameter_of(load_model, "model_architecture", text=SHARED["model_architecture"]),
+            parameter_of(load_model, name, stages.OF_MODEL.get(name, ""), text=SHARED.get(name, ""))
+            for name in stages.parameter_names(load_model)
         ],
-        _registered,
+        _existing,
     ),
     "trained": (
         "a newly trained model",
@@ -85,6 +98,7 @@ SOURCES: dict[str, _Source] = {
             parameter_of(load_dataset, "data_dir", "data_dir_train", default=REQUIRED, text=TRAINING_DATA),
             *(parameter_of(train, name, _TRAINING.get(name, ""), text="" if name in _TRAINING else SHARED.get(name, ""))
               for name in stages.parameter_names(train)),
+            *_RESIZING,
         ],
         _trained,
     ),
@@ -118,7 +132,7 @@ def evaluation(
         ParameterError: A name is unknown or repeated, or there is no attack.
     """
     attack_steps, defense_steps = _selected_steps(attacks, defenses)
-    model_text, _, make_model = SOURCES[source]
+    model_text, _, make_tasks = SOURCES[source]
     settings = {name: stages.evaluation_parameters(name, step) for name, step in (attack_steps | defense_steps).items()}
 
     def wire(values: Mapping[str, Any]) -> None:
@@ -126,13 +140,13 @@ def evaluation(
             name: {own: values[parameter.name] for own, parameter in step_settings.items()}
             for name, step_settings in settings.items()
         }
-        test_data = load_dataset(
+        load = functools.partial(
+            load_dataset,
             data_dir=values["data_dir_test"],
-            model_architecture=values["model_architecture"],
             skip_unreadable=values["skip_unreadable"],
             **({"shards": values["shards"], "batch_size": values["batch_size"]} if sharded else {}),
         )
-        model = make_model(test_data, values)
+        model, test_data = make_tasks(load, values)
         evaluate = functools.partial(_evaluate, model, attack_steps, defense_steps, arguments, values)
         floor = {"clean_accuracy_floor": values["clean_accuracy_floor"]}
         if not sharded:

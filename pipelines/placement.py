@@ -23,14 +23,14 @@ from evasion.pipelines.derived import keep_choices
 
 DEVICES = ("cpu", "gpu")
 
-# This step looks up a model in MLflow without running it.
-LOOKUP = "load-model"
+# These steps have a model without attacking or training it: they need no GPU. The second only reads its description.
+LOOKUP, LOAD = "load-model", "load-dataset"
 # Steps whose results may change under the same name: a folder, a model's newest version, a run's status.
-NEVER_CACHED = ("load-dataset", LOOKUP, "track-run")
+NEVER_CACHED = (LOAD, LOOKUP, "track-run")
 MODEL = "system.Model@0.0.1"
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 # Parameters that may be paths of files or folders.
-PATHS = {"data_dir", "weights"}
+PATHS = {"data_dir", "weights", "name", "class_names"}
 
 # Seconds before a step's second try, and the factor by which each further pause is longer.
 PAUSE, PAUSE_FACTOR = 30, 2
@@ -217,11 +217,11 @@ def _in_loop(task: Any) -> bool:
     return bool(task.parent_task_group.group_type == "for-loop")
 
 
-def _runs_model(task: Any) -> bool:
-    """Return whether a step runs a model: it has a model as input or output, and does more than look it up."""
+def _has_model(task: Any) -> bool:
+    """Return whether a step holds a model in memory: it has one as input or output, and not only for its size."""
     spec = task.component_spec
     types = {declared.type for declared in [*(spec.inputs or {}).values(), *(spec.outputs or {}).values()]}
-    return MODEL in types and spec.name != LOOKUP
+    return MODEL in types and spec.name != LOAD
 
 
 def _place(task: Any, placement: Placement) -> None:
@@ -230,8 +230,8 @@ def _place(task: Any, placement: Placement) -> None:
 
     from evasion.components.step import IMAGE as STAGE_IMAGE
 
-    model = _runs_model(task)
-    gpu = model and placement.device == "gpu"
+    model = _has_model(task)
+    gpu = model and task.component_spec.name != LOOKUP and placement.device == "gpu"
     image = placement.image or STAGE_IMAGE
     image = (placement.gpu_image or f"{image}-gpu") if gpu else image
     task.set_container_image(image)

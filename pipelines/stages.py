@@ -23,12 +23,16 @@ SHARED = {
     "eps_values": "Points of the security curve, numbers separated by commas; blank for sixteen from 1/255 to 1 (norm "
     "inf), or an equally large change of every pixel in the other norms.",
     "eot_samples": "Number of draws of a random defense that a defense-aware attacker averages over.",
-    "model_architecture": "The model's architecture: shallow_net, le_net, alex_net, resnet50 or vgg16.",
+    "model_architecture": "The model's architecture: shallow_net, le_net, alex_net, or a classifier of "
+    "keras.applications in lowercase letters, such as resnet50; with model it may be blank.",
     "model_tag": "",
-    "weights": "For resnet50 and vgg16: imagenet (downloaded by Keras), none (random, for tests), or a weights file, "
-    "local or gs://: with its top for a pretrained model, without its top for training.",
+    "weights": "For classifiers of keras.applications: imagenet (downloaded by Keras), none (random, for tests), or a "
+    "weights file, local or gs://: with its top for a pretrained model, without its top for training.",
     "weights_sha256": "",
     "skip_unreadable": "",
+    "interpolation": "How images of another size are resized: nearest, bilinear, bicubic, area or lanczos3.",
+    "crop_to_aspect_ratio": "Whether to cut images to the model's aspect ratio instead of distorting them.",
+    "pad_to_aspect_ratio": "Whether to pad images with black instead.",
     "seed": "Random seed from 0 to 4294967295; -1 draws one in each stage and records it.",
 }
 # Parameters that the evaluation sets itself.
@@ -50,6 +54,11 @@ RENAMED = {
     ("pgd", "max_iter"): "pgd_attack_max_iter",
     ("pgd", "num_random_init"): "pgd_attack_num_random_init",
 }
+
+
+# Names of the parameters of load_model in pipelines, where they stand beside those of other steps.
+OF_MODEL = {"name": "model", "sha256": "model_sha256", "package": "model_package"}
+RESIZING = ("interpolation", "crop_to_aspect_ratio", "pad_to_aspect_ratio")
 
 
 @functools.cache

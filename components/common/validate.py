@@ -150,6 +150,18 @@ def existing_folder(name: str, value: str) -> None:
         raise ParameterError(f"{name} must hold a folder for each class; it is empty. Received: {name}={value!r}", name)
 
 
+def existing_file(name: str, value: str) -> None:
+    """Require an existing file. A file in a bucket is checked when it is read."""
+    if not (value.startswith(REMOTE) or Path(value).is_file()) and _paths_are_local.get():
+        raise ParameterError(f"{name} must be an existing file or a gs:// file. Received: {name}={value!r}", name)
+
+
+def no_path(name: str, value: str, rule: str) -> None:
+    """Require a text that is no path of this machine and no address in a bucket; `rule` says what it must be."""
+    if value.startswith((REMOTE, "/", "./", "../", "~")) or (_paths_are_local.get() and Path(value).exists()):
+        raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
+
+
 def weights(name: str, value: str) -> None:
     """Require `imagenet`, `none`, an existing file, or a file in a bucket."""
     needs_no_check = value in ("imagenet", "none") or value.startswith(REMOTE)

@@ -308,6 +308,13 @@ def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Ite
             continue
         if missing := [model.name for model in models if attack not in model.attack_labels]:
             yield f"{listed(missing)}: not attacked with {attack}."
+    sizes = {model.name: model.report.model.input_shape for model in models}
+    if len(set(sizes.values())) > 1:
+        each = listed([f"{name} {'×'.join(map(str, shape))}" for name, shape in sizes.items()])
+        yield (
+            f"The models see the same images in other sizes ({each}): their pixels differ, and an eps in norm 1 or 2 is "
+            "another size of attack for each."
+        )
     if without := [model.name for model in models if model.report.curve is None]:
         yield f"{listed(without)}: the report holds no security curve."
     for model in models:

@@ -63,8 +63,8 @@ def read_models(paths: list[Path], names: list[str]) -> list[Model]:
 
 
 def _own_names(cards: list[ModelRecord]) -> list[str]:
-    """Return a name for each: the registered one, or the architecture; with version or number where two share it."""
-    names = [card.name or card.architecture for card in cards]
+    """Return a name for each: its title; with version or number where two share it."""
+    names = [card.title for card in cards]
     versioned = [
         f"{name} {card.version}" if names.count(name) > 1 and card.version else name
         for name, card in zip(names, cards, strict=True)

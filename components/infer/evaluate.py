@@ -35,6 +35,7 @@ from evasion.components.common.results.evaluation import (
     ModelRecord,
 )
 from evasion.components.common.results.tally import Tally, nonzero
+from evasion.components.infer.ranges import DOUBTFUL, other_ranges
 
 SATURATED = 1 - 2**-24
 """A probability from here on is one that float32 cannot tell from 1."""
@@ -137,6 +138,9 @@ def evaluate(
     if attacked_here:
         defended = any(entry["kind"] == DEFENSE for entry in data.header.provenance)
         metrics |= shares.under_attack(counts.fooled, counts.right_before, len(data), defended=defended)
+    trials = {}
+    if len(data.header.provenance) <= 1 and metrics.get("accuracy", 1) < DOUBTFUL:
+        trials = other_ranges(data, classifier, card, used["batch_size"])
     result = EvaluationFile(
         dataset=DatasetRecord.of(data.header, data.sha256),
         model=json_file.from_value(ModelRecord, dataclasses.asdict(card)),
@@ -151,6 +155,7 @@ def evaluate(
             gradient_from_logits=None if attack is None else attack.get("gradient_from_logits"),
             **counts.checks,
         ),
+        input_ranges=trials,
     )
     (folder / EVALUATION).write_text(json_file.to_text(result), encoding="utf-8")
     return result

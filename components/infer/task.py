@@ -43,9 +43,10 @@ def infer(
     with tracking.stage("infer", used) as run, ExitStack() as stack, replacing(evaluation) as folder:
         card = Card.read(model)
         datasets = [stack.enter_context(data) for data in _to_evaluate([dataset, *others])]
+        first, several = datasets[0], len(datasets) > 1
+        card = card.named_by(first.header.class_names)
         for data in datasets:  # refused before TensorFlow is loaded
             card.indices_of(data.header.class_names, data.header.image_shape)
-        first, several = datasets[0], len(datasets) > 1
         run.tag({"dataset_sha256": first.sha256}, name="infer" if several else f"infer {first.header.title}")
 
         from evasion.components.common.models import classifier

@@ -13,6 +13,7 @@ from evasion.components.common.data import writer
 from evasion.components.common.data.header import Header, Sample
 from evasion.components.common.data.images import UnreadableImage, decode
 from evasion.components.common.data.provenance import LOAD
+from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.data.sources import ImageFolder, SourceImage, list_images
 from evasion.components.common.files import replacing
 from evasion.components.common.progress import track
@@ -28,6 +29,7 @@ def pack(
     output: Path,
     data_dir: str,
     shape: tuple[int, int, int],
+    resizing: Resizing,
     split: str,
     skip_unreadable: bool,
     shards: int = 1,
@@ -39,6 +41,7 @@ def pack(
         output: The tar to write; with several shards, the folder of their tars.
         data_dir: The folder, local or gs://.
         shape: (height, width, channels) of the dataset's images.
+        resizing: How images of another size are resized.
         split: training or testing.
         skip_unreadable: Whether to leave out images that cannot be read. All images are then decoded twice, since the
             number of images is at the beginning of the dataset.
@@ -50,7 +53,7 @@ def pack(
             than batches.
     """
     folder = list_images(data_dir)
-    unreadable = _unreadable(folder, shape) if skip_unreadable else {}
+    unreadable = _unreadable(folder, shape, resizing) if skip_unreadable else {}
     kept = [image for image in folder.images if image not in unreadable]
     if not kept:
         raise ValueError(
@@ -58,11 +61,12 @@ def pack(
         )
     sizes = _sizes(len(kept), shards, batch_size)
     entry = {
-        "parameters": {"data_dir": data_dir, "split": split, "skip_unreadable": skip_unreadable},
+        "parameters": {"data_dir": data_dir, "split": split, "skip_unreadable": skip_unreadable}
+        | resizing.to_json(),
         "skipped": {folder.locate(image): reason for image, reason in unreadable.items()},
     }
 
-    with closing(_samples(folder, kept, shape)) as samples:
+    with closing(_samples(folder, kept, shape, resizing)) as samples:
         if shards == 1:
             writer.write(output, _header(folder, kept, shape, split, entry), samples)
         else:
@@ -121,14 +125,14 @@ def _sizes(images: int, shards: int, batch_size: int) -> list[int]:
 
 
 def _samples(
-    folder: ImageFolder, images: list[SourceImage], shape: tuple[int, int, int]
+    folder: ImageFolder, images: list[SourceImage], shape: tuple[int, int, int], resizing: Resizing
 ) -> Generator[Sample, None, None]:
     """Yield the images in order. If some are unreadable, raise an error after all images, so that it lists them all."""
     unreadable: dict[SourceImage, str] = {}
 
     def sample(image: SourceImage) -> Sample | UnreadableImage:
         try:
-            pixels = decode(folder.read(image), shape)
+            pixels = decode(folder.read(image), shape, resizing)
         except UnreadableImage as error:
             return error
         return Sample(image.class_index, image.stem, pixels, source=folder.locate(image))
@@ -148,12 +152,12 @@ def _samples(
         )
 
 
-def _unreadable(folder: ImageFolder, shape: tuple[int, int, int]) -> dict[SourceImage, str]:
+def _unreadable(folder: ImageFolder, shape: tuple[int, int, int], resizing: Resizing) -> dict[SourceImage, str]:
     """Return the images that cannot be read, with the reasons."""
 
     def reason_for(image: SourceImage) -> str:
         try:
-            decode(folder.read(image), shape)
+            decode(folder.read(image), shape, resizing)
         except UnreadableImage as error:
             return str(error)
         return ""

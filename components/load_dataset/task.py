@@ -1,11 +1,12 @@
 """Pack a folder of images, or take a packed dataset from MLflow."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evasion.components.common import validate
 from evasion.components.common.data.header import SPLITS, TESTING
+from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.models.architectures import ARCHITECTURES
 from evasion.components.common.validate import ParameterError
 
@@ -21,10 +22,19 @@ def check(
     dataset_name: str,
     shards: int,
     batch_size: int,
+    interpolation: str,
+    crop_to_aspect_ratio: bool,
+    pad_to_aspect_ratio: bool,
     **_: object,
 ) -> None:
     """Validate the parameters."""
-    validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    if model_architecture:
+        validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
+    Resizing(
+        interpolation=interpolation,
+        crop_to_aspect_ratio=crop_to_aspect_ratio,
+        pad_to_aspect_ratio=pad_to_aspect_ratio,
+    )
     validate.one_of("split", split, SPLITS)
     validate.positive_integer("shards", shards)
     validate.positive_integer("batch_size", batch_size)
@@ -44,6 +54,7 @@ def check(
 def load_dataset(
     *,
     dataset: Path,
+    model: Path | None,
     data_dir: str,
     model_architecture: str,
     split: str,
@@ -54,6 +65,9 @@ def load_dataset(
     dataset_name: str,
     shards: int,
     batch_size: int,
+    interpolation: str,
+    crop_to_aspect_ratio: bool,
+    pad_to_aspect_ratio: bool,
 ) -> dict[str, Any]:
     """Write the dataset artifact. The parameters are those of the step.
 
@@ -72,12 +86,15 @@ def load_dataset(
         "dataset_name": dataset_name,
         "shards": shards,
         "batch_size": batch_size,
+        "interpolation": interpolation,
+        "crop_to_aspect_ratio": crop_to_aspect_ratio,
+        "pad_to_aspect_ratio": pad_to_aspect_ratio,
     }
     check(**parameters)  # type: ignore[arg-type]
 
     from evasion.components.common import tracking
 
-    shape = ARCHITECTURES[model_architecture].input_shape
+    shape, resizing = _form(model, parameters)
     with tracking.stage("load_dataset", parameters) as stage_run:
         if load_dataset_from_mlruns:
             skipped = 0
@@ -85,7 +102,7 @@ def load_dataset(
         else:
             from evasion.components.load_dataset.pack import pack
 
-            skipped = pack(dataset, data_dir, shape, split, skip_unreadable, shards, batch_size)
+            skipped = pack(dataset, data_dir, shape, resizing, split, skip_unreadable, shards, batch_size)
             if shards == 1:
                 stage_run.log_file(dataset, "load_dataset.tar")
             for name in shard_names(shards):
@@ -98,6 +115,27 @@ def load_dataset(
             stage_run.whole.tag({"dataset_sha256": sha256})
         stage_run.log_metrics(counts)
     return {"metadata": {**counts, "sha256": sha256}, "shards": shard_names(shards)}
+
+
+def _form(model: Path | None, parameters: Mapping[str, Any]) -> tuple[tuple[int, int, int], Resizing]:
+    """Return the shape of the images, and how those of another size are resized."""
+    resizing = Resizing.of(parameters)
+    if model is None:
+        validate.required("model_architecture", parameters["model_architecture"], "unless a model is")
+        return ARCHITECTURES[parameters["model_architecture"]].input_shape, resizing
+
+    from evasion.components.common.models.artifact import Card
+
+    card = Card.read(model)
+    if parameters["model_architecture"]:
+        card.require_architecture(parameters["model_architecture"])
+    if resizing not in (Resizing(), card.resizing):
+        raise ParameterError(
+            f"interpolation, crop_to_aspect_ratio and pad_to_aspect_ratio must be those of the model: {card.resizing}. "
+            f"Received: {resizing}",
+            *resizing.to_json(),
+        )
+    return card.input_shape, card.resizing
 
 
 def _describe(tars: Sequence[Path]) -> tuple[dict[str, int], str]:
@@ -135,6 +173,6 @@ def _download(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shap
             if downloaded.header.image_shape != shape:
                 raise ValueError(
                     f"The dataset's images are {downloaded.header.image_shape}, but the model takes {shape}: "
-                    f"set model_architecture to the one that the dataset was loaded for."
+                    "take the dataset that was loaded for this model."
                 )
             downloaded.copy_to(dataset)

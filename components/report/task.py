@@ -114,7 +114,7 @@ def _write(
     metrics = {name: value for name, value in table.flat(rows).items() if math.isfinite(value)}
     metrics["checks_failed"] = float(sum(check.status == "fail" for check in checks))
     metrics["checks_warned"] = float(sum(check.status == "warn" for check in checks))
-    sentences = headline(rows, evaluations.first.model.architecture)
+    sentences = headline(rows, evaluations.first.model.title)
     galleries = gallery.galleries(evaluations)
     report = Report(
         headline=" ".join(sentences).strip(),

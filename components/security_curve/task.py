@@ -81,8 +81,7 @@ def security_curve(
     known_defenses = defenses_of(defenses)
     logged = {**used, "defenses": defenses}
     with tracking.stage("security_curve", logged) as run, Dataset(dataset) as data, replacing(curve) as folder:
-        card = Card.read(model)
-        card.indices_of(data.header.class_names, data.header.image_shape)  # refused before TensorFlow is loaded
+        card = Card.read_for(model, data.header)  # refused before TensorFlow is loaded
         folder.mkdir(parents=True)
 
         from evasion.components.security_curve.measure import measure

@@ -1,4 +1,4 @@
-"""Train one of the five architectures on a packed dataset, optionally against PGD."""
+"""Train one of the architectures on a packed dataset, optionally against PGD."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evasion.components.common import validate
+from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
 from evasion.components.common.validate import ParameterError
 
@@ -47,7 +48,7 @@ def check(
         validate.sha256("weights_sha256", weights_sha256)
     elif weights not in ("imagenet", "none"):  # pipelines pass these two as defaults to every architecture
         raise ParameterError(
-            f"weights must be imagenet or none: only {' and '.join(PRETRAINED)} take a weights file. "
+            "weights must be imagenet or none: only the classifiers of keras.applications take a weights file. "
             f"Received: weights={weights!r}",
             "weights",
         )
@@ -127,10 +128,19 @@ def _train(dataset: Path, model: Path, parameters: Mapping[str, Any]) -> dict[st
             input_shape=data.header.image_shape,
             class_names=data.header.class_names,
             weights="trained",
+            input_range=_input_range(architecture),
+            outputs="logits",
+            **Resizing.of(data.header.provenance[0]["parameters"] if data.header.provenance else {}).to_json(),
         )
         stage_run.log_metrics(metrics)
         card = _log_model(stage_run, model, card, name)
     return {"metrics": metrics, "card": dataclasses.asdict(card)}
+
+
+def _input_range(architecture: str) -> str:
+    """Return the range of values that the layers behind the preprocessing take."""
+    application = ARCHITECTURES[architecture].application
+    return application.input_range if application else "0,1"
 
 
 def _judged(network: Any, data: Any, parameters: Mapping[str, Any], stage_run: Any) -> dict[str, float]:

@@ -139,8 +139,8 @@ _DECISIVE = {"registered": "model", "trained": "data_dir_train"}
 
 _EXPLANATION = """
 
-With `model`, the model is a registered one; otherwise, with `data_dir_train`, it is trained; otherwise it is the
-pretrained ImageNet model of `model_architecture`.
+With `model`, the model is an existing one, from a file or MLflow; otherwise, with `data_dir_train`, it is trained;
+otherwise it is the pretrained ImageNet model of `model_architecture`.
 
-    evasion run evaluation --data-dir-train data/train --data-dir-test data/test --model-architecture le_net
-    evasion run evaluation --data-dir-test data/test --model evasion_le_net --model-architecture le_net --eps 0.1"""
+    evasion run evaluation --data-dir-test data/test --model my_model.keras --eps 0.03137
+    evasion run evaluation --data-dir-train data/train --data-dir-test data/test --model-architecture le_net"""

@@ -25,7 +25,7 @@ NOBODY = 65532  # the user and the group of containers that root starts
 SCRATCH = "/scratch"  # a container's folder for temporary files; must not hide a path of this machine with data
 
 # Parameters of steps that may be paths on this machine.
-_PATHS = ("data_dir", "weights")
+_PATHS = ("data_dir", "weights", "name", "class_names")
 # Variables that steps get from this process in addition to those that their image sets.
 _PASSED_ON = (
     *("MLFLOW_", "AWS_", "GOOGLE_", "TF_", "OMP_", "STORAGE_EMULATOR_HOST", "PYTHONUNBUFFERED"),

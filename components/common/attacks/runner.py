@@ -120,8 +120,7 @@ def run(
     used = {**parameters, "seed": seeding.resolve(seed)}
     known_defenses = defenses_of(defenses)
     with tracking.stage(stage, {**used, "defenses": defenses}) as stage_run, Dataset(dataset) as clean:
-        card = Card.read(model)
-        card.indices_of(clean.header.class_names, clean.header.image_shape)  # refused before TensorFlow is loaded
+        card = Card.read_for(model, clean.header)  # refused before TensorFlow is loaded
 
         from evasion.components.common.models import classifier
 

@@ -8,7 +8,7 @@ Every format (JPEG, PNG, BMP, GIF or WebP; the first frame of an animation) is c
 - 16 bits are reduced to the high byte, as in libpng, TensorFlow and scikit-image. Pillow does so for RGB, but clips
   gray at 255.
 - CMYK, including Adobe's inverted kind, is converted to RGB by Pillow's plain formula; colour profiles are not applied.
-- An image of another size is resized to the requested one, bilinear with antialiasing, without cropping.
+- An image of another size is resized to the requested one with antialiasing, by default bilinear and without cropping.
 
 Pillow accepts some damaged files; `decode` detects them itself, so that no incomplete image enters a dataset.
 """
@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evasion.components.common.data.resizing import Resizing
+
 Pixels = npt.NDArray[np.uint8]
 
 # This package already processes images in threads.
@@ -37,6 +39,9 @@ MAX_PIXELS = 89_478_485
 
 MAX_SIDE = 32_768
 """The largest side of a file, in pixels: what Pillow resizes takes memory for each row and each column."""
+
+DISTORTED = Resizing()
+"""The default: bilinear, to the requested size whatever the aspect ratio."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _MODES = {1: "L", 3: "RGB"}
@@ -62,12 +67,13 @@ class UnreadableImage(ValueError):  # noqa: N818 - a reason, as in "unreadable i
     """
 
 
-def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
+def decode(data: bytes | Path, shape: tuple[int, int, int], resizing: Resizing = DISTORTED) -> Pixels:
     """Convert an image file to pixels of a shape, by the rules in the module's docstring.
 
     Args:
         data: The file's content or path.
         shape: (height, width, channels), with 1 channel for gray and 3 for RGB.
+        resizing: How an image of another size is resized.
 
     Returns:
         uint8 pixels of exactly this shape.
@@ -81,9 +87,7 @@ def decode(data: bytes | Path, shape: tuple[int, int, int]) -> Pixels:
         raise UnreadableImage("empty: the file has 0 bytes")
     with _reasons(content):
         picture = _convert(_rotate(_load(content)), _MODES[channels])
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(picture).reshape(shape)
+    return np.array(resizing.resize(picture, (width, height))).reshape(shape)
 
 
 def encode_png(pixels: Pixels) -> bytes:

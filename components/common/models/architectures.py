@@ -1,8 +1,8 @@
-"""The five architectures of the original testbed, and the weights of the two pretrained ones.
+"""The architectures that `train` and `init_model` build: those of the original testbed, and `keras.applications`.
 
 Every model takes float32 images in [0, 1], NHWC, and ends in `Softmax` over separate logits, so that an attack can
-compute its loss from logits. ResNet50 and VGG16 contain their own preprocessing. The layers are all built-in, so plain
-Keras loads a saved file. Keras is imported only when a model is built.
+compute its loss from logits. Those of `keras.applications` contain their own preprocessing. The layers are all
+built-in, so plain Keras loads a saved file. Keras is imported only when a model is built.
 """
 
 import csv
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from evasion.components.common.data.sources import fetch_file
-
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)  # the mean that keras.applications' `caffe` mode subtracts
+from evasion.components.common.models import applications
+from evasion.components.common.models.applications import APPLICATIONS, Application
+from evasion.components.common.models.ranges import RANGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Architecture:
     Attributes:
         input_shape: (height, width, channels) of one image.
         layers: Takes a Keras input tensor, the number of classes and weights; returns the logits tensor.
-        application: The name in `keras.applications`, or `""` for a model that has no pretrained weights.
+        application: Its entry in `keras.applications`; None for a model that has no pretrained weights.
     """
 
     input_shape: tuple[int, int, int]
     layers: Callable[[Any, int, str], Any]
-    application: str = ""
+    application: Application | None = None
 
 
 def _shallow_net(x: Any, classes: int, weights: str) -> Any:
@@ -74,15 +75,16 @@ def _alex_net(x: Any, classes: int, weights: str) -> Any:
     return layers.Dense(classes, name="logits")(x)
 
 
-def _transfer(application: str) -> Callable[[Any, int, str], Any]:
+def _transfer(application: Application) -> Callable[[Any, int, str], Any]:
     """Return the layers that `train` uses: a frozen base without its top, and a new head."""
 
     def head(x: Any, classes: int, weights: str) -> Any:
         from keras import layers
 
-        base = _application(application, weights, include_top=False)
+        base = applications.build(application, weights, include_top=False)
         base.trainable = False
-        x = base(_imagenet_preprocessing(x), training=False)  # BatchNormalization keeps its ImageNet statistics
+        x = RANGES[application.input_range].layer(x)
+        x = base(x, training=False)  # BatchNormalization keeps its ImageNet statistics
         x = layers.GlobalAveragePooling2D()(x)
         x = layers.Dense(1024, activation="relu")(x)
         return layers.Dense(classes, name="logits")(x)
@@ -94,10 +96,12 @@ ARCHITECTURES = {
     "shallow_net": Architecture((28, 28, 1), _shallow_net),
     "le_net": Architecture((28, 28, 1), _le_net),
     "alex_net": Architecture((224, 224, 1), _alex_net),
-    "resnet50": Architecture((224, 224, 3), _transfer("ResNet50"), "ResNet50"),
-    "vgg16": Architecture((224, 224, 3), _transfer("VGG16"), "VGG16"),
+    **{
+        name: Architecture((application.side, application.side, 3), _transfer(application), application)
+        for name, application in APPLICATIONS.items()
+    },
 }
-PRETRAINED = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.application)
+PRETRAINED = tuple(APPLICATIONS)
 
 
 def build(name: str, classes: int, weights: str, weights_sha256: str, seed: int) -> Any:
@@ -127,13 +131,14 @@ def build_imagenet(name: str, weights: str, weights_sha256: str, seed: int) -> A
     """Return the complete 1,000-class ImageNet `keras.Model`. See `build`; a weights file must include the top."""
     import keras
 
-    architecture = ARCHITECTURES[name]
+    application = APPLICATIONS[name]
     with tempfile.TemporaryDirectory() as folder:
         local = _local(weights, weights_sha256, Path(folder))
         keras.utils.set_random_seed(seed)
-        inputs = keras.Input(architecture.input_shape)
-        base = _application(architecture.application, local, include_top=True)
-    return keras.Model(inputs, keras.layers.Softmax()(base(_imagenet_preprocessing(inputs))), name=name)
+        inputs = keras.Input(ARCHITECTURES[name].input_shape)
+        base = applications.build(application, local, include_top=True)
+    logits = base(RANGES[application.input_range].layer(inputs))
+    return keras.Model(inputs, keras.layers.Softmax()(logits), name=name)
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -147,35 +152,3 @@ def _local(weights: str, sha256: str, folder: Path) -> str:
     if weights in ("imagenet", "none"):
         return weights
     return str(fetch_file(weights, folder / Path(weights).name, sha256=sha256))
-
-
-def _application(name: str, weights: str, *, include_top: bool) -> Any:
-    import keras
-
-    application = getattr(keras.applications, name)
-    arguments = {"classifier_activation": None} if include_top else {"input_shape": (224, 224, 3)}
-    try:
-        return application(include_top=include_top, weights=None if weights == "none" else weights, **arguments)
-    except (ValueError, OSError) as error:
-        if weights in ("imagenet", "none"):
-            raise
-        raise ValueError(
-            f"weights must be a .weights.h5 or .h5 file of Keras's {name}, {'with' if include_top else 'without'} its "
-            f"top. Received: {Path(weights).name!r}. Error of Keras: {str(error).partition(chr(10))[0]}"
-        ) from error
-
-
-def _imagenet_preprocessing(x: Any) -> Any:
-    """Convert [0, 1] RGB to 0-255 BGR minus the ImageNet mean, by one frozen 1x1 convolution, a built-in layer."""
-    import numpy as np
-    from keras import initializers, layers
-
-    kernel = 255 * np.eye(3, dtype=np.float32)[::-1].reshape(1, 1, 3, 3)
-    return layers.Conv2D(
-        3,
-        1,
-        kernel_initializer=initializers.Constant(kernel.tolist()),
-        bias_initializer=initializers.Constant([-mean for mean in IMAGENET_MEAN_BGR]),
-        trainable=False,
-        name="imagenet_preprocessing",
-    )(x)

@@ -13,29 +13,17 @@ import numpy.typing as npt
 from evasion.components.common.data.header import Sample
 from evasion.components.common.data.pixels import Floats, Pixels
 from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.endings import SOFTMAX, ending_of
 
 
 def logits_of(model: Any) -> tuple[Any, bool]:
     """Return a model whose outputs are logits, and whether that was possible.
 
     A saturated softmax gives gradients of exactly zero, which look like robustness (Carlini and Wagner 2017, section
-    VII). The loss is therefore computed before it: from the layer before a last `Softmax` layer, or from a last `Dense`
-    layer without its softmax activation. Any other model is returned unchanged.
+    VII). The loss is therefore computed before it. A model that does not end in a softmax is returned unchanged.
     """
-    import keras
-
-    last = model.layers[-1]
-    softmax = keras.activations.softmax
-    if isinstance(last, keras.layers.Softmax) or (
-        isinstance(last, keras.layers.Activation) and last.activation is softmax
-    ):
-        return keras.Model(model.input, last.input), True
-    if isinstance(last, keras.layers.Dense) and last.activation is softmax:
-        dense = keras.layers.Dense(last.units, use_bias=last.use_bias)
-        logits = keras.Model(model.input, dense(last.input))
-        dense.set_weights(last.get_weights())
-        return logits, True
-    return model, False
+    ending = ending_of(model)
+    return (ending.before, True) if ending.activation == SOFTMAX else (model, False)
 
 
 class Pass(NamedTuple):

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from evasion.components.common.models.endings import is_graph
+
 _FEW = 4  # channels of an image
 _VECTOR = 12  # channels that fill most of a vector of 16 floats
 
@@ -30,13 +32,13 @@ def optimized(model: Any, *, fixed: bool = True) -> Any:
         model: The model. Convolutions with channels last become faster.
         fixed: Whether the weights do not change. If they do, batch normalization is not merged.
     """
-    if not _is_graph(model):
+    if not is_graph(model):
         return model
     convolved: dict[int, tuple[Any, Any, Any]] = {}  # by the output's id: layer, input, and that output, to keep its id
 
     def call(layer: Any, *arguments: Any, **options: Any) -> Any:
         x: Any = arguments[0] if arguments else None
-        if _is_graph(layer):
+        if is_graph(layer):
             return optimized(layer, fixed=fixed)(*arguments, **options)
         if type(layer) is keras.layers.Conv2D and _can_be_replaced(layer, x.shape):
             y = _Convolution(layer, x.shape)(x) if _is_of_images(layer, x.shape) else layer(x)
@@ -50,11 +52,6 @@ def optimized(model: Any, *, fixed: bool = True) -> Any:
 
     graph = keras.Model(model.inputs, model.outputs)
     return keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
-
-
-def _is_graph(layer: Any) -> bool:
-    """Return whether a layer is one of Keras's own models, not of a custom class with a `call` of its own."""
-    return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
 def _can_be_replaced(layer: Any, shape: Any) -> bool:

@@ -66,6 +66,19 @@ class ModelRecord:
     input_shape: tuple[int, int, int]
     name: str = ""
     version: str = ""
+    class_names_origin: str = "training"
+    input_range: str = "0,1"
+    outputs: str = "probabilities"
+    package: str = ""
+    source_sha256: str = ""
+    interpolation: str = "bilinear"
+    crop_to_aspect_ratio: bool = False
+    pad_to_aspect_ratio: bool = False
+
+    @property
+    def title(self) -> str:
+        """What to call the model: its registered name, or else its own."""
+        return self.name or self.architecture
 
     @property
     def identity(self) -> str:
@@ -106,6 +119,19 @@ class AttackChecks:
 
 
 @strict
+@dataclass(frozen=True)
+class RangeTrial:
+    """How many of some images a model would get right if it took another range of input values."""
+
+    correct: int
+    images: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correct <= self.images or not self.images:
+            raise ValueError(f"{self.correct} of {self.images} images cannot be right")
+
+
+@strict
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
     """What `infer` measured on one dataset.
@@ -118,6 +144,8 @@ class Measured:
         distances: Of the images to their parents, a summary by distance.
         confusion: (true class, predicted class, number of images) of each pair that occurred.
         checks: Whether an attack could work.
+        input_ranges: Of original images that the model is mostly wrong about, what other ranges of input values would
+            give, by name.
     """
 
     seed: Seed
@@ -127,6 +155,7 @@ class Measured:
     distances: dict[str, dict[str, float]]
     confusion: list[tuple[int, int, int]]
     checks: AttackChecks
+    input_ranges: dict[str, RangeTrial] = dataclasses.field(default_factory=dict)
 
 
 @strict

@@ -102,7 +102,7 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
         ValueError: If the parts do not belong together.
     """
     contents = [asdict(content) for _, content in parts]
-    common = alike(contents, apart=("dataset", "seed", "metrics", "distances", "confusion", "checks"))
+    common = alike(contents, apart=("dataset", "seed", "metrics", "distances", "confusion", "checks", "input_ranges"))
     tally = Tally.read((directory / COUNTS for directory, _ in parts), len(common["model"]["class_names"]))
     metrics = tally.result()
     if "right_before" in contents[0]["metrics"]:
@@ -124,8 +124,18 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
         "distances": distances.describe(),
         "confusion": list(nonzero(tally.confusion)),
         "checks": {name: _sum(name, [each[name] for each in checks]) for name in checks[0]},
+        "input_ranges": _whole_trials([each["input_ranges"] for each in contents]),
     }
     return json_file.from_value(EvaluationFile, whole)
+
+
+def _whole_trials(parts: Sequence[Content]) -> Content:
+    """Return the trials of other input ranges, summed over the parts that have them."""
+    names = {name: None for part in parts for name in part}
+    return {
+        name: {key: sum(part[name][key] for part in parts if name in part) for key in ("correct", "images")}
+        for name in names
+    }
 
 
 def alike(contents: Sequence[Content], apart: Iterable[str]) -> Content:

@@ -1,9 +1,11 @@
 """Registers models in MLflow and downloads them."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from evasion.components.common.models import artifact
 from evasion.components.common.tracking.client import (
     PATIENT,
     TrackingError,
@@ -31,41 +33,73 @@ def registered_name(experiment: str, model_tag: str, model_architecture: str) ->
     return "_".join(part for part in (experiment, model_tag.strip(), model_architecture) if part)
 
 
-def download_model(model: str, destination: Path) -> tuple[Path, str, str]:
-    """Download a registered model.
+class DownloadedModel(NamedTuple):
+    """A model from MLflow.
+
+    Attributes:
+        file: Its `.keras` or `.h5` file.
+        card: Its description, if `train` or `init_model` logged it, or else None.
+        name: Its registered name, or `""`.
+        version: The version of that name, or `""`.
+    """
+
+    file: Path
+    card: Path | None
+    name: str
+    version: str
+
+
+def download_model(model: str, destination: Path) -> DownloadedModel:
+    """Download a Keras model that was logged with `mlflow.keras`, `mlflow.tensorflow` or autologging, or registered.
 
     Args:
-        model: `name` (its newest version), `name/version`, `name@alias`, or a `models:/…` URI.
+        model: `name` (its newest version), `name/version`, `name@alias`, a `models:/…` or a `runs:/RUN/path` URI.
         destination: The folder for its files.
 
-    Returns:
-        The folder with `model.keras` and `model.json`, the registered name and the version.
-
     Raises:
-        TrackingError: If MLflow does not have the model. The message lists the names or versions that it has.
+        TrackingError: If MLflow does not have the model, or it is not a file of Keras. The message lists the names or
+            versions that it has.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from evasion.components.common.models import artifact
-
-    reference = model.removeprefix("models:/").strip("/")
-    version = _find_version(model, reference)
-    uri = f"models:/{reference}" if version is None else f"models:/{version.name}/{version.version}"
+    if model.startswith("runs:/"):
+        uri, name, number = model, "", ""
+    else:
+        reference = model.removeprefix("models:/").strip("/")
+        version = _find_version(model, reference)
+        name, number = ("", "") if version is None else (str(version.name), str(version.version))
+        uri = f"models:/{name}/{number}" if name else f"models:/{reference}"
     try:
         with default_variables(patience(PATIENT)):
+            # Reads the file MLmodel alone: a pickle is refused before it is downloaded.
+            _require_keras(model, mlflow.models.get_model_info(uri).flavors)
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
         raise TrackingError(
             f"MLflow has no such model. Received: model={model!r}: {without_password(str(error))}"
         ) from error
-    files = list(folder.rglob(artifact.FILE))
-    if len(files) != 1 or not (folder / artifact.CARD).is_file():
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".keras", ".h5"))
+    if len(files) != 1:
         raise TrackingError(
-            f"{uri} has no {artifact.FILE} with {artifact.CARD}: register the model with `train` or `init_model`."
+            f"The model must be one .keras or .h5 file of Keras, but {uri} has {len(files) or 'none'}: log it with "
+            "mlflow.keras.log_model (with save_exported_model, MLflow keeps a graph without its layers)."
         )
-    files[0].rename(folder / artifact.FILE)
-    return folder, "" if version is None else str(version.name), "" if version is None else str(version.version)
+    card = folder / artifact.CARD
+    return DownloadedModel(files[0], card if card.is_file() else None, name, number)
+
+
+def _require_keras(model: str, flavors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise an error unless MLflow stores the model as a file of Keras."""
+    if "keras" in flavors or flavors.get("tensorflow", {}).get("model_type") == "keras":
+        return
+    names = ", ".join(sorted(flavors)) or "none"
+    raise TrackingError(
+        f"The model must be a Keras model that mlflow.keras or mlflow.tensorflow logged. {model} is stored as {names}, "
+        "which is not loaded, since such files can run code."
+    )
 
 
 def _find_version(model: str, reference: str) -> Any | None:
@@ -126,8 +160,6 @@ def log_model(folder: Path, register_as: str, run_id: str) -> str:
 
     import mlflow
     import tensorflow as tf
-
-    from evasion.components.common.models import artifact
 
     keras_model = artifact.load(folder)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from evasion.components.common.drawing.words import percent
 from evasion.components.common.results.check import Check, Status
 from evasion.components.common.results.collection import Evaluations
@@ -36,6 +38,7 @@ def of_model(evaluations: Evaluations, floor: float) -> Iterator[Check]:
             "each evaluation once", listed, "warn", "given more than once; shown once", "Connect each output once."
         )
     yield _clean_accuracy(evaluations, floor)
+    yield from _class_names(evaluations, floor)
     yield from _unreadable(evaluations)
     yield from _saturation(evaluations)
     yield from _precision(evaluations)
@@ -49,12 +52,78 @@ def _clean_accuracy(evaluations: Evaluations, floor: float) -> Check:
         return Check(name, "clean", "warn", "the original images were not evaluated", advice)
     text = f"{percent(share.value)} (floor {percent(floor)})"
     if share.value < floor:
-        advice = "Train the model further, or check labels, class order and preprocessing, before judging robustness."
+        advice = (
+            _other_range(evaluations)
+            or _other_order(evaluations)
+            or "Train the model further, or check labels, class order and preprocessing, before judging robustness."
+        )
         return Check(name, "clean", "fail", text, advice)
     if share.low < floor:
         advice = "The interval reaches below the floor: evaluate more images."
         return Check(name, "clean", "warn", f"{text}, interval from {percent(share.low)}", advice)
     return Check(name, "clean", "pass", text)
+
+
+def _other_range(evaluations: Evaluations) -> str:
+    """Return the advice to take another range of input values, or nothing if none would be right much more often."""
+    clean = evaluations.clean
+    if clean is None or not clean.input_ranges:
+        return ""
+    name, trial = max(clean.input_ranges.items(), key=lambda each: each[1].correct / each[1].images)
+    share = Share.counted(trial.correct, trial.images)
+    own = accuracy(clean)
+    if share is None or own is None or share.value < 2 * own.value or share.overlaps(own):
+        return ""
+    of = "" if trial.images == own.n else f", on {trial.images:,} of the images"
+    return (
+        f"With --input-range {name} it would be {percent(share.value)}{of}: the model takes other values than "
+        f"{clean.model.input_range}."
+    )
+
+
+MOST_NAMES = 30
+"""How many class names an advice lists."""
+
+
+def _other_order(evaluations: Evaluations) -> str:
+    """Return the advice to name the classes in another order, or nothing if no order explains what is predicted.
+
+    With few images of each class some order always explains much, so five of each are needed.
+    """
+    clean, share = evaluations.clean, accuracy(evaluations.clean)
+    if clean is None or share is None or share.n < 5 * len(clean.model.class_names):
+        return ""
+    from scipy.optimize import linear_sum_assignment
+
+    names = clean.model.class_names
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for true, predicted, count in clean.confusion:
+        counts[true, predicted] = count
+    true_classes, outputs = linear_sum_assignment(counts, maximize=True)
+    permuted = Share.counted(int(counts[true_classes, outputs].sum()), share.n)
+    if permuted is None or permuted.value < max(0.6, 2 * share.value):
+        return ""
+    by_output = {int(output): names[true] for true, output in zip(true_classes, outputs, strict=True)}
+    listed = ",".join(by_output[output] for output in range(len(names)))
+    how = f"--class-names {listed}" if len(names) <= MOST_NAMES else "the classes in another order"
+    return (
+        f"With {how} it would be {percent(permuted.value)}: the model's outputs are in another order. Compare it with "
+        "how the model was trained."
+    )
+
+
+def _class_names(evaluations: Evaluations, floor: float) -> Iterator[Check]:
+    """Say that class names were assumed; an accuracy above the floor could not come from another order."""
+    model, share = evaluations.first.model, accuracy(evaluations.clean)
+    if model.class_names_origin != "folders":
+        return
+    text = (
+        "assumed: the dataset's class folders in sorted order, as image_dataset_from_directory numbers them, for the "
+        "model has no class names"
+    )
+    supported = share is not None and share.value >= floor
+    advice = "" if supported else "Give them with --class-names in the order of the model's outputs."
+    yield Check("class names", model.title, "pass" if supported else "warn", text, advice)
 
 
 def _unreadable(evaluations: Evaluations) -> Iterator[Check]:
