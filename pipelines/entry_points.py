@@ -2,13 +2,14 @@
 
 They are chained through MLflow: a stage logs its tar as `<stage>.tar`, and the next pipeline reads a dataset from it by
 `run_id` (of the pipeline or of the stage), `dataset_tar_name` and `dataset_name`, which is `<stage>` here and one of
-several in an evaluation (`<stage>_aware_of_<defense>`, `<defense>_of_<dataset>`). Models are referred to by their
-registered names, or by files. Parameters that the original does not have: `weights` and `weights_sha256` (a mirrored file instead of
-a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether `data_dir`
+several in an evaluation (`<stage>_aware_of_<defense>`, `<defense>_of_<dataset>`). Models are files, or named as MLflow
+names them. Parameters that the original does not have: those that say how to use a model that others made and how to
+resize images (see the steps `load_model` and `load_dataset`), `weights` and `weights_sha256` (a mirrored file instead
+of a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether `data_dir`
 holds training or test data, to which `apply_fit` and `apply_predict` refer).
 
     evasion run train --data-dir-train data/mnist/training --data-dir-test data/mnist/testing
-    evasion run fgm --data-dir data/mnist/testing --model evasion_le_net --model-architecture le_net
+    evasion run fgm --data-dir data/mnist/testing --model evasion_le_net
 """
 
 import inspect
@@ -176,7 +177,9 @@ def defense(name: str, step: Any) -> Any:
 
 
 def _model_parameters() -> list[Parameter]:
-    return [parameter_of(load_model, name, stages.OF_MODEL.get(name, "")) for name in stages.parameter_names(load_model)]
+    return [
+        parameter_of(load_model, name, stages.OF_MODEL.get(name, "")) for name in stages.parameter_names(load_model)
+    ]
 
 
 def _loaded_model(values: Values) -> Any:

@@ -312,8 +312,8 @@ def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Ite
     if len(set(sizes.values())) > 1:
         each = listed([f"{name} {'×'.join(map(str, shape))}" for name, shape in sizes.items()])
         yield (
-            f"The models see the same images in other sizes ({each}): their pixels differ, and an eps in norm 1 or 2 is "
-            "another size of attack for each."
+            f"The models see the same images in other sizes ({each}): their pixels differ, and an eps in norm 1 or 2 "
+            "is another size of attack for each."
         )
     if without := [model.name for model in models if model.report.curve is None]:
         yield f"{listed(without)}: the report holds no security curve."

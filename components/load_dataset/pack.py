@@ -61,8 +61,7 @@ def pack(
         )
     sizes = _sizes(len(kept), shards, batch_size)
     entry = {
-        "parameters": {"data_dir": data_dir, "split": split, "skip_unreadable": skip_unreadable}
-        | resizing.to_json(),
+        "parameters": {"data_dir": data_dir, "split": split, "skip_unreadable": skip_unreadable} | resizing.to_json(),
         "skipped": {folder.locate(image): reason for image, reason in unreadable.items()},
     }
 

@@ -69,8 +69,8 @@ def _described(parameters: Mapping[str, Any], folder: Path, registered: tuple[st
         )
     if card.package != parameters["package"]:
         raise ParameterError(
-            f"model_package must be {card.package}, the package with the model's own classes, which is imported: install "
-            f"it and name it. Received: model_package={parameters['package']!r}",
+            f"model_package must be {card.package}, the package with the model's own classes, which is imported: "
+            f"install it and name it. Received: model_package={parameters['package']!r}",
             "model_package",
         )
     card = dataclasses.replace(card, name=name, version=version, **_resizing(parameters, card.resizing).to_json())

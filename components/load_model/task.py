@@ -108,7 +108,7 @@ def load_model(
             card = take(parameters, Path(temporary), target)
         _report(card)
         stage_run.log_parameters({"model_name": card.name, "model_version": card.version, "model_sha256": card.sha256})
-    return {**dataclasses.asdict(card), "class_names": list(card.class_names)}
+    return dataclasses.asdict(card)
 
 
 def _report(card: Any) -> None:
@@ -123,5 +123,3 @@ def _report(card: Any) -> None:
         f"of {len(card.class_names)} classes; class names: {names}",
         flush=True,
     )
-
-

@@ -21,7 +21,14 @@ from evasion.components.common.models.classifier import Classifier
 from evasion.components.common.results.curve import SMOOTHNESS_IMAGES
 
 LEVEL = 1 / 255
-"""Largest change of a pixel on the way to the image nearby."""
+"""Largest change of a pixel on the way from an image to the one nearby."""
+
+JITTER = 8 / 255
+"""Largest change of a pixel before that.
+
+Equal pixels, such as the background of a digit, lie on the kinks of a max pooling or a ReLU, where a gradient says
+little of any network. Attacked images have left these.
+"""
 
 
 class Sampled:
@@ -45,7 +52,8 @@ class Smoothness:
     """Measures how smooth the loss of a model is.
 
     The loss is how far the largest other output exceeds that of the predicted class: unlike the cross-entropy it does
-    not fade where the model is sure. An image nearby differs by noise, uniform within one 8-bit level.
+    not fade where the model is sure. It is measured between two images near the original: one differs from it by noise,
+    uniform within `JITTER`, the other from the first by noise within `LEVEL`.
 
     Args:
         target: The model. (The gradient of a defended one is not that of its loss.)
@@ -64,8 +72,8 @@ class Smoothness:
     def of(self, batch: Sequence[Sample], x: Floats, labels: Floats) -> list[float]:
         """Return the smoothness around each image, from 0 to 1.
 
-        It is 1 - |d - g| / (|d| + |g|), where d is how the loss changes up to the image nearby, and g how it would by
-        its gradient: 1 for a linear loss, 0 where one of the two is nothing beside the other or points elsewhere.
+        It is 1 - |d - g| / (|d| + |g|), where d is how the loss changes from one image to the other, and g how it would
+        by its gradient: 1 for a linear loss, 0 where one of the two is nothing beside the other or points elsewhere.
 
         Args:
             batch: The images.
@@ -74,15 +82,17 @@ class Smoothness:
         """
         if not len(x):
             return []
-        noise = np.stack([self._noise(sample.source, x.shape[1:]) for sample in batch])
-        near = np.clip(x + noise, 0, 1)
-        here, there = (self._pass(tf.constant(each), tf.constant(labels)) for each in (x, near))
+        generators = [generator(self._seed, f"near {sample.source}") for sample in batch]
+        first, second = (
+            np.stack([each.uniform(-size, size, x.shape[1:]) for each in generators]).astype(np.float32)
+            for size in (JITTER, LEVEL)
+        )
+        start = np.clip(x + first, 0, 1)
+        near = np.clip(start + second, 0, 1)
+        here, there = (self._pass(tf.constant(each), tf.constant(labels)) for each in (start, near))
         change = np.asarray(there.loss, dtype=np.float64) - np.asarray(here.loss, dtype=np.float64)
-        by_gradient = (np.asarray(here.gradient, dtype=np.float64) * (near - x)).sum(axis=(1, 2, 3))
+        by_gradient = (np.asarray(here.gradient, dtype=np.float64) * (near - start)).sum(axis=(1, 2, 3))
         sizes = np.abs(change) + np.abs(by_gradient)
         # A loss that does not change at all is as smooth as can be; other checks tell of it.
         apart = np.divide(np.abs(change - by_gradient), sizes, out=np.zeros_like(sizes), where=sizes > 0)
         return [float(value) for value in 1 - np.nan_to_num(apart, nan=1)]
-
-    def _noise(self, source: str, shape: tuple[int, ...]) -> Floats:
-        return generator(self._seed, f"near {source}").uniform(-LEVEL, LEVEL, shape).astype(np.float32)

@@ -48,8 +48,9 @@ def train(
         eps: With apply_defense, the largest change of a pixel, a share of the pixel range, in (0, 1].
         eps_step: With apply_defense, the change of one PGD step, in (0, 1].
         max_iter: With apply_defense, the number of PGD steps.
-        weights: Weights of the base of a classifier of keras.applications: imagenet (downloaded by Keras), none (random,
-            for trials), or a weights file of the model without its top, local or gs://. The others take no weights.
+        weights: Weights of the base of a classifier of keras.applications: imagenet (downloaded by Keras), none
+            (random, for trials), or a weights file of the model without its top, local or gs://. The others take no
+            weights.
         weights_sha256: The hash that this file must have, or blank.
         seed: Seed of weights, order, dropout and validation set from 0 to 4294967295; -1 draws a seed and records it.
     """

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import hashlib
+import importlib
+import inspect
 import json
 import random
 import re
@@ -17,7 +19,9 @@ import pytest
 from evasion.components.common.data.pixels import to_float
 from evasion.components.common.models import architectures
 from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.applications import APPLICATIONS
 from evasion.components.common.models.artifact import Card, ModelError
+from evasion.components.common.models.ranges import RANGES
 from evasion.components.common.tracking import TrackingError
 from evasion.components.init_model import task as init_task
 from evasion.components.load_model import task as load_task
@@ -41,20 +45,52 @@ def test_the_table_of_imagenet_classes_has_a_name_for_each():
     assert all(all(value.strip() for value in row.values()) for row in rows)
 
 
-APPLICATIONS = {
+KERAS_OWN = {
     "resnet50": (keras.applications.ResNet50, keras.applications.resnet50.preprocess_input),
-    "vgg16": (keras.applications.VGG16, keras.applications.vgg16.preprocess_input),
+    "mobilenetv2": (keras.applications.MobileNetV2, keras.applications.mobilenet_v2.preprocess_input),
+    "densenet121": (keras.applications.DenseNet121, keras.applications.densenet.preprocess_input),
+    "efficientnetb0": (keras.applications.EfficientNetB0, keras.applications.efficientnet.preprocess_input),
 }
 
 
+def test_every_classifier_of_keras_is_known_by_its_name():
+    functions = {name for name in dir(keras.applications) if callable(getattr(keras.applications, name))}
+    assert {each.name for each in APPLICATIONS.values()} == functions
+    assert all(name == each.name.lower() for name, each in APPLICATIONS.items())
+
+
+def test_their_sizes_and_preprocessing_are_those_of_keras(photographs):
+    """The function `preprocess_input` stands in the same module of Keras as the classifier."""
+    levels = photographs.astype(np.float32)
+    for each in APPLICATIONS.values():
+        function = getattr(keras.applications, each.name)
+        module = importlib.import_module(function.__module__)
+        expected = module.preprocess_input(levels.copy())
+        assert np.allclose(RANGES[each.input_range].convert(to_float(photographs)), expected, atol=2e-3), each.name
+        sides = re.search(r"default_size=(\d+)", inspect.getsource(function))
+        if sides:
+            assert each.side == int(sides[1]), each.name
+
+
+def test_a_range_and_its_inverse_are_its_layer(photographs):
+    pixels = to_float(photographs)
+    inputs = keras.Input((224, 224, 3))
+    for each in RANGES.values():
+        values = each.convert(pixels)
+        assert np.allclose(keras.Model(inputs, each.layer(inputs))(pixels), values, atol=1e-3)
+        assert np.allclose(each.invert(values), pixels, atol=1e-5)
+
+
 def weights_of(network, name):
-    return network.get_layer(name).get_weights()
+    """The weights of the whole model that is a layer of another; its name may have a suffix."""
+    (layer,) = (layer for layer in network.layers if layer.name.startswith(name))
+    return layer.get_weights()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize("name", KERAS_OWN)
 def test_fault_an_imagenet_model_is_scored_with_its_preprocessing(name, photographs):
-    application, preprocess = APPLICATIONS[name]
+    application, preprocess = KERAS_OWN[name]
     network = architectures.build_imagenet(name, "none", "", 0)
     plain = application(weights=None)
     plain.set_weights(weights_of(network, name))
@@ -63,15 +99,16 @@ def test_fault_an_imagenet_model_is_scored_with_its_preprocessing(name, photogra
     assert probabilities.shape == (4, 1000)
     assert np.allclose(probabilities, plain.predict(preprocess(levels.copy()), verbose=0), rtol=1e-4, atol=1e-6)
     # The random weights do see the difference that it makes.
-    for wrong in (to_float(photographs), levels, preprocess(levels[..., ::-1].copy())):
+    unprocessed = [] if name == "efficientnetb0" else [to_float(photographs)]
+    for wrong in [*unprocessed, preprocess(levels[..., ::-1].copy())]:
         assert not np.allclose(probabilities, plain.predict(wrong, verbose=0), rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize("name", KERAS_OWN)
 def test_preprocessing_is_keras_own_and_does_not_train(name, photographs):
     inputs = keras.Input((224, 224, 3))
-    layer = keras.Model(inputs, architectures._imagenet_preprocessing(inputs))
-    expected = APPLICATIONS[name][1](photographs.astype(np.float32))
+    layer = keras.Model(inputs, RANGES[APPLICATIONS[name].input_range].layer(inputs))
+    expected = KERAS_OWN[name][1](photographs.astype(np.float32))
     assert np.allclose(layer(to_float(photographs)), expected, atol=1e-3)
     assert layer.trainable_weights == []
 
@@ -171,7 +208,15 @@ def test_a_seed_gives_the_same_weights_however_long_a_download_took(tmp_path, mo
 
 # init_model.
 
+RESIZING = {"interpolation": "bilinear", "crop_to_aspect_ratio": False, "pad_to_aspect_ratio": False}
 INIT = {"model_tag": "", "model_architecture": "resnet50", "weights": "none", "weights_sha256": "", "seed": 0}
+INIT |= RESIZING
+LOAD = {"model_architecture": "", "sha256": "", "input_range": "0,1", "image_size": "", "class_names": ""}
+LOAD |= {"package": "", **RESIZING}
+
+
+def load_model(folder, name, **changed):
+    return load_task.load_model(model=folder, name=name, **LOAD | changed)
 
 
 @pytest.mark.slow
@@ -185,7 +230,7 @@ def test_init_model_registers_the_whole_imagenet_model(mlflow_store, tmp_path, r
     assert card.class_names == architectures.imagenet_classes()
     assert (card.architecture, card.input_shape, card.weights) == ("resnet50", (224, 224, 3), str(path))
     assert (card.name, card.version) == ("lab_mirror_resnet50", "1")
-    loaded = load_task.load_model(model=tmp_path / "loaded", name=card.name, model_architecture="resnet50")
+    loaded = load_model(tmp_path / "loaded", card.name, model_architecture="resnet50")
     assert loaded == description
     assert model_artifact.load(tmp_path / "loaded").output_shape == (None, 1000)
 
@@ -193,7 +238,7 @@ def test_init_model_registers_the_whole_imagenet_model(mlflow_store, tmp_path, r
 WRONG = [
     (
         {"model_architecture": "le_net"},
-        "model_architecture must be one of resnet50, vgg16, which are pretrained; train the others. Received: ",
+        "model_architecture must be a pretrained one, resnet50, resnet101, ",
     ),
     (
         {"weights": "/nowhere.h5"},
@@ -265,6 +310,10 @@ def without(field):
     return change
 
 
+def rehash(folder):
+    changed(sha256=hashlib.sha256((folder / "model.keras").read_bytes()).hexdigest())(folder)
+
+
 def flip(folder):
     content = bytearray((folder / "model.keras").read_bytes())
     content[len(content) // 2] ^= 1
@@ -302,6 +351,7 @@ def test_a_damaged_artifact_is_refused(copied, damage):
 
 def test_a_file_that_keras_cannot_load_is_refused(copied):
     (copied / "model.keras").write_bytes(b"no model")
+    rehash(copied)
     with pytest.raises(ModelError, match=r"Keras cannot load model\.keras"):
         model_artifact.load(copied)
 
@@ -309,7 +359,16 @@ def test_a_file_that_keras_cannot_load_is_refused(copied):
 def test_a_model_that_carries_code_is_refused(copied):
     inputs = keras.Input((3,))
     keras.Model(inputs, keras.layers.Lambda(lambda x: x * 2)(inputs)).save(copied / "model.keras")
-    with pytest.raises(ModelError, match=r"Keras cannot load model\.keras"):
+    rehash(copied)
+    with pytest.raises(ModelError, match=r"model\.keras contains code of its own, which is not run"):
+        model_artifact.load(copied)
+
+
+def test_a_model_that_is_not_what_its_card_says_is_refused(copied):
+    inputs = keras.Input((14, 14, 1))
+    keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs))).save(copied / "model.keras")
+    rehash(copied)
+    with pytest.raises(ModelError, match=r"return 10 probabilities, as model\.json says\. It takes 14×14×1"):
         model_artifact.load(copied)
 
 
@@ -322,7 +381,7 @@ def test_classes_are_matched_by_name():
     ):
         card.indices_of(("x", "b", "y"), (28, 28, 1))
     with pytest.raises(
-        ModelError, match="images are 28×28×3, but the model le_net takes 28×28×1: load them with model_arch"
+        ModelError, match="images are 28×28×3, but the model le_net takes 28×28×1: load the images for this model"
     ):
         card.indices_of(("a",), (28, 28, 3))
 
@@ -356,7 +415,7 @@ def registered(mlflow_store, le_net_artifact):
 def test_load_model_brings_the_file_and_its_description(registered, le_net_artifact, tmp_path, mlflow_store):
     for name, version in (("lab_le_net", "2"), ("lab_le_net@best", "1")):
         folder = tmp_path / version
-        description = load_task.load_model(model=folder, name=name, model_architecture="le_net")
+        description = load_model(folder, name, model_architecture="le_net")
         card = Card.read(folder)
         assert dataclasses.asdict(card) == description
         assert (card.name, card.version) == ("lab_le_net", version)
@@ -374,24 +433,24 @@ def test_load_model_refuses_another_architecture(registered, tmp_path):
     with pytest.raises(
         ModelError, match=r"model_architecture must be that of the model, le_net. Received: .*'alex_net'"
     ):
-        load_task.load_model(model=tmp_path / "model", name=registered, model_architecture="alex_net")
+        load_model(tmp_path / "model", registered, model_architecture="alex_net")
     assert not (tmp_path / "model").exists()
 
 
 def test_load_model_refuses_a_model_that_is_not_there(mlflow_store, tmp_path):
     with pytest.raises(TrackingError, match="no model is registered: run `train` or `init_model` first"):
-        load_task.load_model(model=tmp_path / "model", name="lab_le_net", model_architecture="le_net")
+        load_model(tmp_path / "model", "lab_le_net")
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "architecture", "message"),
     [
-        ("", "le_net", "model must be given as name, name/version, name@alias or models:/"),
+        ("", "le_net", "model must be given as a name in MLflow, name/version, name@alias, models:/"),
         (" ", "le_net", "model must be given"),
         ("lab", "lenet", "model_architecture must be one of shallow_net, le_net, alex_net, resnet50, vgg16"),
     ],
 )
 def test_load_model_refuses_bad_parameters(tmp_path, name, architecture, message):
     with pytest.raises(ValueError, match=message):
-        load_task.load_model(model=tmp_path / "model", name=name, model_architecture=architecture)
+        load_model(tmp_path / "model", name, model_architecture=architecture)

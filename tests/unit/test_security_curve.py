@@ -278,12 +278,26 @@ def test_a_trained_model_is_smooth_and_one_whose_winners_take_all_is_not(le_net,
     own, jumping = smoothness_of(winners_take_all(digits), pixels)
     assert (own == labels).mean() > 0.7
     assert smooth > 0.7
-    assert jumping < 0.5
+    assert jumping < 0.4
+
+
+def test_a_small_network_whose_pooling_has_ties_in_the_background_is_smooth(digits):
+    """At the image itself its gradient tells a third of how the loss changes."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.MaxPooling2D(2), keras.layers.Flatten()]
+    network = keras.Sequential([keras.Input((28, 28, 1)), *layers, keras.layers.Dense(10, activation="softmax")])
+    network.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    network.fit(digits.pixels[1000:3000].astype(np.float32), digits.labels[1000:3000], epochs=3, verbose=0)
+    inputs = keras.Input((28, 28, 1))
+    network = keras.Model(inputs, network(keras.layers.Rescaling(255.0)(inputs)))
+    assert smoothness_of(network, digits.pixels[:60])[1] > 0.55
 
 
 def test_a_deep_model_of_photographs_does_not_fail(resnet50, photographs):
     """Although it is not trained."""
-    assert smoothness_of(resnet50, photographs)[1] > 0.5
+    assert smoothness_of(resnet50, photographs)[1] > 0.55
 
 
 def test_the_smoothness_is_measured_of_the_images_of_the_lowest_ranks(curve):

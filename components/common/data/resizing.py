@@ -57,7 +57,9 @@ class Resizing:
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Self:
         """Return what the parameters of these names say; defaults for those that are missing."""
-        return cls(**{field.name: parameters[field.name] for field in dataclasses.fields(cls) if field.name in parameters})
+        return cls(
+            **{field.name: parameters[field.name] for field in dataclasses.fields(cls) if field.name in parameters}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""

@@ -20,7 +20,7 @@ class Application:
     input_range: str
 
 
-_SIDES = {
+_SIDES: dict[str, dict[int, tuple[str, ...]]] = {
     "caffe": {224: ("ResNet50", "ResNet101", "ResNet152", "VGG16", "VGG19")},
     "tf": {
         224: ("MobileNet", "MobileNetV2", "NASNetMobile", "ResNet50V2", "ResNet101V2", "ResNet152V2"),

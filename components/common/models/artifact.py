@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from evasion.components.common.data.header import Header
 from evasion.components.common.data.resizing import Resizing
@@ -55,6 +55,8 @@ class Card:
         pad_to_aspect_ratio: Likewise.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     architecture: str
     input_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -73,8 +75,10 @@ class Card:
 
     def __post_init__(self) -> None:
         _ = self.resizing  # which checks its fields
-        if len(set(self.class_names)) != len(self.class_names) or len(self.class_names) < 2:
-            raise ValueError("class_names must be at least two different names")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError("class_names must be different names")
+        if self.input_shape[2] not in (1, 3) or min(self.input_shape) < 1:
+            raise ValueError("input_shape must be height, width and 1 or 3 channels")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -103,7 +107,7 @@ class Card:
 
     @classmethod
     def read_for(cls, folder: Path, header: Header) -> Self:
-        """Read a description for a dataset: see `read`. If the class names are those of folders, they are the dataset's.
+        """Read a description for a dataset; see `read` and `named_by`.
 
         Raises:
             ModelError: Also if the dataset does not suit the model.
@@ -241,8 +245,8 @@ def _reason(path: Path, package: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "Lambda" in text or "safe_mode" in text:
         return (
-            f"{path.name} contains code of its own, which is not run: replace Lambda and similar layers by built-in ones, "
-            "or by a layer class of a package that you name with model_package."
+            f"{path.name} contains code of its own, which is not run: replace Lambda and similar layers by built-in "
+            "ones, or by a layer class of a package that you name with model_package."
         )
     if "Could not locate" in text or "Unknown layer" in text or "register_keras_serializable" in text:
         unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown layer:) '?([\w.>]+)", text)

@@ -53,7 +53,7 @@ def _from_file(address: str) -> list[str]:
             return _from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise ParameterError(
-            f"class_names must be a text file in UTF-8 with a name on each line, a JSON list, or a JSON object of names "
+            "class_names must be a text file in UTF-8 with a name on each line, a JSON list, or a JSON object of names "
             f"and indices: {error}. Received: class_names={address!r}",
             "class_names",
         ) from error

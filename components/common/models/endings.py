@@ -54,17 +54,15 @@ def _split(tensor: Any) -> tuple[str, Any]:
         return (SOFTMAX, parent) if layer.axis in (-1, len(parent.shape) - 1) else (OTHER, tensor)
     if type(layer).__name__ in _OPERATIONS and not isinstance(layer, keras.layers.Layer):
         return _OPERATIONS[type(layer).__name__], parent
-    activation = _activation_of(layer)
-    if activation is None:
-        return OTHER, tensor
+    known = _activation_of(layer)
     if isinstance(layer, keras.layers.Activation):
-        if activation == LINEAR:  # as it is put last to convert the outputs to float32
+        if known == LINEAR:  # as it is put last to convert the outputs to float32
             inner, before = _split(parent)
             return inner, tensor if before is parent else before
-        return activation, parent
-    if activation == LINEAR or not hasattr(layer, "kernel"):
-        return activation if hasattr(layer, "kernel") else OTHER, tensor
-    return activation, _without_activation(layer)(parent)
+        return (known, parent) if known else (OTHER, tensor)
+    if known is None or not hasattr(layer, "kernel"):
+        return OTHER, tensor
+    return known, tensor if known == LINEAR else _without_activation(layer)(parent)
 
 
 # Functions of `keras.ops` in a graph are operations of these classes.
@@ -88,7 +86,9 @@ def _without_activation(layer: Any) -> Callable[[Any], Any]:
     """Return a layer of the same weights without its activation."""
 
     def apply(x: Any) -> Any:
-        linear = type(layer).from_config(layer.get_config() | {"activation": "linear"})
+        # A name of its own, since the layer itself may be elsewhere in the model too.
+        config = layer.get_config() | {"activation": "linear", "name": f"{layer.name}_logits"}
+        linear = type(layer).from_config(config)
         outputs = linear(x)
         linear.set_weights(layer.get_weights())
         return outputs

@@ -130,8 +130,9 @@ def _input_shape(model: Any, size: Size | None) -> tuple[int, int, int]:
     shape = shapes[0]
     if len(shape) != 4 or shape[3] not in (1, 3):
         raise ModelError(
-            "The model must take images of shape (images, height, width, channels), with 1 or 3 channels, the last axis. "
-            f"It takes {size_of(shape)}, the first axis being that of the images."
+            "The model must take images of shape (images, height, width, channels), with 1 or 3 channels, the last "
+            f"axis. It takes {size_of(shape[1:])} for each image: put it behind a Reshape or Permute layer that makes "
+            "that of height, width and channels."
         )
     wanted = (size.height, size.width, size.channels or shape[3]) if size else (None, None, shape[3])
     differing = [own is not None and given is not None and own != given
@@ -141,14 +142,14 @@ def _input_shape(model: Any, size: Size | None) -> tuple[int, int, int]:
             f"image_size must be that of the model, {size_of(shape[1:])}, or blank. Received: {size_of(wanted)}",
             "image_size",
         )
-    height, width, channels = (own or given for own, given in zip(shape[1:], wanted, strict=True))
+    height, width = (own or given for own, given in zip(shape[1:3], wanted[:2], strict=True))
     if height is None or width is None:
         raise ParameterError(
-            f"image_size must be given, for the model takes images of any size ({size_of(shape[1:])}): the size that it "
-            "was trained with.",
+            f"image_size must be given, for the model takes images of any size ({size_of(shape[1:])}): the size that "
+            "it was trained with.",
             "image_size",
         )
-    return height, width, channels
+    return height, width, shape[3]
 
 
 def _declared_shapes(model: Any) -> list[tuple[int | None, ...]]:
@@ -209,8 +210,8 @@ def _recognised(ending: Ending, outputs: Floats) -> str:
         return ONE_PROBABILITY if ending.activation == SIGMOID or (ending.activation == OTHER and shares) else ONE_LOGIT
     if ending.activation == SIGMOID or (ending.activation == OTHER and shares and not sums_to_one):
         raise ModelError(
-            f"The model must choose one of its classes, but its {classes} outputs are a sigmoid each (multi-label): such "
-            "a model is not supported. If it was trained with one class for each image, replace the sigmoids by a "
+            f"The model must choose one of its classes, but its {classes} outputs are a sigmoid each (multi-label): "
+            "such a model is not supported. If it was trained with one class for each image, replace the sigmoids by a "
             "softmax."
         )
     if ending.activation == SOFTMAX or (ending.activation == OTHER and sums_to_one):
@@ -227,7 +228,7 @@ def _probabilities(raw: Any, outputs: str, with_logits: bool) -> Any:
     from keras import layers
 
     if outputs in (ONE_PROBABILITY, ONE_LOGIT):
-        # For a logit z the logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)); for a probability p (1 - p, p).
+        # For a logit z the logits (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)); for a probability p (1-p, p).
         offset = [0.0, 0.0] if with_logits else [1.0, 0.0]
         raw = _frozen_dense([0.0 if with_logits else -1.0, 1.0], offset)(raw)
     return layers.Softmax(dtype="float32")(raw) if with_logits else raw

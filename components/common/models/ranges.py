@@ -30,11 +30,11 @@ class InputRange:
     def convert(self, pixels: Floats) -> Floats:
         """Return pixels in [0, 1], any number of images, as values of this range."""
         ordered = pixels[..., ::-1] if self.bgr else pixels
-        return np.asarray(ordered * np.float32(self.scale) + np.float32(self.offset), np.float32)
+        return np.asarray(ordered * _array(self.scale) + _array(self.offset), np.float32)
 
     def invert(self, values: Floats) -> Floats:
         """Return values of this range as pixels; the inverse of `convert`."""
-        pixels = (values - np.float32(self.offset)) / np.float32(self.scale)
+        pixels = (values - _array(self.offset)) / _array(self.scale)
         return np.asarray(pixels[..., ::-1] if self.bgr else pixels, np.float32)
 
     def layer(self, x: Any) -> Any:
@@ -45,7 +45,8 @@ class InputRange:
             return x
         if not self.of_colours:
             return layers.Rescaling(self.scale, self.offset)(x)
-        return _channelwise(x, np.broadcast_to(np.float32(self.scale), 3), np.broadcast_to(self.offset, 3), self.bgr)
+        scale, offset = (np.broadcast_to(_array(each), 3) for each in (self.scale, self.offset))
+        return _channelwise(x, scale, offset, self.bgr)
 
 
 # The modes of `keras.applications.imagenet_utils.preprocess_input`, from its documentation: the means and deviations of
@@ -65,6 +66,10 @@ RANGES = {
     "tf": InputRange(2.0, -1.0),
 }
 """The ranges by the names of the parameter `input_range`."""
+
+
+def _array(value: float | tuple[float, float, float]) -> Floats:
+    return np.asarray(value, np.float32)
 
 
 def _channelwise(x: Any, scale: Any, offset: Any, bgr: bool) -> Any:

@@ -33,10 +33,11 @@ KEPT = 0.5
 UNBOUNDED = (0.01, 0.05)
 """Shares of images that PGD leaves without a bound: above the first a warning, above the second a failure."""
 
-SMOOTH = (0.65, 0.5)
+SMOOTH = (0.55, 0.4)
 """Shares of the loss's change that its gradient tells: below the first a warning, below the second a failure.
 
-Measured on digits: a trained le_net 0.82 to 0.95; networks whose winners, 10 or 20 %, take all 0.10 to 0.43.
+Measured on digits: convolutional and dense networks, plain and trained against PGD, 0.68 to 0.98; networks whose
+winners, 10 or 20 %, take all 0.19 to 0.25.
 """
 
 REPEATED = 0.01
