@@ -5,8 +5,8 @@ They are chained through MLflow: a stage logs its tar as `<stage>.tar`, and the 
 several in an evaluation (`<stage>_aware_of_<defense>`, `<defense>_of_<dataset>`). Models are files, or named as MLflow
 names them. Parameters that the original does not have: those that say how to use a model that others made and how to
 resize images (see the steps `load_model` and `load_dataset`), `weights` and `weights_sha256` (a mirrored file instead
-of a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether `data_dir`
-holds training or test data, to which `apply_fit` and `apply_predict` refer).
+of a download), `eps`, `eps_step`, `max_iter` of `train` (its PGD), and `dataset_split` of the defenses (whether
+`data_dir` holds training or test data, to which `apply_fit` and `apply_predict` refer).
 
     evasion run train --data-dir-train data/mnist/training --data-dir-test data/mnist/testing
     evasion run fgm --data-dir data/mnist/testing --model evasion_le_net

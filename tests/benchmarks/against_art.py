@@ -61,6 +61,10 @@ def load(folder: Path, name: str, split: str) -> Path:
         dataset_name="",
         shards=1,
         batch_size=BATCH["batch_size"],
+        model=None,
+        interpolation="bilinear",
+        crop_to_aspect_ratio=False,
+        pad_to_aspect_ratio=False,
     )
     return folder / split
 

@@ -56,10 +56,12 @@ def test_the_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
         "gaussian_augmentation",
     ]
 
-    (summary,) = (tmp_path / "runs").glob("evaluation-registered-*/report.json")
+    summary, of_mobilenet = sorted((tmp_path / "runs").glob("evaluation-registered-*/report.json"))
+    own = json.loads(of_mobilenet.read_text())["model"]
+    assert (own["architecture"], own["input_range"], own["class_names_origin"]) == ("my_mobilenet", "-1,1", "imagenet")
     table = json.loads(summary.read_text())["table"]
     assert {row["judged"]["robust_accuracy"]["n"] for row in table} == {3}
     assert summary.with_name("report.html").stat().st_size > 10_000
     tracked = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     runs = tracked.search_runs([tracked.get_experiment_by_name("demo").experiment_id], "tags.stage = 'pipeline'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * (len(stages) + 2)
+    assert [run.info.status for run in runs] == ["FINISHED"] * (len(stages) + 3)

@@ -108,10 +108,10 @@ def test_shards_are_a_loop_and_a_parameter(evaluation):
     [
         (
             (*MODEL, "--epochs", "3"),
-            "epochs must be omitted: not used for a registered model with these attacks and defenses. "
+            "epochs must be omitted: not used for an existing model with these attacks and defenses. "
             "Received: epochs=3.0",
         ),
-        ((*MODEL, "--data-dir-train", "x"), "data_dir_train must be omitted: not used for a registered model"),
+        ((*MODEL, "--data-dir-train", "x"), "data_dir_train must be omitted: not used for an existing model"),
         (("--epochs", "3", "--optimizer", "sgd"), "Received: epochs=3.0, optimizer='sgd'"),
         ((*MODEL, "--pgd-attack-max-iter", "3"), "pgd_attack_max_iter must be omitted"),
         (
@@ -137,8 +137,9 @@ def test_unknown_steps_are_refused(evaluation, options, message):
     assert evaluation(*options).endswith(message)
 
 
-def test_a_registered_model_needs_its_architecture(evaluation):
-    assert evaluation("--model", "m", run=True) == "model_architecture must be given. Set --model-architecture."
+def test_a_model_needs_no_architecture(evaluation):
+    pipeline, values = evaluation("--model", "m")
+    assert (pipeline.name, values.get("model_architecture", "")) == ("evaluation-registered", "")
 
 
 @pytest.mark.parametrize("shards", [0, -1])

@@ -45,6 +45,10 @@ def load(tmp_path, folder, mlflow_store):
             "dataset_run_id": "",
             "dataset_tar_name": "",
             "dataset_name": "",
+            "model": None,
+            "interpolation": "bilinear",
+            "crop_to_aspect_ratio": False,
+            "pad_to_aspect_ratio": False,
         }
         path = tmp_path / f"dataset-{shards}"
         told = load_dataset(dataset=path, shards=shards, batch_size=batch_size, **parameters | changed)

@@ -77,9 +77,9 @@ def test_registered_models_are_found_by_every_kind_of_name(client, registered, l
     }
     for place, (reference, version) in enumerate(expected.items()):
         model = tracking.download_model(reference, tmp_path / str(place))
-        assert model[1:] == (name, version), reference
-        for file in ("model.keras", "model.json"):
-            assert (model[0] / file).read_bytes() == (le_net_artifact / file).read_bytes()
+        assert (model.name, model.version) == (name, version), reference
+        for file in (model.file, model.card):
+            assert file.read_bytes() == (le_net_artifact / file.name).read_bytes()
 
     # By MLflow's own id, which is all that a model has that was not registered.
     logged = client.search_logged_models([client.get_run(run_id).info.experiment_id])
@@ -88,9 +88,9 @@ def test_registered_models_are_found_by_every_kind_of_name(client, registered, l
     (identifier,) = {model.model_id for model in logged} - {
         client.get_model_version(name, version).source.removeprefix("models:/") for version in "123"
     }
-    folder, *nameless = tracking.download_model(f"models:/{identifier}", tmp_path / "nameless")
-    assert nameless == ["", ""]
-    assert (folder / "model.keras").is_file()
+    nameless = tracking.download_model(f"models:/{identifier}", tmp_path / "nameless")
+    assert (nameless.name, nameless.version) == ("", "")
+    assert nameless.file.is_file()
 
     import mlflow
 
@@ -123,7 +123,8 @@ def test_what_is_not_registered_is_answered_with_what_is(client, registered, tmp
 def test_a_model_whose_name_begins_as_mlflows_ids_do_is_found(mlflow_store, le_net_artifact, tmp_path):
     with tracking.stage("train", {}) as run:
         run.log_model(le_net_artifact, register_as="m-lab_le_net")
-    assert tracking.download_model("m-lab_le_net", tmp_path / "downloaded")[1:] == ("m-lab_le_net", "1")
+    downloaded = tracking.download_model("m-lab_le_net", tmp_path / "downloaded")
+    assert (downloaded.name, downloaded.version) == ("m-lab_le_net", "1")
 
 
 def test_no_model_at_all_says_how_to_get_one(mlflow_store, tmp_path):
