@@ -18,6 +18,7 @@ from kfp import compiler, components
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
+from evasion.components.common.models.applications import APPLICATIONS
 from evasion.pipelines import catalog, stages
 from evasion.pipelines.catalog import pipelines
 from evasion.pipelines.compiled_yaml import compile_to
@@ -195,7 +196,7 @@ def test_every_step_knows_mlflow_its_run_and_its_time_and_some_the_data(name):
         ]
         assert placed.active_deadline_seconds == 6 * 3600
         mounted = [(one.constant, one.mount_path) for one in placed.pvc_mount]
-        reads_paths = function in ("load_dataset", "init_model", "train")
+        reads_paths = function in ("load_dataset", "load_model", "init_model", "train")
         assert mounted == ([("evasion-data", "/data")] if reads_paths else [])
 
 
@@ -275,7 +276,9 @@ def test_the_dense_yaml_equals_that_of_kfps_compiler(tmp_path):
     [
         ("fgm", "norm", ["inf", "1", "2"]),
         ("evaluation_trained", "optimizer", ["rmsprop", "adam", "adagrad", "sgd"]),
-        ("evaluation_pretrained", "model_architecture", ["resnet50", "vgg16"]),
+        ("evaluation_pretrained", "model_architecture", list(APPLICATIONS)),
+        ("fgm", "model_architecture", ["", "shallow_net", "le_net", "alex_net", *APPLICATIONS]),
+        ("fgm", "input_range", ["0,1", "0,255", "-1,1", "caffe", "torch", "tf"]),
         ("jpeg_compression", "dataset_split", ["training", "testing"]),
         ("fgm", "eps", []),
         ("auto_attack", "budget", ["standard", "light"]),

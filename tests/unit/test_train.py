@@ -16,8 +16,8 @@ from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import Header, Sample
 from evasion.components.common.data.pixels import to_float
 from evasion.components.common.models import architectures
-from evasion.components.common.models.applications import APPLICATIONS
 from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.applications import APPLICATIONS
 from evasion.components.infer import task as infer_task
 from evasion.components.train import task
 from evasion.components.train.chance import AfterTraining
@@ -92,6 +92,7 @@ INPUTS = {
     "alex_net": (224, 224, 1),
     "resnet50": (224, 224, 3),
     "vgg16": (224, 224, 3),
+    "mobilenetv2": (224, 224, 3),
 }
 
 
@@ -471,7 +472,7 @@ def test_the_file_loads_in_plain_keras(train, make_dataset, random_pixels, tmp_p
 WRONG = [
     (
         {"model_architecture": "lenet"},
-        "model_architecture must be one of shallow_net, le_net, alex_net, resnet50, vgg16. ",
+        "model_architecture must be one of shallow_net, le_net, alex_net, resnet50, ",
     ),
     ({"epochs": 0.0}, "epochs must be above 0 and finite. Received: epochs=0.0"),
     ({"epochs": -1.0}, "epochs must be above 0 and finite. Received: epochs=-1.0"),
@@ -495,7 +496,7 @@ WRONG = [
     ),
     (
         {"weights": "/nowhere.h5"},
-        "only resnet50 and vgg16 take a weights file. Received: weights='/nowhere.h5'",
+        "only the classifiers of keras.applications take a weights file. Received: weights='/nowhere.h5'",
     ),
     ({"model_tag": "a/b"}, "model_tag must be of letters, digits, spaces and _ . - alone. Received: model_tag='a/b'"),
     ({"seed": -2}, "seed must be an integer in [-1, 4294967295]. Received: seed=-2"),
