@@ -168,9 +168,10 @@ def _predicted(
     places = card.indices_of(data.header.class_names, data.header.image_shape)
     names = card.class_names
     for batch in data.batches(batch_size):
-        probabilities: npt.NDArray[np.float64] = classifier.probabilities(to_float(stack(batch)))
+        outputs = classifier.outputs(to_float(stack(batch)))
+        probabilities: npt.NDArray[np.float64] = classifier.probabilities_of(outputs)
         labels = places[[sample.label for sample in batch]]
-        predicted = tally.add(labels, probabilities)
+        predicted = tally.add(labels, probabilities, outputs if classifier.from_logits else None)
         confidences = probabilities[np.arange(len(batch)), predicted]
         yield [
             (sample, names[label], names[guess], float(confidence))

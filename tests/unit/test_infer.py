@@ -166,6 +166,26 @@ def test_confidences_that_round_to_one_are_counted(evaluate, make_dataset, tmp_p
     )
 
 
+def test_auc_orders_images_whose_probabilities_are_all_one(evaluate, make_dataset, tmp_path):
+    """The logit of the class `bright` is 0 to 4,000: its probability is 1 in any float from 37 on."""
+    levels = np.array([0, 20, 60, 100, 180, 255], np.uint8)
+    images = keras.Input((28, 28, 1))
+    network = keras.Model(images, keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(images)))
+    weights = np.zeros((784, 2), np.float32)
+    weights[:, 1] = 4000 / 784
+    network.layers[-1].set_weights([weights, np.zeros(2, np.float32)])
+    described = {"architecture": "shallow_net", "input_shape": (28, 28, 1), "weights": "none"}
+    model_artifact.save(network, tmp_path / "model", class_names=("dark", "bright"), **described)
+    pixels = np.broadcast_to(levels[:, None, None, None], (len(levels), 28, 28, 1))
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    evaluation, *_ = evaluate(make_dataset(pixels, labels=labels, class_names=("dark", "bright")), tmp_path / "model")
+    logits = np.array([[-level, level] for level in levels.astype(float)])
+    truth = np.eye(2)[labels]
+    right, wrong = logits[truth == 1], logits[truth == 0]
+    exact = np.mean((right[:, None] > wrong) + (right[:, None] == wrong) / 2)
+    assert evaluation["metrics"]["auc"] == pytest.approx(exact)
+
+
 def test_fault_no_batch_size_changes_a_result(evaluate, attacked, le_net_artifact):
     results = {size: evaluate(attacked, le_net_artifact, f"by_{size}", batch_size=size) for size in (1, 32, 80, 1000)}
     one, one_rows, *_ = results[1]

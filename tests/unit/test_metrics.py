@@ -1,5 +1,6 @@
 """Numbers of an evaluation, against SciPy, scikit-learn, Keras and published values."""
 
+import decimal
 import itertools
 import math
 
@@ -13,7 +14,7 @@ from scipy.spatial.distance import cosine
 
 from evasion.components.common.data import distances
 from evasion.components.common.data.distances import Summary
-from evasion.components.common.results import shares
+from evasion.components.common.results import scores, shares
 from evasion.components.common.results import tally as tallies
 from evasion.components.common.results.tally import Tally
 
@@ -287,11 +288,71 @@ class TestTally:
         found = tallied(labels, probabilities).result()["auc"]
         assert found == pytest.approx(roc_auc_score(one_hot(labels, 2).ravel(), probabilities.ravel()), abs=1e-3)
 
-    def test_what_it_holds_does_not_grow(self):
-        small, large = (tallied(*predictions(images, 10)) for images in (10, 5000))
-        assert sum(part.nbytes for part in vars(small).values() if isinstance(part, np.ndarray)) == sum(
-            part.nbytes for part in vars(large).values() if isinstance(part, np.ndarray)
-        )
+    @pytest.mark.parametrize(
+        ("spread", "gap"), [(1e-4, 0), (1e-6, 0), (1.0, 100), (1.0, 300), (1.0, 3000)], ids=lambda value: f"{value:g}"
+    )
+    @pytest.mark.parametrize("classes", [2, 10])
+    def test_close_and_extreme_logits_are_told_apart(self, classes, spread, gap):
+        """Outputs that are almost constant, and logits whose softmax is 0 or 1 in any float."""
+        from sklearn.metrics import roc_auc_score
+
+        labels, logits = near_or_far(classes, spread, gap)
+        auc = tally_of_logits(labels, logits).result()["auc"]
+        assert auc == pytest.approx(roc_auc_score(one_hot(labels, classes).ravel(), exact_odds(logits)), abs=1e-9)
+
+    def test_almost_constant_probabilities_are_told_apart(self):
+        """Of a model whose logits are not known."""
+        from sklearn.metrics import roc_auc_score
+
+        labels, probabilities = predictions(500, 10, sharpness=1e-5)
+        auc = tallied(labels, probabilities).result()["auc"]
+        assert auc == pytest.approx(roc_auc_score(one_hot(labels, 10).ravel(), probabilities.ravel()), abs=1e-9)
+
+    def test_what_it_holds_is_bounded(self, monkeypatch, tmp_path):
+        """More scores than are told apart: their bits are dropped, by the same number in any order and in parts."""
+        from sklearn.metrics import roc_auc_score
+
+        monkeypatch.setattr(scores, "DISTINCT", 1000)
+        labels, probabilities = predictions(5000, 10, sharpness=1e-5)
+        tally = tallied(labels, probabilities)
+        assert tally._scores.counts().shape[1] <= 1000
+        truth = one_hot(labels, 10).ravel()
+        assert tally.result()["auc"] == pytest.approx(roc_auc_score(truth, probabilities.ravel()), abs=1e-3)
+        for part, chosen in {"1.npz": slice(0, 20), "2.npz": slice(20, 4000), "3.npz": slice(4000, None)}.items():
+            tallied(labels[chosen], probabilities[chosen]).save(tmp_path / part)
+        parts = Tally.read([tmp_path / f"{place}.npz" for place in (3, 1, 2)], 10)
+        assert parts.result() == tally.result()
+        assert parts._scores.parts()[2] == tally._scores.parts()[2] > 0
+        np.testing.assert_array_equal(parts._scores.counts(), tally._scores.counts())
+
+
+def near_or_far(classes, spread, gap, images=400):
+    """Labels with logits of one size, the class that a good model would take `gap` above the others."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, images).astype(np.int32)
+    logits = rng.normal(0, spread, (images, classes))
+    taken = np.where(rng.random(images) < 0.8, labels, rng.integers(0, classes, images))
+    logits[np.arange(images), taken] += gap * rng.uniform(1, 2, images) + spread
+    return labels, logits.astype(np.float32)
+
+
+def tally_of_logits(labels, logits, batch_size=32):
+    exact = logits.astype(np.float64)
+    exponentials = np.exp(exact - exact.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    tally = Tally(logits.shape[1])
+    for start in range(0, len(labels), batch_size):
+        batch = slice(start, start + batch_size)
+        tally.add(labels[batch], probabilities[batch], logits[batch])
+    return tally
+
+
+def exact_odds(logits):
+    """The ranks of the log-odds of every pair, computed with 50 digits; of equal ones the same."""
+    with decimal.localcontext(prec=50):
+        rows = [[decimal.Decimal(float(value)).exp() for value in row] for row in logits]
+        odds = [row[place] / sum(row[:place] + row[place + 1 :]) for row in rows for place in range(len(row))]
+    return np.unique(np.array(odds, dtype=object), return_inverse=True)[1]
 
 
 def test_a_model_whose_training_diverged_is_told_before_it_is_counted():
