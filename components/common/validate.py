@@ -29,6 +29,12 @@ class ParameterError(ValueError):
         self.parameters = parameters
 
 
+def shown(value: Any, characters: int = 200) -> str:
+    """Return a value for a message: on one line, and of a long one the beginning and its length."""
+    text = repr(value)
+    return text if len(text) <= characters else f"{text[:characters]}… ({len(text):,} characters)"
+
+
 _paths_are_local = ContextVar("paths_are_local", default=True)
 
 

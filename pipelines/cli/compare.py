@@ -28,13 +28,13 @@ def compare_reports(reports: tuple[Path, ...], output: Path, names: tuple[str, .
     """
     from rich.console import Console
 
+    from evasion.components.common.results.report import path_of
     from evasion.components.compare import comparison
     from evasion.pipelines.cli import tables
 
-    files = [path / "report.json" if path.is_dir() else path for path in reports]
     page, summary = output / "compare.html", output / "compare.json"
     try:
-        compared = comparison.write(files, list(names), page, summary)
+        compared = comparison.write([path_of(path) for path in reports], list(names), page, summary)
     except ValueError as error:
         fail(BAD_INPUT, str(error))
     except OSError as error:

@@ -74,12 +74,13 @@ def gate_report(
     """
     from rich.console import Console
 
+    from evasion.components.common.results.report import path_of
     from evasion.pipelines.gate import gate
     from evasion.pipelines.gate import outputs as files
-    from evasion.pipelines.gate.settings import report_file, settings
+    from evasion.pipelines.gate.settings import settings
 
-    report = report_file(report)
     try:
+        report = path_of(report)
         asked = settings(thresholds, config, baseline, allowed_drop, accept_checks)
         _distinct({"REPORT": report, "--baseline": asked.baseline, "--config": config}, outputs)
     except ValueError as error:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 from evasion.components.common.data.provenance import KNOWLEDGE
+from evasion.components.common.validate import shown
 
 CLEAN_ACCURACY, CLEAN_ACCURACY_DROP = "clean_accuracy", "clean_accuracy_drop"
 ROBUST_ACCURACY, ATTACK_SUCCESS_RATE, GAIN = "robust_accuracy", "attack_success_rate", "gain"
@@ -37,6 +38,7 @@ RULE = (
     "a threshold must be METRIC COMPARATOR NUMBER [at eps NUMBER] [for DEFENSE] [with ATTACK] [by ATTACKER], "
     "such as 'robust_accuracy >= 0.30 at eps 0.03 for jpeg_compression'"
 )
+MAX_LENGTH = 1_000
 _FORM = re.compile(r"\s*(?P<metric>[^\s<>=]+)\s*(?P<comparator>[<>]=?)\s*(?P<rest>.*?)\s*", re.DOTALL)
 _CLAUSE = re.compile(r"\s+(at\s+eps|for|with|by)(?=\s|$)")
 
@@ -83,9 +85,12 @@ def parse(text: Any, line: int | None = None) -> Threshold:
     Raises:
         ValueError: If it is none: the rule, what was received, and what is wrong with it.
     """
-    match = _FORM.fullmatch(text) if isinstance(text, str) else None
+    if isinstance(text, str) and len(text) > MAX_LENGTH:
+        raise ValueError(f"{RULE}, of at most {MAX_LENGTH:,} characters. Received: {shown(text)}")
+    # Of many blanks in a row, an expression below would try every split.
+    match = _FORM.fullmatch(" ".join(text.split())) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"{RULE}. Received: {text!r}")
+        raise ValueError(f"{RULE}. Received: {shown(text)}")
     metric, comparator = match["metric"], match["comparator"]
     number, *parts = _CLAUSE.split(match["rest"])
     clauses = {" ".join(word.split()): value.strip() for word, value in zip(parts[::2], parts[1::2], strict=True)}
@@ -112,7 +117,7 @@ def parse(text: Any, line: int | None = None) -> Threshold:
         if eps is not None and eps < 0:
             raise ValueError("eps must be at least 0")
     except ValueError as error:
-        raise ValueError(f"{RULE}. Received: {text!r}: {error}.") from None
+        raise ValueError(f"{RULE}. Received: {shown(text)}: {error}.") from None
     return Threshold(
         " ".join(text.split()),
         metric,
@@ -131,7 +136,7 @@ def _number(text: str) -> float:
     share, percent = re.subn(r"\s*%$", "", text)
     try:
         # float() and Fraction() would also take 1_000, inf and nan.
-        if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\d+/\d+", share):
+        if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?|\d+/\d+", share):
             raise ValueError
         # Fraction() would compute all digits of 1e999999999, float() does not.
         number = float(Fraction(share)) if "/" in share else float(share)

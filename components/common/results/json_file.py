@@ -7,7 +7,12 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from evasion.components.common.validate import shown
+
 T = TypeVar("T")
+
+MAX_BYTES = 256 << 20
+"""The largest file that is read: of 1,000 classes and 50,000 images, a report has some 60 MB."""
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -51,10 +56,14 @@ def read(path: Path, kind: type[T], stage: str) -> T:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or of another version.
+        ValueError: The file is damaged, too large, or of another version.
     """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB. Received: more")
     try:
-        instance: T = _adapter(kind).validate_json(path.read_bytes())
+        instance: T = _adapter(kind).validate_json(content)
     except ValidationError as error:
         raise ValueError(f"{path} {_explained(error, stage)}") from None
     return instance
@@ -74,12 +83,14 @@ def _explained(error: ValidationError, stage: str) -> str:
     problems = error.errors(include_url=False)
     problem = next((one for one in problems if one["loc"][-1:] == ("schema_version",)), problems[0])
     # For a value that may be of several types, pydantic adds the type that it tried.
-    place = ".".join(str(part) for part in problem["loc"] if not re.fullmatch(r"int|float|list\[.*\]", str(part)))
+    parts = [str(part) for part in problem["loc"] if not re.fullmatch(r"int|float|list\[.*\]", str(part))]
+    # A name in the file may hold a line end, or be of any length.
+    place = ".".join(part if re.fullmatch(r"[\w -]{1,100}", part) else shown(part) for part in parts)
     if problem["type"] == "json_invalid":
         return f"is not valid JSON: {problem['ctx']['error']}"
     if place.endswith("schema_version") and problem["type"] == "literal_error":
         return (
-            f"must be of schema_version {problem['ctx']['expected']}. Received: {problem['input']}. "
+            f"must be of schema_version {problem['ctx']['expected']}. Received: {shown(problem['input'])}. "
             "Run the pipeline again with this version."
         )
     if problem["type"] == "missing":

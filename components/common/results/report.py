@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,13 @@ from evasion.components.common.results.paired import Correctness, under_each, un
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.table import Row, best
 from evasion.components.common.results.treatments import NONE, Treatment
+from evasion.components.common.validate import shown
 
 Cell = tuple[str | None, str | None, str | None]
 """The labels of an attack and of a defense, or None, and what the attacker knew of the defense, or None."""
+
+MAX_ENTRIES = 1024
+"""Rows, checks, datasets and evaluations that a report may have, each; what is judged grows with their square."""
 
 
 @strict
@@ -124,6 +129,11 @@ class EvaluationRecord(Measured):
     model_sha256: str
     right: str | None
 
+    @property
+    def cell(self) -> Cell:
+        """What was evaluated."""
+        return self.attack, self.defense, self.attacker
+
 
 @strict
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +173,32 @@ class Report:
     schema_version: Literal[4]
 
     def __post_init__(self) -> None:
+        self._check_complete()
         for evaluation in self.evaluations:
             correct = evaluation.metrics.get("correct")
             if evaluation.right and unpacked(evaluation.right, self.originals.images).sum() != correct:
                 raise ValueError(f"the bits of {evaluation.title} do not count {correct} right images")
         if not (self.headline and self.originals.sha256):
             raise ValueError("the headline or a hash is blank")
+
+    def _check_complete(self) -> None:
+        """Refuse a report from which something was removed: a gate would judge what is left as if it were all.
+
+        Raises:
+            ValueError: If it lacks checks, rows or evaluations that its other parts speak of.
+        """
+        for name in ("table", "checks", "datasets", "evaluations"):
+            count = len(getattr(self, name))
+            if not 1 <= count <= MAX_ENTRIES:
+                raise ValueError(f"{name} must have 1 to {MAX_ENTRIES:,} entries. Received: {count:,}")
+        for status, metric in (("fail", "checks_failed"), ("warn", "checks_warned")):
+            count, counted = sum(check.status == status for check in self.checks), self.metrics.get(metric)
+            if count != counted:
+                raise ValueError(f"checks must be those that {metric} counts, {counted}. Received: {count}")
+        _same("datasets", {each.title for each in self.datasets}, {each.title for each in self.evaluations})
+        evaluated = {each.cell for each in self.evaluations if each.metrics.get("images")}
+        of_table = {cell for row in self.table for cell in _cells(row)}
+        _same("the table", {_title(cell) for cell in of_table}, {_title(cell) for cell in evaluated})
 
     @property
     def clean(self) -> Share | None:
@@ -193,11 +223,7 @@ class Report:
     @cached_property
     def correctness(self) -> dict[Cell, Correctness]:
         """Which images the model got right by attack, defense and attacker, where that is known of each image."""
-        return {
-            (each.attack, each.defense, each.attacker): unpacked(each.right, self.originals.images)
-            for each in self.evaluations
-            if each.right
-        }
+        return {each.cell: unpacked(each.right, self.originals.images) for each in self.evaluations if each.right}
 
     def robust(self, attack: str, defense: str | None = None, attacker: str | None = None) -> Correctness | None:
         """Return which images are right without an attack and under one, with the same defense.
@@ -213,7 +239,7 @@ class Report:
         worst = next((each for each in self.attacks if each.is_worst_case), None)
         together = worst is not None and attack == worst.label
         under = [
-            self.correctness.get((each.attack, each.defense, each.attacker))
+            self.correctness.get(each.cell)
             for each in self.evaluations
             if each.attack and (together or each.attack == attack)
             if each.defense == defense and attacker in (None, each.attacker)
@@ -242,6 +268,46 @@ class Report:
         return [row for row in self.table if row.robust_accuracy and row.attack.label == attack]
 
 
+def _cells(row: Row) -> Iterator[Cell]:
+    """Yield the evaluations that a row rests on; of a row of several attacks only the one without an attack."""
+    defense = None if row.defense == NONE else row.defense.label
+    if row.clean_accuracy:
+        yield None, defense, None
+    if row.attack.is_worst_case or row.attack == NONE:
+        return
+    if defense is None and row.judged.accuracy_under_attack:
+        yield row.attack.label, None, None
+    for attacker, attacked in row.attackers.items():
+        if attacked.accuracy_under_attack:
+            yield row.attack.label, defense, attacker
+
+
+def _title(cell: Cell) -> str:
+    attack, defense, attacker = cell
+    return " + ".join(part for part in (attack, defense) if part) + (f" ({attacker})" if attacker else "") or "clean"
+
+
+def _same(where: str, titles: set[str], evaluated: set[str]) -> None:
+    """Require the same titles in some part of a report as in its evaluations."""
+    for holder, more in ((where, titles - evaluated), ("evaluations", evaluated - titles)):
+        if more:
+            raise ValueError(f"{where} and evaluations must be of the same. Only {holder} has {shown(min(more))}")
+
+
+def path_of(path: Path) -> Path:
+    """Return the path of a report: in a folder of a run, its `report.json`.
+
+    Raises:
+        ValueError: If the system takes no such path.
+    """
+    try:
+        return path / "report.json" if path.is_dir() else path
+    except OSError as error:
+        raise ValueError(
+            f"a report must be a file or a folder: {error.strerror}. Received: {shown(str(path))}"
+        ) from None
+
+
 def records(evaluations: Evaluations) -> list[EvaluationRecord]:
     """Return what `report.json` says of every evaluation."""
     return [
@@ -263,9 +329,11 @@ def read(path: Path) -> Report:
     """Read a `report.json`.
 
     Raises:
-        ValueError: If there is none, or it is damaged or of another schema_version.
+        ValueError: If there is none, or it is damaged, incomplete or of another schema_version.
     """
     try:
         return json_file.read(path, Report, "report")
     except FileNotFoundError:
         raise ValueError(f"there is no report at {path}") from None
+    except OSError as error:
+        raise ValueError(f"the report {shown(str(path))} cannot be read: {error.strerror}") from None

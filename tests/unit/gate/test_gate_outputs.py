@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_options_add_to_the_file(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("thresholds = [", "gate.toml is not valid TOML: "),
-        ("threshold = []", "may have thresholds, baseline, allowed_drop, accept_checks. Received: threshold"),
+        ("threshold = []", "may have thresholds, baseline, allowed_drop, accept_checks. Received: 'threshold'"),
         ("thresholds = 'x'", "thresholds in .* must be a list of texts. Received: 'x'"),
         ("thresholds = [1]", "must be a list of texts"),
         ("thresholds = ['x']", "a threshold must be METRIC"),
@@ -159,6 +160,7 @@ def test_names_stay_text(reports: dict[str, Path], tmp_path: Path) -> None:
     nasty = "<b>|`x`\n[y](javascript:z) @all \x01 &"
     changed = json.loads(reports["few"].read_text())
     changed["headline"] = nasty
+    changed["metrics"]["checks_failed"] += 1
     changed["checks"] += [{"name": nasty, "subject": nasty, "status": "fail", "finding": nasty, "advice": nasty}]
     path = tmp_path / "report.json"
     path.write_text(json.dumps(changed))
@@ -193,6 +195,12 @@ def damaged(path: Path, **changed: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def without(path: Path, part: str, place: int) -> None:
+    """Remove one entry."""
+    entries = json.loads(path.read_text())[part]
+    damaged(path, **{part: entries[:place] + entries[place + 1 :]})
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -201,7 +209,22 @@ def damaged(path: Path, **changed: Any) -> None:
         (lambda path: path.write_text("[]"), "is not as report writes it"),
         (lambda path: path.write_bytes(b"\xff"), "is not valid JSON"),
         (lambda path: damaged(path, schema_version=1), "must be of schema_version 4"),
-        (lambda path: damaged(path, evaluations=[]), "holds no gain"),
+        (lambda path: damaged(path, evaluations=[]), "evaluations must have 1 to 1,024 entries. Received: 0"),
+        (lambda path: damaged(path, checks=[]), "checks must have 1 to 1,024 entries. Received: 0"),
+        (lambda path: damaged(path, datasets=[]), "datasets must have 1 to 1,024 entries"),
+        (lambda path: without(path, "datasets", 2), "datasets and evaluations must be of the same. Only evaluations"),
+        (lambda path: without(path, "evaluations", 0), "Only datasets has 'clean'"),
+        (lambda path: without(path, "table", 1), "the table and evaluations must be of the same. Only evaluations has"),
+        (lambda path: damaged(path, headline=["x"]), "headline: Input should be a valid string"),
+        (lambda path: damaged(path, metrics={"x\ny": "z"}), "metrics.'x\\ny': Input should be"),
+        (lambda path: damaged(path, schema_version="9" * 5000), "Received: '9999"),
+        (lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "is not valid JSON: recursion limit exceeded"),
+        (
+            lambda path: path.write_text(
+                path.read_text().replace('"settings": {', '"settings": {"x":' + "[" * 10**5, 1)
+            ),
+            "is not valid JSON: recursion limit exceeded",
+        ),
         (lambda path: damaged(path, table=[{}]), "lacks table.0.attack"),
         (lambda path: path.write_text(path.read_text().replace('"count": 100\n', '"count": 101\n')), "is not a share"),
         (
@@ -222,7 +245,22 @@ def test_a_damaged_report_is_a_verdict_and_every_file_is_written(
     (found, *_) = json.loads(paths["json"].read_text())["verdicts"]
     assert found["outcome"] == "cannot tell"
     assert said in found["finding"]
+    assert len(found["finding"].splitlines()) == 1
+    assert len(found["finding"]) < 1_000
     assert all(file.stat().st_size for file in paths.values())
+
+
+@pytest.mark.parametrize("status", ["fail", "warn"])
+def test_a_report_without_a_check_that_did_not_pass_decides_nothing(
+    reports: dict[str, Path], tmp_path: Path, status: str
+) -> None:
+    content = json.loads(reports["untrained"].read_text())
+    content["checks"][-1]["status"] = status
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    (verdict,) = judged(path, "robust_accuracy >= 0.1")
+    assert verdict.judgement.value == "cannot tell"
+    assert f"checks must be those that checks_{status}ed counts" in verdict.finding
 
 
 def test_a_damaged_baseline_is_a_verdict(reports: dict[str, Path], tmp_path: Path) -> None:
@@ -235,6 +273,62 @@ def test_a_damaged_baseline_is_a_verdict(reports: dict[str, Path], tmp_path: Pat
         ("check", "pass"),
     ]
     assert str(path) in found[1].finding
+
+
+LONG = "x" * 5_000
+
+
+def config_of(text: str) -> Any:
+    """Write a file for `--config`, and return its option."""
+
+    def options(folder: Path) -> tuple[object, ...]:
+        (folder / "gate.toml").write_text(text)
+        return "--config", folder / "gate.toml"
+
+    return options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (config_of("baseline = '" + LONG[:1_900] + "'"), "a report must be a file or a folder: File name too long"),
+        (config_of(f"baseline = '{LONG}'"), "2,000 characters in a line. Received: 5,013 characters in a line"),
+        (config_of("a." * 900 + "b = 1\n" * 2), "Received: 'a'"),
+        (config_of("\n".join(f"{'a.' * 990}b{number} = 1" for number in range(16))), "gate.toml may have thresholds"),
+        (config_of("\n" * 40_000), "must have at most 32,768 bytes"),
+        (config_of("a = [" + "\n[" * 16_000), "it nests too deeply"),
+        (config_of("a = " + "{a = " * 399), "it nests too deeply"),
+        (config_of("allowed_drop = " + "1" * 1_900 + "." + "0" * 50), "allowed_drop must be in [0, 1]"),
+        (config_of("thresholds = [" + "'gain > 0 for " + " " * 1_900 + "x']"), "at most 1,000 characters"),
+        (config_of("thresholds = [" + "'gain > 0',\n" * 2_000 + "'gain > 9']"), "gain must be in [-1, 1]"),
+        (config_of(f"'{LONG[:1_000]}' = 1"), "… (1,002 characters)"),
+        (lambda _: ("--baseline", LONG), "a report must be a file or a folder: File name too long"),
+        (config_of('baseline = "a\\u0000b"'), "embedded null"),
+        (lambda _: ("--threshold", LONG), "at most 1,000 characters"),
+        (lambda _: ("--threshold", "gain > " + "9" * 900 + "/1"), "NUMBER must be like"),
+        (lambda _: ("--threshold", "robust_accuracy >= 0" + " " * 40_000 + "x"), "at most 1,000 characters"),
+    ],
+)
+def test_hostile_settings_are_refused_at_once_in_one_line(
+    reports: dict[str, Path], tmp_path: Path, options: Any, said: str
+) -> None:
+    """Each took minutes, or ended in a traceback."""
+    evasion(reports["usual"], "--threshold", "gain > 0")  # imports what the clock below shall not count
+    start = time.process_time()
+    result = evasion(reports["usual"], *options(tmp_path))
+    assert time.process_time() - start < 1
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert said in " ".join(result.stderr.split())
+    assert len(result.stderr) < 1_500
+
+
+def test_a_report_of_an_impossible_path_is_refused() -> None:
+    for arguments in (("gate", LONG, "--threshold", "gain > 0"), ("compare", LONG, LONG)):
+        result = CliRunner().invoke(main.main, arguments, prog_name="evasion")
+        assert result.exit_code == 2
+        assert "File name too long" in " ".join(result.stderr.split())
+        assert len(result.stderr) < 1_000
 
 
 @pytest.mark.parametrize(
