@@ -108,8 +108,8 @@ class Placement:
         _require("gpu_taint", self.gpu_taint, f"({_LABEL})?", "a taint's key, or blank")
         for label in self.node_selector:
             _require("node_selector", label, rf"{_LABEL}=({_LABEL})?", "label=value")
-        validate.in_range("cpus", self.cpus, 0.1)
-        validate.in_range("memory", self.memory, 0.5)
+        validate.in_range("cpus", self.cpus, 0.1, 10_000)
+        validate.in_range("memory", self.memory, 0.5, 100_000)
         for name, value in (("dataset_pvc", self.dataset_pvc), ("mlflow_secret", self.mlflow_secret)):
             _require(name, value, rf"({_NAME})?", "a Kubernetes name (lowercase letters, digits, - and .), or blank")
         _require("dataset_path", self.dataset_path, r"/[^:\s]+", "an absolute path, not /")

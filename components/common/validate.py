@@ -12,6 +12,22 @@ from typing import Any
 REMOTE = "gs://"
 NORMS = ("inf", "1", "2")
 
+LARGEST_EPS = {"inf": 1.0, "1": 3 * 2048**2, "2": math.ceil(math.sqrt(3) * 2048)}
+"""The largest distance, in each norm, of two images of the largest shape: a larger `eps` is as good as this one."""
+
+LARGEST = {
+    "batch_size": 65_536,
+    "eot_samples": 10_000,
+    "gpus": 1_000,
+    "max_iter": 100_000,
+    "n_queries": 1_000_000,
+    "n_target_classes": 100_000,
+    "num_random_init": 10_000,
+    "pgd_max_iter": 100_000,
+    "shards": 10_000,
+}
+"""The largest counts. They are far above any that makes sense: a slip of the hand ends at once, not after days."""
+
 
 class ParameterError(ValueError):
     """A parameter violates its rule.
@@ -49,9 +65,10 @@ def elsewhere() -> Iterator[None]:
 
 
 def positive_integer(name: str, value: Any) -> None:
-    """Require an integer of at least 1 (a boolean is not an integer)."""
+    """Require an integer of at least 1 (a boolean is not an integer) and at most that of `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ParameterError(f"{name} must be a positive integer. Received: {name}={value!r}", name)
+    _not_too_large(name, value)
 
 
 def integer_in(name: str, value: Any, low: int, high: int) -> None:
@@ -61,9 +78,15 @@ def integer_in(name: str, value: Any, low: int, high: int) -> None:
 
 
 def at_least(name: str, value: Any, low: int) -> None:
-    """Require an integer of at least `low`."""
+    """Require an integer of at least `low` and at most that of `LARGEST`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ParameterError(f"{name} must be an integer of at least {low}. Received: {name}={value!r}", name)
+    _not_too_large(name, value)
+
+
+def _not_too_large(name: str, value: int) -> None:
+    if value > LARGEST[name]:
+        raise ParameterError(f"{name} must be at most {LARGEST[name]:,}. Received: {name}={value!r}", name)
 
 
 def in_range(
@@ -83,7 +106,8 @@ def in_range(
         if high == math.inf:
             rule = f"{'at least' if include_low else 'above'} {low:g} and finite"
         else:
-            rule = f"in {'[' if include_low else '('}{low:g}, {high:g}{']' if include_high else ')'}"
+            largest = f"{high:,.0f}" if high >= 1000 else f"{high:g}"
+            rule = f"in {'[' if include_low else '('}{low:g}, {largest}{']' if include_high else ')'}"
         raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
 
 
@@ -103,8 +127,8 @@ def attack_size(norm: str, eps: float, eps_step: float) -> None:
             f"eps must be in (0, 1], a share of the pixel range: {eps:g}/255 is {eps / 255:.5f}. Received: eps={eps!r}",
             "eps",
         )
-    in_range("eps", eps, 0, 1 if norm == "inf" else math.inf, include_low=False)
-    in_range("eps_step", eps_step, 0, include_low=False)
+    in_range("eps", eps, 0, LARGEST_EPS[norm], include_low=False)
+    in_range("eps_step", eps_step, 0, LARGEST_EPS[norm], include_low=False)
 
 
 def seed(value: Any) -> None:

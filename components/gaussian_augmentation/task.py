@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(*, sigma: float, seed: int, ratio: float = 1.0, **_: object) -> None:
     """Validate the parameters; the settings of a defense-aware attack may leave out the ratio."""
     validate.in_range("ratio", ratio, 0, 1)
-    validate.in_range("sigma", sigma, 0, include_low=False)
+    validate.in_range("sigma", sigma, 0, 10, include_low=False)
     validate.seed(seed)
 
 

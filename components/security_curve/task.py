@@ -6,6 +6,8 @@ from pathlib import Path
 from evasion.components.common import validate
 from evasion.components.common.validate import ParameterError
 
+MOST_SIZES = 1_000
+
 
 def check(
     *,
@@ -29,13 +31,16 @@ def check(
 
 def sizes_of(eps_values: str, norm: str) -> list[float]:
     """Return the sizes of the attack that a text names, separated by commas; none if it is blank."""
-    rule = "eps_values must be positive numbers separated by commas" + (", at most 1" if norm == "inf" else "")
+    largest = validate.LARGEST_EPS[norm]
+    rule = (
+        f"eps_values must be at most {MOST_SIZES:,} positive numbers separated by commas, at most {largest:,.0f} each"
+    )
     try:
         sizes = [float(word) for word in eps_values.split(",")] if eps_values.strip() else []
     except ValueError:
         sizes = [math.nan]
-    if not all(0 < size <= (1 if norm == "inf" else 1e9) for size in sizes):
-        raise ParameterError(f"{rule}. Received: eps_values={eps_values!r}", "eps_values")
+    if len(sizes) > MOST_SIZES or not all(0 < size <= largest for size in sizes):
+        raise ParameterError(f"{rule}. Received: eps_values={validate.shown(eps_values)}", "eps_values")
     return sizes
 
 

@@ -317,8 +317,8 @@ REFUSED = [
     ),
     ({"spatial_smoothing": {"window_size": [3]}}, rf"{WINDOW}\[3\]"),
     ({"jpeg_compression": {"quality": "101", "channels_first": False}}, r"quality must be an integer in \[1, 100\]"),
-    ({"gaussian_augmentation": {"sigma": "-1"}}, r"sigma must be above 0 and finite. Received: sigma=-1.0"),
-    ({"gaussian_augmentation": {"sigma": 0, "ratio": 1.0}}, r"sigma must be above 0 and finite. Received: sigma=0.0"),
+    ({"gaussian_augmentation": {"sigma": "-1"}}, r"sigma must be in \(0, 10\]. Received: sigma=-1.0"),
+    ({"gaussian_augmentation": {"sigma": 0, "ratio": 1.0}}, r"sigma must be in \(0, 10\]. Received: sigma=0.0"),
     (
         {"gaussian_augmentation": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": "true"}},
         "turns each image into exactly one. Received: perform_data_augmentation=True",

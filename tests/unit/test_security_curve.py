@@ -394,12 +394,15 @@ BAD = [
     ({"eps": 0.0}, r"eps must be in \(0, 1\]. Received: eps=0.0"),
     (
         {"eps_values": "0.1,zero"},
-        r"eps_values must be positive numbers separated by commas, at most 1. Received: .*zero",
+        r"eps_values must be at most 1,000 positive numbers separated by commas, at most 1 each. Received: .*zero",
     ),
-    ({"eps_values": "0.1,,0.2"}, r"eps_values must be positive numbers separated by commas"),
-    ({"eps_values": "0.1,nan"}, r"eps_values must be positive numbers separated by commas"),
-    ({"eps_values": "2"}, r"at most 1. Received: eps_values='2'"),
-    ({"eps_values": "0", "norm": "2"}, r"eps_values must be positive numbers separated by commas. Received"),
+    ({"eps_values": "0.1,,0.2"}, r"eps_values must be at most 1,000 positive numbers separated by commas"),
+    ({"eps_values": "0.1,nan"}, r"eps_values must be at most 1,000 positive numbers separated by commas"),
+    ({"eps_values": "2"}, r"at most 1 each. Received: eps_values='2'"),
+    (
+        {"eps_values": "0", "norm": "2"},
+        r"eps_values must be at most 1,000 positive numbers separated by commas, at most 3,548 each. Received",
+    ),
     ({"pgd_max_iter": -1}, r"pgd_max_iter must be an integer of at least 0"),
     ({"eot_samples": 0}, r"eot_samples must be a positive integer"),
 ]

@@ -51,7 +51,7 @@ def digits(value):
         (ratio, [0, 0.5, 1, True - 0.0]),
         (sigma, [1e-9, 3, 1e30]),
         (share, [0, 0.999]),
-        (batch_size, [1, 2**40]),
+        (batch_size, [1, 2**16]),
         (quality, [1, 50, 100]),
         (norm, ["inf", "1", "2"]),
         (validate.seed, [-1, 0, 2**32 - 1]),

@@ -123,7 +123,7 @@ def _of_type(kind: Any, value: Any) -> Any:
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return value
         return int(number) if kind is int and number.is_integer() else number
     return value

@@ -197,7 +197,7 @@ class Report:
                 raise ValueError(f"checks must be those that {metric} counts, {counted}. Received: {count}")
         _same("datasets", {each.title for each in self.datasets}, {each.title for each in self.evaluations})
         evaluated = {each.cell for each in self.evaluations if each.metrics.get("images")}
-        of_table = {cell for row in self.table for cell in _cells(row)}
+        of_table = {cell for row in self.table for cell in cells(row)}
         _same("the table", {_title(cell) for cell in of_table}, {_title(cell) for cell in evaluated})
 
     @property
@@ -268,7 +268,7 @@ class Report:
         return [row for row in self.table if row.robust_accuracy and row.attack.label == attack]
 
 
-def _cells(row: Row) -> Iterator[Cell]:
+def cells(row: Row) -> Iterator[Cell]:
     """Yield the evaluations that a row rests on; of a row of several attacks only the one without an attack."""
     defense = None if row.defense == NONE else row.defense.label
     if row.clean_accuracy:

@@ -51,8 +51,8 @@ def test_a_damaged_dataset_leaves_no_defended_one(defend, make_dataset, random_p
         ("jpeg_compression", {"seed": 2**32}, "seed must be an integer in [-1, 4294967295]"),
         ("gaussian_augmentation", {"ratio": 2}, "ratio must be in [0, 1]"),
         ("gaussian_augmentation", {"ratio": float("nan")}, "ratio must be in [0, 1]"),
-        ("gaussian_augmentation", {"sigma": 0}, "sigma must be above 0 and finite"),
-        ("gaussian_augmentation", {"sigma": -0.1}, "sigma must be above 0 and finite"),
+        ("gaussian_augmentation", {"sigma": 0}, "sigma must be in (0, 10]"),
+        ("gaussian_augmentation", {"sigma": -0.1}, "sigma must be in (0, 10]"),
         ("gaussian_augmentation", {"seed": 1.0}, "seed must be an integer in [-1, 4294967295]"),
     ],
 )
