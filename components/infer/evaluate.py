@@ -16,10 +16,11 @@ from evasion.components.common import versions
 from evasion.components.common.data import sampling
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.distances import Summary
-from evasion.components.common.data.header import Sample
+from evasion.components.common.data.header import ROWS, DatasetError, Sample
 from evasion.components.common.data.images import encode_png
 from evasion.components.common.data.pixels import to_float
 from evasion.components.common.data.provenance import ATTACK, DEFENSE
+from evasion.components.common.data.rows import has_distances
 from evasion.components.common.models.artifact import Card
 from evasion.components.common.models.classifier import Classifier, stack
 from evasion.components.common.progress import track
@@ -56,6 +57,9 @@ class _Counts:
     def add(self, sample: Sample, label: str, predicted: str) -> None:
         """Count one attacked image."""
         fields = sample.fields
+        for column in ("clean_prediction", "clean_confidence", "zero_gradient"):
+            if column not in fields:
+                raise DatasetError(f"{ROWS} must have the column {column}, for the images were attacked.")
         was_right = fields["clean_prediction"] == label
         self.right_before += was_right
         self.fooled += was_right and predicted != label
@@ -125,7 +129,7 @@ def evaluate(
     with _table(folder / PREDICTIONS) as write_row:
         for batch in batches:
             for sample, label, predicted, confidence in batch:
-                if "l_1_norm" in sample.fields:
+                if has_distances(sample.fields):
                     distances.add(sample.fields)
                 if attacked_here:
                     counts.add(sample, label, predicted)

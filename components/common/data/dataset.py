@@ -34,6 +34,7 @@ from evasion.components.common.data.header import (
 )
 from evasion.components.common.data.images import UnreadableImage, decode_png
 from evasion.components.common.data.pixels import Pixels, ahead
+from evasion.components.common.data.rows import check_row
 from evasion.components.common.files import replacing
 
 COPIED_BYTES = 1 << 20
@@ -247,6 +248,7 @@ class Dataset:
                         break
                     if None in row or None in row.values():
                         raise DatasetError(f"{ROWS}: row {count} does not have a field for each column.")
+                    check_row(count, row)
                     paths.update(row["path"].encode() + b"\n")
                     yield row
         except (csv.Error, UnicodeError) as error:
@@ -349,7 +351,10 @@ def _read_header(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> H
         )
     content = tar.extractfile(member)
     assert content is not None  # noqa: S101  (a regular file has content)
-    header = Header.from_json(content.read())
+    try:
+        header = Header.from_json(content.read())
+    except DatasetError as error:
+        raise DatasetError(f"{error} (in {path.name})") from error
     if member.name != f"{header.name}/{HEADER}":
         raise DatasetError(f"{member.name}: the folder must have the name in {HEADER}, {header.name!r}.")
     return header

@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from evasion.components.common.data import provenance
+from evasion.components.common.data import header_file, provenance
 from evasion.components.common.data.pixels import Pixels
 
 TRAINING, TESTING = "training", "testing"
@@ -133,23 +133,18 @@ class Header:
     def from_json(cls, text: bytes) -> Self:
         """Read `dataset.json`; raise a `DatasetError` if its content is invalid."""
         try:
-            content = json.loads(text)
-            height, width, channels = (int(side) for side in content["image_shape"])
-            header = cls(
-                name=str(content["name"]),
-                class_names=tuple(str(name) for name in content["class_names"]),
-                counts=tuple(int(count) for count in content["counts"]),
-                image_shape=(height, width, channels),
-                split=str(content["split"]),
-                prefix=str(content["prefix"]),
-                provenance=tuple(dict(entry) for entry in content["provenance"]),
-            )
-            _ = header.title, header.awaited_defense  # fails if the provenance is incomplete
-            return header
-        except DatasetError:
-            raise
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise DatasetError(f"{HEADER} does not have the expected form: {error!r}") from error
+            content = header_file.parse(text)
+        except ValueError as error:
+            raise DatasetError(f"{HEADER} does not have the expected form: {error}") from error
+        return cls(
+            name=content["name"],
+            class_names=tuple(content["class_names"]),
+            counts=tuple(content["counts"]),
+            image_shape=tuple(content["image_shape"]),
+            split=content["split"],
+            prefix=content["prefix"],
+            provenance=tuple(content["provenance"]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

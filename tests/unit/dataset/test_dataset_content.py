@@ -38,9 +38,9 @@ PLAIN = st.recursive(
 
 
 ENTRIES = st.builds(
-    lambda more, stage, kind: {**more, "stage": stage, "kind": kind, "defense": None},
+    lambda parameters, stage, kind: {"parameters": parameters, "stage": stage, "kind": kind, "defense": None},
     st.dictionaries(st.text(), PLAIN, max_size=3),
-    st.text(),
+    st.text(string.ascii_lowercase + "_", min_size=1, max_size=20),
     st.sampled_from(["load", "attack", "defense"]),
 )
 

@@ -8,6 +8,8 @@ import tarfile
 import tempfile
 import tracemalloc
 import zlib
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 
 from evasion.components.common.data import dataset, header, writer
 from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.distances import DISTANCES
 from evasion.components.common.data.header import DatasetError, Header, Sample
+from evasion.components.common.data.rows import has_distances
 
 
 def members(path):
@@ -80,7 +84,7 @@ def good(tmp_path_factory):
         path,
         header,
         [
-            Sample(label, stem, rng.integers(0, 256, (3, 3, 1), dtype=np.uint8), "from", {"l_1_norm": 0.5})
+            Sample(label, stem, rng.integers(0, 256, (3, 3, 1), dtype=np.uint8), "from", {"note": 0.5})
             for label, stem in ((0, "x"), (0, "y"), (1, "z"))
         ],
     )
@@ -91,6 +95,21 @@ def described(good, **changes):
     """The good dataset with another dataset.json."""
     text = json.dumps({**json.loads(good[0][1]), **changes})
     return [entry("good/dataset.json", text.encode()), *good[1:]]
+
+
+def redescribed(good, **changes):
+    return build(described(good, **changes))
+
+
+ENTRY = {"stage": "fgm", "kind": "attack", "parameters": {}, "seed": 1, "versions": {}, "parent_sha256": None}
+
+
+def measured(good, value, **more):
+    """The good table with all distances, of which each has this value, and more columns."""
+    columns = dict.fromkeys(DISTANCES, value) | more
+    first, *others = (line.rsplit(",", 1)[0] for line in rows(good))
+    lines = [f"{first},{','.join(columns)}", *(f"{line},{','.join(columns.values())}" for line in others)]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def table(good, text):
@@ -251,7 +270,60 @@ HOSTILE = {
         lambda good: build([entry("good/dataset.json", good[0][1].replace(b"2,", b"1e999,")), *good[1:]]),
         "expected form",
     ),
-    "counts below 0": (lambda good: build(described(good, counts=[4, -1])), "b has more than the -1 images"),
+    "counts below 0": (
+        lambda good: build(described(good, counts=[4, -1])),
+        "'counts.1': Input should be greater than or equal to 0 (in hostile)",
+    ),
+    **{
+        f"{field} is {value!r}": (partial(redescribed, **{field: value}), f"expected form: '{field}': Input should be")
+        for field, values in {
+            "name": (None, 1),
+            "class_names": (None, "ab"),
+            "counts": (None, 3, {"a": 2}),
+            "image_shape": (None, 3),
+            "split": (None,),
+            "prefix": (None, 0),
+            "provenance": (None, "x", {"0": {}}),
+        }.items()
+        for value in values
+    },
+    **{
+        f"provenance without {field}": (
+            partial(redescribed, provenance=[{name: value for name, value in ENTRY.items() if name != field}]),
+            f"'provenance.0.{field}': Field required",
+        )
+        for field in ("stage", "kind")
+    },
+    **{
+        f"provenance whose {field} is {value!r}": (
+            partial(redescribed, provenance=[ENTRY | {field: value}]),
+            f"'provenance.0.{field}",
+        )
+        for field, value in {
+            "kind": "x",
+            "stage": "<b>",
+            "parameters": [],
+            "seed": "1",
+            "versions": {"numpy": 2},
+            "parent_sha256": 5,
+            "iterates": "yes",
+            "defense": "jpeg",
+            "shard": 1,
+            "skipped": [],
+        }.items()
+    },
+    "provenance that is no object": (partial(redescribed, provenance=["x"]), "'provenance.0': Input should be"),
+    "defense without stage": (
+        partial(redescribed, provenance=[ENTRY | {"defense": {}}]),
+        "'provenance.0.defense.stage': Field required",
+    ),
+    "parameter that no JSON can hold": (
+        lambda good: build(
+            [entry("good/dataset.json", good[0][1].replace(b'"split"', b'"x": 1e999, "split"')), *good[1:]]
+        ),
+        "expected form: Out of range float",
+    ),
+    "prefix that is a path": (partial(redescribed, prefix="../"), "'prefix': String should match"),
     "sides too large": (lambda good: build(described(good, image_shape=[50_000, 50_000, 1])), "image_shape must be"),
     "four channels": (lambda good: build(described(good, image_shape=[3, 3, 4])), "image_shape must be"),
     "two sides": (lambda good: build(described(good, image_shape=[3, 3])), "expected form"),
@@ -306,6 +378,15 @@ HOSTILE = {
     "table that is no text": (
         lambda good: build(table(good, good[-1][1].replace(b"from", b"fr\xffm"))),
         "cannot be read",
+    ),
+    "distance that is no number": (
+        lambda good: build(table(good, measured(good, "x"))),
+        "samples.csv: l_1_norm in row 1 must be a finite number. Received: 'x'",
+    ),
+    "distance without end": (lambda good: build(table(good, measured(good, "1e999"))), "l_1_norm in row 1 must be"),
+    "flag that is none": (
+        lambda good: build(table(good, measured(good, "1", zero_gradient="2"))),
+        "zero_gradient in row 1 must be 0 or 1. Received: '2'",
     ),
     "quote without end": (
         lambda good: build(table(good, "".join(rows(good)[:-1]) + '"b/z.png')),
@@ -476,3 +557,17 @@ def test_headers_of_a_tar_are_bounded_together(make_dataset, random_pixels, tmp_
     monkeypatch.setattr(dataset, "MAX_HEADER_BYTES", header_bytes + 10)
     with pytest.raises(DatasetError, match="and the headers before it have"):
         Dataset.all_in(tar)
+
+
+def test_the_types_of_an_entry_are_those_of_the_results():
+    from evasion.components.common.data import header_file
+    from evasion.components.common.results.treatments import ProvenanceEntry
+
+    assert [field.name for field in fields(header_file._Entry)] == [field.name for field in fields(ProvenanceEntry)]
+
+
+def test_distances_are_all_there_or_none():
+    assert has_distances(dict.fromkeys(DISTANCES, "1"))
+    assert not has_distances({"note": "1"})
+    with pytest.raises(DatasetError, match="It lacks l_2_norm"):
+        has_distances({"l_1_norm": "1"})
