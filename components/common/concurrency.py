@@ -1,8 +1,10 @@
 """Thread pools that return results in order and bound the work ahead of the consumer."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
@@ -38,6 +40,31 @@ def ordered_map(
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Received: {name}={value}")
     return _ordered_map(function, iterable, threads, max(1, ahead // chunk), chunk)
+
+
+class Shared:
+    """An amount of something, such as memory, that threads take parts of and give back.
+
+    Args:
+        total: The amount. A thread that needs more than this waits until it is alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total, self._taken = total, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Take a part for a block, and wait before it until so much is free."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + amount <= self._total)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= amount
+                self._changed.notify_all()
 
 
 def prefetched(iterable: Iterable[Item]) -> Generator[Item, None, None]:

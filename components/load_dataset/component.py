@@ -25,7 +25,7 @@ def load_dataset(
 ) -> list[str]:
     """Pack a folder of images, or take a packed dataset from an MLflow run.
 
-    JPEG, PNG, BMP, GIF, TIFF and WebP images of any mode become 8-bit RGB or gray images of the size that the model
+    JPEG, PNG, BMP, GIF, WebP and TIFF images of any mode become 8-bit RGB or gray images of the size that the model
     takes. Images that cannot be read are left out only with skip_unreadable.
 
     Args:

@@ -2,8 +2,12 @@
 
 import io
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from evasion.components.common.concurrency import Shared
 from evasion.components.common.data import images
 from evasion.components.common.data.images import UnreadableImage, decode, decode_png, encode_png
 
@@ -96,6 +101,23 @@ EXACT = {
         saved(PICTURE, "WEBP", save_all=True, append_images=[PICTURE.rotate(180)], lossless=True),
         PIXELS,
     ),
+    "tiff": (saved(PICTURE, "TIFF"), PIXELS),
+    **{
+        f"{compression}_tiff": (saved(PICTURE, "TIFF", compression=compression), PIXELS)
+        for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits")
+    },
+    "palette_tiff": (saved(PALETTE, "TIFF"), PIXELS),
+    "gray_tiff": (saved(Image.fromarray(GRAY[:, :, 0]), "TIFF"), GRAY.repeat(3, axis=2)),
+    "one_bit_tiff": (saved(Image.fromarray(MASK > 0), "TIFF"), MASK[..., None].repeat(3, axis=2)),
+    "gray_16_bit_tiff": (saved(Image.fromarray(WORDS[:, :, 0]), "TIFF"), HIGH[:, :, :1].repeat(3, axis=2)),
+    "gray_16_bit_tiff_of_which_0_is_white": (
+        saved(Image.fromarray(WORDS[:, :, 0]), "TIFF", tiffinfo={262: 0}),
+        255 - HIGH[:, :, :1].repeat(3, axis=2),
+    ),
+    "rgb_16_bit_tiff": (cv2.imencode(".tiff", WORDS[:, :, 2::-1])[1].tobytes(), HIGH[:, :, :3]),
+    "rgba_tiff": (saved(Image.fromarray(np.dstack([PIXELS, ALPHA])), "TIFF"), over_white(PIXELS, ALPHA)),
+    "cmyk_tiff": (saved(PICTURE.convert("CMYK"), "TIFF"), PIXELS),
+    "tiff_of_two_pages": (saved(PICTURE, "TIFF", save_all=True, append_images=[PICTURE.rotate(180)]), PIXELS),
     "animated_png": (saved(PICTURE, "PNG", save_all=True, append_images=[PICTURE.rotate(180)]), PIXELS),
 }
 
@@ -164,12 +186,12 @@ AS_SEEN = {
 }
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG", "TIFF"])
 @pytest.mark.parametrize("orientation", AS_SEEN)
 def test_pictures_are_turned_as_exif_says(form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98}, "PNG": {}}[form]
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98}, "PNG": {}, "TIFF": {}}[form]
     data = saved(Image.fromarray(SMOOTH), form, exif=exif, **options)
     expected = AS_SEEN[orientation](SMOOTH)
     pixels = decode(data, expected.shape)
@@ -220,7 +242,10 @@ def jpeg(name: str, mode: str = "RGB") -> bytes:
 
 WHOLE = {
     **{f"{name}_jpeg": jpeg(name) for name in JPEGS},
-    **{name: EXACT[name][0] for name in ("png", "bmp", "gif", "webp", "palette_png", "gray_16_bit")},
+    **{
+        name: EXACT[name][0]
+        for name in ("png", "bmp", "gif", "webp", "palette_png", "gray_16_bit", "tiff", "tiff_lzw_tiff")
+    },
     "lossy_webp": saved(Image.fromarray(NOISY), "WEBP"),
 }
 
@@ -303,7 +328,16 @@ def test_a_png_with_any_bit_flipped_is_refused_or_keeps_its_pixels(reader):
         (b"path,label\n1.png,3\n", "not an image"),
         (b"%PDF-1.7\n", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-        (saved(PICTURE, "TIFF"), "not an image"),
+        (saved(PICTURE, "TIFF")[:-30], "truncated"),
+        (b"II*\0" + bytes(20), "corrupt"),
+        (
+            saved(Image.fromarray(GRAY[:, :, 0] / np.float32(255)), "TIFF"),
+            "not an image of 8 or 16 bits: a TIFF of mode F",
+        ),
+        (
+            saved(Image.fromarray(GRAY[:, :, 0].astype(np.int32)), "TIFF"),
+            "not an image of 8 or 16 bits: a TIFF of mode I",
+        ),
         (saved(PICTURE, "PPM"), "not an image"),
         (b"\xff\xd8\xff\xe0", "corrupt"),
         (jpeg("baseline")[:-200], "truncated"),
@@ -437,3 +471,38 @@ def test_a_whole_interlaced_png_is_read_and_a_cut_one_is_not():
 def test_a_side_that_takes_gigabytes_is_refused_before_it_is_decoded():
     with pytest.raises(UnreadableImage, match=r"^too large: 1x80000000 has a side of over 32,768 pixels"):
         images.decode(png_rows(1, 80_000_000, b"\0"), (28, 28, 1))
+
+
+def test_large_files_are_decoded_one_after_another(monkeypatch):
+    """Eight threads decoded as many of the largest files at once, of 268 MB each and more while they are converted."""
+    data = saved(PICTURE.resize((300, 200)), "PNG")
+    monkeypatch.setattr(images, "_DECODED", Shared(2 * 300 * 200))
+    together, most, lock = 0, 0, threading.Lock()
+    load = images._load
+
+    def counted(content):
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        time.sleep(0.01)
+        try:
+            return load(content)
+        finally:
+            with lock:
+                together -= 1
+
+    monkeypatch.setattr(images, "_load", counted)
+    with ThreadPoolExecutor(8) as threads:
+        assert len(list(threads.map(lambda _: decode(data, SHAPE), range(24)))) == 24
+    assert most == 2
+
+
+def test_what_needs_more_than_there_is_waits_until_it_is_alone():
+    shared = Shared(1)
+    with shared.taken(5):
+        pass
+    with pytest.raises(ValueError, match="x"), shared.taken(1):
+        raise ValueError("x")
+    with shared.taken(1):
+        pass
