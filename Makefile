@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-images test-cluster compile bench bench-art bench-auto-attack robustness lint format lock
+.PHONY: help setup demo test test-fast test-images test-cluster fuzz compile bench bench-art bench-auto-attack robustness lint format lock
 .PHONY: base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
@@ -49,6 +49,11 @@ $(APISERVER): tests/manifests/cluster/main.go tests/manifests/cluster/go.mod
 
 test-cluster: $(KUBECTL_TESTED) $(APISERVER)  ## Apply the manifests to an API server of Kubernetes, built with Go
 	$(BIN)/pytest tests/manifests -m cluster
+
+# Some 10 minutes; FUZZ_EXAMPLES of each reader.
+FUZZ_EXAMPLES ?= 6000
+fuzz: $(INSTALLED)  ## Read damaged datasets, cards, results and settings of the gate, for ten minutes
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/fuzz
 
 # Files that are committed and that tests hold to the code.
 compile: $(INSTALLED)  ## Renew the compiled pipelines and steps, and the description of their interface
