@@ -56,12 +56,13 @@ def tar(folder):
 def lab(folder):
     """A model's evaluations, beside their curve."""
     lab = Lab(folder / "lab", images=40)
-    lab.curve(right=(38, 30, 20, 10, 0))
-    return [
+    evaluations = [
         lab.evaluate("clean", wrong=2, pictures=False),
         lab.evaluate("adv", FGM, wrong=20, wrong_before=2, pictures=False),
         lab.evaluate("aware", aware(FGM, MEDIAN), MEDIAN, wrong=15, wrong_before=2, pictures=False),
     ]
+    lab.curve(right=(38, 30, 20, 10, 0))
+    return evaluations
 
 
 @pytest.fixture(scope="module")
