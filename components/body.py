@@ -2,7 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +31,42 @@ def call(stage: str, arguments: Mapping[str, Any]) -> Any:
     for name, parameter in parameters.items():
         if values.get(name, parameter) is None and "list" in str(parameter.annotation):
             values[name] = []
-    try:
-        return function(**values)
-    except Exception:
-        from evasion.components.common import tracking
+    with _interrupted_by_termination():
+        try:
+            return function(**values)
+        except (Exception, KeyboardInterrupt) as error:
+            from evasion.components.common import tracking
 
-        tracking.fail_pipeline_run()
+            tracking.fail_pipeline_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+
+@contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """Handle SIGTERM, which every pod gets at its end, like an interrupt: the stage removes its half and ends its run.
+
+    Raises:
+        SystemExit: After such a signal, with the status that the system would report. Clusters retry by it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    terminated = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if terminated:
+            sys.exit(128 + signal.SIGTERM)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(value: Any) -> Any:

@@ -15,13 +15,18 @@ FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` when the block succeeds, otherwise remove it.
 
+    What a killed process has left under the temporary name is removed first.
+
     Raises:
         OSError: If the disk is full, or a quota or file-size limit is reached. The message names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
+    remove(temporary)
     try:
         yield temporary
+        if path.is_dir() and temporary.is_dir():
+            remove(path)  # only an empty folder can be replaced
         temporary.replace(path)
     except BaseException as error:
         remove(temporary)

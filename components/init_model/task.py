@@ -92,7 +92,10 @@ def init_model(
             outputs="logits",
             **Resizing.of(used).to_json(),
         )
-        version = stage_run.log_model(model, register_as=card.name)
-        card = dataclasses.replace(card, name=card.name if version else "", version=version)
-        card.write(model)
+        version = ""
+        try:
+            version = stage_run.log_model(model, register_as=name)
+        finally:
+            card = dataclasses.replace(card, name=name if version else "", version=version)
+            card.write(model)
     return dataclasses.asdict(card)

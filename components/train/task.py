@@ -165,15 +165,22 @@ def _split(data: Any, parameters: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _log_model(stage_run: Any, model: Path, card: Any, registered_name: str) -> Any:
-    """Log the model artifact, register it unless the name is empty, and return its card with name and version."""
+    """Log the model artifact, register it unless the name is empty, and return its card with name and version.
+
+    Raises:
+        TrackingError: If it was to be registered and is not. It is kept, without a name.
+    """
     import dataclasses
 
     if registered_name:
         card = dataclasses.replace(card, name=registered_name)
         card.write(model)
-    version = stage_run.log_model(model, register_as=registered_name)
-    card = dataclasses.replace(card, name=registered_name if version else "", version=version)
-    card.write(model)
+    version = ""
+    try:
+        version = stage_run.log_model(model, register_as=registered_name)
+    finally:
+        card = dataclasses.replace(card, name=registered_name if version else "", version=version)
+        card.write(model)
     return card
 
 

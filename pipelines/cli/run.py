@@ -137,7 +137,7 @@ def run_pipeline(
     except BadArgumentsError as error:
         fail(BAD_INPUT, *(with_option_hint(problem.message, problem.parameters) for problem in error.problems))
     except StepFailedError as error:
-        fail(FAILED, str(error), note=f"All output: {error.log}")
+        fail(FAILED, str(error), note="\n".join([*error.warnings, f"All output: {error.log}"]))
     except (TrackingError, EngineError, KfpVersionError, OSError) as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from evasion.pipelines.local.results import Result, StepResult
 
 
 def show_result(console: Console, result: Result) -> None:
-    """Print the results of a run, and where its files are.
+    """Print the results of a run, where its files are, and last what of it is incomplete.
 
     Args:
         console: Where to print.
@@ -38,6 +38,8 @@ def show_result(console: Console, result: Result) -> None:
     console.out(f"Run:    {result.run_dir}", highlight=False)
     where = f"see it with: evasion mlflow --output {result.served}" if result.served else _where(result.tracking_uri)
     console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
+    for warning in result.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", highlight=False, soft_wrap=True)
 
 
 def show_report(console: Console, report: Report) -> None:

@@ -143,6 +143,13 @@ def _readable_by_others(mode: int) -> bool:
     return mode & required == required
 
 
+def _is_absolute_file(value: str) -> bool:
+    try:
+        return Path(value).is_absolute() and Path(value).is_file()
+    except OSError:  # too long for a path; the error would show the value, which may be a secret
+        return False
+
+
 def _name_with_digest(client: Engine, name: str) -> str:
     """Return the name of an image with its digest in the registry, or with its id in this engine if it has none."""
     image = client.images.get(name)
@@ -169,7 +176,7 @@ class ContainerLauncher:
         inherited = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
         self._variables = {**inherited, **variables, "TMPDIR": SCRATCH, "HOME": SCRATCH}
         # Variables may name files, such as credentials and certificates.
-        files = [value for value in self._variables.values() if Path(value).is_absolute() and Path(value).is_file()]
+        files = filter(_is_absolute_file, self._variables.values())
         self._inputs = [*inputs, *files]
 
     def run(

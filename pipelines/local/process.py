@@ -163,5 +163,7 @@ def error(lines: Sequence[str], code: int) -> str:
         return _SELF_EXPLANATORY.sub("", message)
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return "killed by the system, most likely because it ran out of memory"
+    if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        return "ended by the signal SIGTERM of another process"
     last_line = next((line for line in reversed(lines) if line), "")
     return f"exited with status {code}{f' after printing: {last_line}' if last_line else ''}"

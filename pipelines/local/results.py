@@ -1,6 +1,6 @@
 """The result of a run on this machine, and the listener of its events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ class StepFailedError(RuntimeError):
         step: The step's name.
         message: The step's own error message.
         log: The file with the output of the run.
+        warnings: What it and the steps before it have warned of.
     """
 
-    def __init__(self, step: str, message: str, log: Path) -> None:
-        self.step, self.message, self.log = step, message, log
+    def __init__(self, step: str, message: str, log: Path, warnings: Sequence[str] = ()) -> None:
+        self.step, self.message, self.log, self.warnings = step, message, log, tuple(warnings)
         super().__init__(f"{step}: {message}")
 
 
@@ -49,6 +50,7 @@ class Result:
         tracking_uri: MLflow's tracking URI.
         steps: The results of its steps, in the order in which they ran.
         outputs: The pipeline's outputs: artifacts and values by name.
+        warnings: What the steps have warned of, such as results that are not in MLflow.
         served: The output folder, if an MLflow server was started for this run and has been stopped; otherwise None.
     """
 
@@ -57,6 +59,7 @@ class Result:
     tracking_uri: str
     steps: tuple[StepResult, ...]
     outputs: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
     served: Path | None = None
 
     @property

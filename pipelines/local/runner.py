@@ -73,18 +73,39 @@ def run(
             uri = container_setup.mlflow.address
         variables = _tracking_variables(output, experiment, uri)
         stack.enter_context(_environment(variables | _interpreter_variables()))
+        for abandoned in tracking.end_abandoned():
+            listener.preparing(f"MLflow: ended the run of {abandoned} that a killed process had left open")
         run_dir = _new_folder(output, pipeline.component_spec.name)
         commit = commit_of(Path.cwd())
+        tracking.connection.warnings.clear()  # of a run before in this process
         run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values, git_commit=commit))
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
         launch = _launcher(container_setup, run_dir, stack)
         session = Session({step.task: step for step in planned}, launch, docker, listener, log, Path(log.name))
-        outputs = session.run(pipeline, values, run_dir / "steps")
+        with _stages_ended(run_id, session):
+            outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
     served = output if container_setup and container_setup.server_started else None
-    return Result(run_dir, run_id, str(variables["MLFLOW_TRACKING_URI"]), tuple(session.results), outputs, served)
+    uri = str(variables["MLFLOW_TRACKING_URI"])
+    warnings = (*session.warnings, *tracking.connection.warnings)
+    return Result(run_dir, run_id, uri, tuple(session.results), outputs, warnings, served)
+
+
+@contextmanager
+def _stages_ended(run_id: str, session: Session) -> Iterator[None]:
+    """End the MLflow runs that the steps of this block have left open: a killed step cannot end its own."""
+    status = "FAILED"
+    try:
+        yield
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if any(line.startswith(tracking.INCOMPLETE) for line in session.warnings):
+            tracking.connection.lost = True  # a step has waited for MLflow already
+        tracking.end_stages(run_id, status)
 
 
 def _launcher(container_setup: "_ContainerSetup | None", run_dir: Path, stack: ExitStack) -> Launch:

@@ -20,6 +20,7 @@ from evasion.pipelines.plan import PlannedStep
 # Runs a step, given its image, its command, its variables and a callback for its lines; returns status and last lines.
 Launch = Callable[[str, Sequence[str], Mapping[str, str], Callable[[str], None]], tuple[int, list[str]]]
 
+WARNING = "warning: "  # how the line of a step begins that the user must see
 _PROGRESS = re.compile(r"progress: (\d+)/(\d+) (.*)")
 
 
@@ -45,6 +46,7 @@ class Session:
     log: IO[str]
     log_path: Path
     results: list[StepResult] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # what the steps have warned of
     started: list[PlannedStep] = field(default_factory=list)
     rounds: int = 1  # of the current loop
     round: int = 1  # the current round
@@ -72,7 +74,7 @@ class Session:
             except Exception as error:
                 # kfp itself failed, for example to read an output of a step.
                 step = self.started[-1].name if self.started else pipeline.component_spec.name
-                raise StepFailedError(step, process.plain(str(error)), self.log_path) from error
+                raise StepFailedError(step, process.plain(str(error)), self.log_path, self.warnings) from error
 
     def start(self, task: str) -> PlannedStep:
         """Record the start of a task, and return its step."""
@@ -87,6 +89,8 @@ class Session:
     def on_line(self, line: str) -> None:
         """Log a line of the step's output, and report its progress."""
         self.log.write(f"    {line}\n")
+        if line.startswith(WARNING) and line not in self.warnings:
+            self.warnings.append(line)
         if match := _PROGRESS.fullmatch(line):
             self.listener.progress(int(match[1]), int(match[2]), match[3])
         else:
@@ -130,7 +134,8 @@ class _Task:
         started = time.monotonic()
         code, last_lines = self._session.launch(self._image, command, self._variables, self._session.on_line)
         if code != 0:
-            raise StepFailedError(step.name, process.error(last_lines, code), self._session.log_path)
+            session = self._session
+            raise StepFailedError(step.name, process.error(last_lines, code), session.log_path, session.warnings)
         seconds = time.monotonic() - started
         artifacts = {name: listed["artifacts"][0] for name, listed in declared.get("artifacts", {}).items()}
         paths = {name: Path(artifact["uri"]) for name, artifact in artifacts.items()}

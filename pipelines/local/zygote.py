@@ -44,22 +44,37 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps the forks
     gc.disable()  # until a fork: a collection would write to, and so copy, all shared memory
     missing = list(PRELOADED)
+    steps: list[int] = []
     while True:
         while missing and not select.select([connection], [], [], 0)[0]:
             with suppress(Exception):  # the step that needs the module reports the error
                 importlib.import_module(missing.pop(0))
         message, descriptors, *_ = socket.recv_fds(connection, 4096, 2)
         if not message:
+            _terminate(steps)
             return
         output, status = descriptors
         gc.freeze()
-        if os.fork() == 0:
+        steps = [*filter(_runs, steps), os.fork()]
+        if steps[-1] == 0:
             connection.close()
             _become_step(output, status)
             _run(Path(message.decode()))
             return
         os.close(output)
         os.close(status)
+
+
+def _runs(process: int) -> bool:
+    """Return whether the leader of a step's group still runs; its id may belong to another process later."""
+    return Path(f"/proc/{process}").exists() or not Path("/proc/self").exists()
+
+
+def _terminate(groups: list[int]) -> None:
+    """End steps that still run: the process that waited for them was killed, and nobody wants their results."""
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGTERM)
 
 
 def _become_step(output: int, status: int) -> None:

@@ -66,6 +66,21 @@ def refuse(dataset: Input[Dataset], how: str):
 
 
 @step
+def tracked(how: str):
+    import os
+    import signal
+    import sys
+
+    from evasion.components.common import tracking
+
+    with tracking.stage("tracked", {}) as run:
+        if how == "incomplete":
+            print("warning: tracking is incomplete: the registry is full", file=sys.stderr)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@step
 def untouched(dataset: Input[Dataset]):
     raise AssertionError("this step runs after a failure")
 
@@ -146,6 +161,11 @@ def without_order():
         name()
     split(parts=1)
     load_model()
+
+
+@dsl.pipeline
+def tracking_one(how: str = "killed"):
+    tracked(how=how)
 
 
 @dsl.pipeline
@@ -327,6 +347,25 @@ def test_a_failed_run_is_failed_in_mlflow(output):
     client = MlflowClient(f"sqlite:///{output}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     assert run.info.status == "FAILED"
+
+
+def test_the_run_of_a_killed_step_is_failed_in_mlflow(output):
+    with pytest.raises(StepFailedError, match="killed by the system"):
+        runner.run(tracking_one, {}, output=output, experiment="killed")
+    client = MlflowClient(f"sqlite:///{output}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("killed").experiment_id])
+    assert [run.info.status for run in runs] == ["FAILED", "FAILED"]
+    assert {run.data.tags["stage"] for run in runs} == {"tracked", "pipeline"}
+
+
+def test_what_is_not_in_mlflow_is_in_the_last_lines(output, capsys):
+    from rich.console import Console
+
+    from evasion.pipelines.cli import tables
+
+    result = runner.run(tracking_one, {"how": "incomplete"}, output=output, experiment="e")
+    tables.show_result(Console(), result)
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: tracking is incomplete: the registry is full"
 
 
 def test_an_error_of_kfp_itself_is_reported_with_its_message(output):

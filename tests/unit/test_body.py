@@ -2,7 +2,10 @@
 
 import inspect
 import json
+import os
+import signal
 import sys
+import time
 import types
 import uuid
 from collections.abc import Sequence
@@ -184,3 +187,25 @@ def test_the_error_of_a_stage_is_reported_though_mlflow_is_gone(monkeypatch, smo
     with pytest.raises(ValueError, match=r"window_size must be an integer in \[1, 255\]"):
         smooth(window_size=0)
     assert "warning: the pipeline's run stays open in MLflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, None)])
+def test_a_terminated_stage_is_interrupted_and_ends_its_runs(mlflow_store, monkeypatch, stage, number, code):
+    """A pod is terminated at its end. The status is the one by which a cluster tries it again."""
+
+    def example():
+        with tracking.stage("example", {}):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    stage(example)
+    monkeypatch.setenv("KFP_RUN_ID", str(uuid.uuid4()))
+    tracking.mark_pipeline_run("example", "RUNNING")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit if code else KeyboardInterrupt) as ended:
+        body.call("example", {})
+    assert getattr(ended.value, "code", None) == code
+    assert signal.getsignal(signal.SIGTERM) is handler
+    (experiment,) = mlflow_store.search_experiments(filter_string="name = 'evasion'")
+    runs = mlflow_store.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED"]

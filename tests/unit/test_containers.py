@@ -188,3 +188,12 @@ def test_images_have_the_version_as_their_tag(target, suffix):
     from importlib.metadata import version
 
     assert containers.image(target) == f"evasion-pipelines:{version('evasion-pipelines')}{suffix}"
+
+
+def test_a_long_variable_that_begins_as_a_path_is_no_file(tmp_path, monkeypatch):
+    """Its value may be a secret, and was in the error."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "/" + 300 * "s")
+    launcher = containers.ContainerLauncher(
+        None, network="bridge", outputs=tmp_path / "steps", inputs=["/data"], variables={}
+    )
+    assert not [path for path in launcher._inputs if path.startswith("/s")]

@@ -79,6 +79,15 @@ def test_what_a_killed_process_left_is_overwritten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_that_a_killed_process_left_is_not_in_the_way(tmp_path):
+    half_a_folder(tmp_path / ".folder.partial")
+    half_a_folder(tmp_path / "folder")  # and an earlier output
+    with replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "file").touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["folder", "folder/file"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_room_names_the_file(tmp_path, code):
     with pytest.raises(OSError, match="the incomplete file was removed") as error, replacing(tmp_path / "file"):

@@ -1,7 +1,10 @@
 """`process.ProcessLauncher`: steps as forks of one process."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -127,3 +130,35 @@ def test_a_killed_starter_is_reported_as_a_killed_step(tmp_path):
         os.kill(running._zygote.pid, signal.SIGKILL)
         running._zygote.wait()
         assert run(running, step("pass", tmp_path)) == (-signal.SIGKILL, [])
+
+
+ABANDONED = """
+import json, os, sys
+from evasion.pipelines.local import process
+with process.ProcessLauncher(os.environ) as running:
+    running.run(json.loads(sys.argv[1]), os.environ, lambda line: os.kill(os.getpid(), 9) if line == "> ready" else None)
+"""
+
+
+def test_a_step_is_terminated_when_the_process_that_waits_for_it_is_killed(tmp_path):
+    terminated = tmp_path / "terminated"
+    body = (
+        "import pathlib, signal, time\n"
+        "def end(*_):\n"
+        f"    pathlib.Path({str(terminated)!r}).touch()\n"
+        "    raise SystemExit(1)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('> ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", ABANDONED, json.dumps(step(body, tmp_path))]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while not terminated.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("code", [-signal.SIGTERM, 143])
+def test_the_error_of_a_terminated_step(code):
+    assert process.error(["progress: 1/2 images"], code) == "ended by the signal SIGTERM of another process"

@@ -16,15 +16,19 @@ commit for which the run was started (`git_commit`) and Kubeflow's page of the r
 
 from evasion.components.common.tracking.client import (
     DEFAULT_EXPERIMENT,
+    INCOMPLETE,
     KUBEFLOW_RUN,
     KUBEFLOW_TAG,
     LoginError,
     TrackingError,
+    connection,
 )
 from evasion.components.common.tracking.downloads import check_access, download_dataset, download_report
 from evasion.components.common.tracking.models import download_model, registered_name
 from evasion.components.common.tracking.pipeline_run import (
+    end_abandoned,
     end_open_runs,
+    end_stages,
     fail_pipeline_run,
     mark_pipeline_run,
     page_of_pipeline_run,
@@ -35,6 +39,7 @@ from evasion.components.common.tracking.stage_run import IMAGE, REVISION, Openin
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "IMAGE",
+    "INCOMPLETE",
     "KUBEFLOW_RUN",
     "KUBEFLOW_TAG",
     "REVISION",
@@ -43,10 +48,13 @@ __all__ = [
     "StageRun",
     "TrackingError",
     "check_access",
+    "connection",
     "download_dataset",
     "download_model",
     "download_report",
+    "end_abandoned",
     "end_open_runs",
+    "end_stages",
     "fail_pipeline_run",
     "mark_pipeline_run",
     "page_of_pipeline_run",

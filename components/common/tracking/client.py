@@ -2,9 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 # MLflow sends telemetry by default. It blocks in closed networks, and users have not agreed to it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -18,12 +23,46 @@ ARTIFACT_ROOT = "EVASION_ARTIFACT_ROOT"
 DEFAULT_EXPERIMENT = "evasion"
 PARENT_TAG = "mlflow.parentRunId"
 MOST_RUNS = 50_000  # MLflow's limit for one search; enough for the stages of thousands of shards
-# At the start of a stage MLflow must answer at once; at the end its own retries take up to half a minute.
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# At the start of a stage MLflow must answer at once; at the end it may restart meanwhile.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+# Of a file, which takes as long as it is large: MLflow has answered just before.
+TRANSFER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
 # In Kubeflow the first step has reached MLflow, so later steps wait about four minutes for it to come back: its pod may
 # be moving to another node, and a failure would lose hours of other steps' work.
 LASTING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+# Seconds that a stage waits at its end until MLflow answers, and every further request of a process in vain.
+END_SECONDS, LASTING_SECONDS, LATE_SECONDS = 10.0, 300.0, 2.0
+
+INCOMPLETE = "warning: tracking is incomplete: "  # how the line of a step begins that says so
+
+_set_here: dict[str, str] = {}  # the variables that `default_variables` has set
+
+
+class AwayError(RuntimeError):
+    """MLflow has not answered in time."""
+
+
+@dataclass
+class Connection:
+    """What this process knows of its connection to MLflow.
+
+    Attributes:
+        lost: Whether the last request had no answer: then the next ones do not wait as long.
+        warnings: What is not in MLflow that should be.
+    """
+
+    lost: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        """Say and record that something is not in MLflow."""
+        message = f"{INCOMPLETE}{without_password(message)}"
+        self.warnings.append(message)
+        print(message, file=sys.stderr, flush=True)
+
+
+connection = Connection()
 
 
 class TrackingError(RuntimeError):
@@ -84,19 +123,61 @@ def tracking_uri(uri: str) -> Iterator[None]:
 
 @contextmanager
 def default_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables in this block, except those that the user has set."""
-    absent = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(absent)
+    """Set environment variables in this block, except those that the user has set; a block inside may set others.
+
+    Only in the main thread: the system's environment must not change while C code reads it in another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: os.environ.get(name) for name in variables}
+    own = [name for name, value in before.items() if value is None or _set_here.get(name) == value]
+    for name in own:
+        os.environ[name] = _set_here[name] = variables[name]
     try:
         yield
     finally:
-        for name in absent:
-            os.environ.pop(name, None)
+        for name in own:
+            if (value := before[name]) is None:
+                os.environ.pop(name, None)
+                _set_here.pop(name, None)
+            else:
+                os.environ[name] = _set_here[name] = value
 
 
 def patience(default: Mapping[str, str]) -> Mapping[str, str]:
     """Return MLflow's settings for retries: the longest in a step of Kubeflow, otherwise `default`."""
     return LASTING if os.environ.get(KUBEFLOW_RUN) else default
+
+
+def answered(call: Callable[[], Result]) -> Result:
+    """Return what a short call of MLflow returns; give up after a deadline, whatever the calls before have cost.
+
+    The first call in vain has some seconds, so that MLflow may restart, in Kubeflow some minutes; every later one in
+    this process has two.
+
+    Raises:
+        AwayError: If MLflow does not answer in time.
+    """
+    seconds = LASTING_SECONDS if os.environ.get(KUBEFLOW_RUN) else END_SECONDS
+    seconds = LATE_SECONDS if connection.lost else seconds
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    with default_variables(IMPATIENT if connection.lost else patience(PATIENT)):
+        # Not of an executor, which would wait for it at the end of the process.
+        threading.Thread(target=run, daemon=True).start()
+        if not wait([result], seconds).done:
+            connection.lost = True
+            raise AwayError(f"MLflow has not answered for {seconds:.0f} seconds")
+    answer = result.result()
+    connection.lost = False
+    return answer
 
 
 @contextmanager
@@ -131,6 +212,13 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
             )
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Return the errors with which MLflow fails."""
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError, AwayError, *_database_errors())
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

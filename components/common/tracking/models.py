@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from evasion.components.common.tracking.client import (
 )
 
 _RESERVED = "/:@'\"?%"  # MLflow rejects the first two; the others end a name in its URIs and searches
+
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "NOT_FOUND")
 
 
 def registered_name(experiment: str, model_tag: str, model_architecture: str) -> str:
@@ -76,10 +79,12 @@ def download_model(model: str, destination: Path) -> DownloadedModel:
             _require_keras(model, mlflow.models.get_model_info(uri).flavors)
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(destination)))
     except (MlflowException, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise
+        message = without_password(str(error))
+        if getattr(error, "error_code", "") in _ABSENT:
+            raise TrackingError(f"MLflow has no such model. Received: model={model!r}: {message}") from error
         raise TrackingError(
-            f"MLflow has no such model. Received: model={model!r}: {without_password(str(error))}"
+            f"The files of the model {uri} could not be downloaded from MLflow at "
+            f"{without_password(mlflow.get_tracking_uri())}; check the connection, and that the server runs: {message}"
         ) from error
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".keras", ".h5"))
     if len(files) != 1:
@@ -121,6 +126,8 @@ def _find_version(model: str, reference: str) -> Any | None:
                 raise TrackingError(_unknown(client, model))
             return max(versions, key=lambda version: int(version.version))
         except MlflowException as error:
+            if error.error_code not in _ABSENT:
+                raise  # MLflow did not answer
             raise TrackingError(_unknown(client, model)) from error
 
 
@@ -131,10 +138,8 @@ def _unknown(client: Any, model: str) -> str:
     name = model.removeprefix("models:/").partition("/")[0].partition("@")[0]
     versions: list[Any] = []
     if name:
-        try:
+        with suppress(MlflowException):
             versions = list(client.search_model_versions(f"name = '{_quoted(name)}'"))
-        except MlflowException:
-            versions = []
     if versions:
         numbers = sorted((str(version.version) for version in versions), key=int)
         existing = f"{name} has versions {', '.join(numbers)}"

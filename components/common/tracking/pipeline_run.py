@@ -11,16 +11,28 @@ from evasion.components.common.tracking.client import (
     KUBEFLOW_TAG,
     MOST_RUNS,
     PARENT,
+    PARENT_TAG,
     TrackingError,
+    answered,
     connect,
+    connection,
     current_experiment,
     default_variables,
+    failures,
     reachable,
     surrounding_run,
     tracking_uri,
     without_password,
 )
-from evasion.components.common.tracking.stage_run import end, ending, lineage_tags, log_run_parameters
+from evasion.components.common.tracking.processes import PROCESS, has_ended, this_process
+from evasion.components.common.tracking.signals import signals_held
+from evasion.components.common.tracking.stage_run import (
+    StageRun,
+    create_run,
+    end,
+    ended,
+    lineage_tags,
+)
 
 
 @contextmanager
@@ -35,13 +47,69 @@ def pipeline_run(name: str, parameters: Mapping[str, Any], *, git_commit: str = 
     Raises:
         TrackingError: If MLflow does not answer.
     """
+
+    def opened() -> StageRun:
+        with reachable():
+            client = connect()
+            tags = {
+                **lineage_tags(git_commit=git_commit),
+                "stage": "pipeline",
+                "pipeline": name,
+                PROCESS: this_process(),
+            }
+            experiment = current_experiment(client)
+            return StageRun(create_run(client, experiment, name, tags, parameters), experiment.name)
+
+    with ended(opened) as run:
+        yield run.run_id
+
+
+def end_stages(run_id: str, status: str = "FAILED") -> int:
+    """End the runs of stages that a pipeline's run on this machine has left open: those of killed processes.
+
+    Returns:
+        Their number. An error is only a warning.
+    """
+
+    def end_all() -> int:
+        client = connect()
+        return _end_stages(client, client.get_run(run_id), status)
+
+    try:
+        with signals_held():
+            return answered(end_all)
+    except failures() as error:
+        connection.warn(f"runs of stages stay open in MLflow: {error}")
+        return 0
+
+
+def _end_stages(client: Any, run: Any, status: str) -> int:
+    query = f"tags.`{PARENT_TAG}` = '{run.info.run_id}' and attributes.status = 'RUNNING'"
+    stages = client.search_runs([run.info.experiment_id], query, max_results=MOST_RUNS)
+    for stage in stages:
+        client.set_terminated(stage.info.run_id, status)
+    return len(stages)
+
+
+def end_abandoned() -> list[str]:
+    """End the runs of pipelines whose process on this machine was killed, and those of their stages, as KILLED.
+
+    Returns:
+        The names of the pipelines.
+
+    Raises:
+        TrackingError: If MLflow does not answer.
+    """
     with reachable():
         client = connect()
-        tags = {**lineage_tags(git_commit=git_commit), "stage": "pipeline", "pipeline": name}
-        run = client.create_run(current_experiment(client).experiment_id, run_name=name, tags=tags)
-        log_run_parameters(client, run.info.run_id, parameters)
-    with ending(lambda: run.info.run_id):
-        yield str(run.info.run_id)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        query = "tags.stage = 'pipeline' and attributes.status = 'RUNNING'"
+        runs = client.search_runs(experiments, query, max_results=MOST_RUNS) if experiments else []
+        abandoned = [run for run in runs if has_ended(run.data.tags.get(PROCESS, ""))]
+        for run in abandoned:
+            _end_stages(client, run, "KILLED")
+            client.set_terminated(run.info.run_id, "KILLED")
+    return [str(run.data.tags.get("pipeline", run.info.run_id)) for run in abandoned]
 
 
 def mark_pipeline_run(
@@ -80,12 +148,13 @@ def mark_pipeline_run(
         elif run is not None and status == "RUNNING":
             client.update_run(run.info.run_id, status)
         elif run is not None:
+            _end_stages(client, run, "FAILED")  # what the killed pods of earlier tries have left
             client.set_terminated(run.info.run_id, status)
         return str(run.info.run_id) if run else ""
 
 
-def fail_pipeline_run() -> None:
-    """End the run of a pipeline in Kubeflow as FAILED after one of its stages failed.
+def fail_pipeline_run(status: str = "FAILED") -> None:
+    """End the run of a pipeline in Kubeflow after one of its stages failed, or was terminated (`status` KILLED).
 
     Nothing else would end it: Kubeflow runs no step after a failed one, except an exit handler, which would hide the
     pipeline in a graph of its own. If a later attempt of the stage succeeds, the last step finishes the run. Errors
@@ -102,7 +171,7 @@ def fail_pipeline_run() -> None:
         print(f"warning: the pipeline's run stays open in MLflow: {error}", file=sys.stderr)
         return
     if run is not None and run.info.status == "RUNNING":
-        end(run.info.run_id, "FAILED")
+        end(run.info.run_id, status)
 
 
 def page_of_pipeline_run(address: str) -> str:

@@ -2,29 +2,33 @@
 
 import dataclasses
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from evasion.components.common.tracking.client import (
+    IMPATIENT,
     KUBEFLOW_RUN,
     MOST_RUNS,
     PARENT_TAG,
-    PATIENT,
+    TRANSFER,
     TrackingError,
+    answered,
     connect,
+    connection,
     current_experiment,
     default_variables,
+    failures,
     patience,
     reachable,
     surrounding_run,
     without_password,
 )
 from evasion.components.common.tracking.models import log_model
+from evasion.components.common.tracking.signals import signals_held
 
 Item = TypeVar("Item")
 IMAGE = "EVASION_IMAGE"  # set by pipelines/placement.py and pipelines/containers.py
@@ -40,12 +44,14 @@ class StageRun:
         experiment: The experiment's name, the first part of the models' names.
         whole: The pipeline's run, or None: for results of the whole pipeline, such as the report.
         complete: False after something could not be logged.
+        problem: Why it could not be logged.
     """
 
     run_id: str
     experiment: str
     whole: "StageRun | None" = None
     complete: bool = True
+    problem: str = ""
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Log values that are known only during the work, such as the seed drawn."""
@@ -96,33 +102,49 @@ class StageRun:
                 link.symlink_to(path.resolve())  # MLflow names an artifact after its file; nothing is copied here
                 client.log_artifact(self.run_id, str(link), folder or None)
 
-        self._try(log)
+        self._try(log, long=True)
 
     def log_model(self, folder: Path, register_as: str) -> str:
-        """Log a model artifact and register it; return its version, or `""` if it could not be logged.
+        """Log a model artifact and register it; return its version, or `""` if none is registered.
 
         Args:
             folder: The model artifact.
             register_as: The registered model's name, or `""` to register nothing.
+
+        Raises:
+            TrackingError: If the model was to be registered and is not. Its artifact is kept.
         """
         versions: list[str] = []
-        self._try(lambda _: versions.append(log_model(folder, register_as, self.run_id)))
+        self._try(lambda _: versions.append(log_model(folder, register_as, self.run_id)), long=True)
+        if register_as and not versions:
+            raise TrackingError(
+                f"The model is not registered in MLflow as {register_as}: {self.problem}. The model itself is in {folder}."
+            )
         return versions[0] if versions else ""
 
-    def _try(self, log: Callable[[Any], None]) -> None:
-        from mlflow.exceptions import MlflowException
+    def _try(self, log: Callable[[Any], None], *, long: bool = False) -> None:
+        """Log something; after a failure, nothing more.
 
+        Args:
+            log: Logs it, given MLflow's client.
+            long: Whether it takes as long as a file is large. Then MLflow must have answered before.
+        """
         if not self.complete:
             return
         try:
-            with default_variables(patience(PATIENT)):
-                log(connect())
-        except (MlflowException, OSError) as error:
-            self.complete = False
-            print(
-                f"warning: tracking is incomplete: MLflow failed after the stage's work was done. The results of run "
-                f"{self.run_id} are only in the artifacts: {without_password(str(error))}",
-                file=sys.stderr,
+            if long:
+                answered(lambda: connect().get_run(self.run_id))
+                with default_variables(patience(TRANSFER)):
+                    log(connect())
+            else:
+                answered(lambda: log(connect()))
+        except failures() as error:
+            self.complete, self.problem = False, without_password(str(error))
+            if self.whole:
+                self.whole.complete = False
+            connection.warn(
+                f"MLflow failed after the stage's work was done. The results of run {self.run_id} are only in the "
+                f"artifacts: {self.problem}"
             )
 
 
@@ -137,8 +159,7 @@ def stage(name: str, parameters: Mapping[str, Any]) -> Iterator[StageRun]:
     Raises:
         TrackingError: If MLflow does not answer.
     """
-    opened = open_stage(name, parameters)
-    with ending(lambda: opened.run_id):
+    with ended(lambda: open_stage(name, parameters)) as opened:
         yield opened
 
 
@@ -164,6 +185,15 @@ class Opening:
             yield item
         self._opened.result()
 
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run, once it is open.
+
+        Raises:
+            TrackingError: If MLflow does not answer.
+        """
+        return self._opened.result().run_id
+
     def stage(self) -> StageRun:
         """Wait until the run is open, and return it.
 
@@ -179,9 +209,9 @@ def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Openin
 
     Pass the work's items through `Opening.watched`, which raises an error for a wrong address.
     """
-    with ThreadPoolExecutor(1) as thread:
-        opening = Opening(thread.submit(open_stage, name, parameters))
-        with ending(lambda: opening.stage().run_id):
+    # In this thread, before the work: see `default_variables`.
+    with ThreadPoolExecutor(1) as thread, default_variables(patience(IMPATIENT)):
+        with ended(lambda: Opening(thread.submit(open_stage, name, parameters))) as opening:
             yield opening
 
 
@@ -192,10 +222,20 @@ def open_stage(name: str, parameters: Mapping[str, Any]) -> StageRun:
         parent = surrounding_run(client)
         experiment = client.get_experiment(parent.info.experiment_id) if parent else current_experiment(client)
         tags = {PARENT_TAG: parent.info.run_id} if parent else {}
-        run = client.create_run(experiment.experiment_id, run_name=name, tags={**tags, **lineage_tags(), "stage": name})
-        log_run_parameters(client, run.info.run_id, parameters)
+        run_id = create_run(client, experiment, name, {**tags, **lineage_tags(), "stage": name}, parameters)
     whole = StageRun(parent.info.run_id, experiment.name) if parent else None
-    return StageRun(run.info.run_id, experiment.name, whole)
+    return StageRun(run_id, experiment.name, whole)
+
+
+def create_run(client: Any, experiment: Any, name: str, tags: Mapping[str, str], parameters: Mapping[str, Any]) -> str:
+    """Create a run with its parameters and return its id; if they cannot be logged, it is ended."""
+    run_id = str(client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id)
+    try:
+        log_run_parameters(client, run_id, parameters)
+    except BaseException:
+        end(run_id, "FAILED")
+        raise
+    return run_id
 
 
 def lineage_tags(**further: str) -> dict[str, str]:
@@ -209,31 +249,48 @@ def lineage_tags(**further: str) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
+class Run(Protocol):
+    """An open run, or one that a thread opens."""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+
+
+Opened = TypeVar("Opened", bound=Run)
+
+
 @contextmanager
-def ending(run_id: Callable[[], str]) -> Iterator[None]:
-    """End a run after a block: as FINISHED, after an interrupt as KILLED, after any other error as FAILED."""
-    status = "FAILED"
+def ended(opened: Callable[[], Opened]) -> Iterator[Opened]:
+    """Open a run, and end it after the block: FINISHED, after an interrupt KILLED, after any other error FAILED.
+
+    Signals wait until the run is open and known, and while it is ended.
+
+    Args:
+        opened: Opens it.
+    """
+    status, run = "FAILED", None
     try:
-        yield
+        with signals_held():
+            run = opened()
+        yield run
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        with suppress(TrackingError):  # it was never opened, and the error has been raised already
-            end(run_id(), status)
+        # If it was never opened, that error has been raised already.
+        if run is not None:
+            with signals_held(), suppress(TrackingError):
+                end(run.run_id, status)
 
 
 def end(run_id: str, status: str) -> None:
     """End a run. An error is only a warning."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        with default_variables(patience(PATIENT)):
-            connect().set_terminated(run_id, status)
-    except (MlflowException, OSError) as error:
-        message = without_password(str(error))
-        print(f"warning: tracking is incomplete: run {run_id} stays open in MLflow: {message}", file=sys.stderr)
+        answered(lambda: connect().set_terminated(run_id, status))
+    except failures() as error:
+        connection.warn(f"run {run_id} stays open in MLflow: {error}")
 
 
 def log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

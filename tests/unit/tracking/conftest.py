@@ -5,7 +5,14 @@ import re
 import pytest
 from runs_in_mlflow import VARIABLES, serving
 
+from evasion.components.common import tracking
 from evasion.components.common.tracking.client import connect
+
+
+@pytest.fixture(autouse=True)
+def connection_of_its_own(monkeypatch):
+    """What one test has learned of MLflow does not shorten the patience of the next one."""
+    monkeypatch.setattr(tracking.connection, "lost", False)
 
 
 @pytest.fixture(scope="module")

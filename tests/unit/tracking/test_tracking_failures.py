@@ -1,11 +1,16 @@
 """MLflow that does not answer."""
 
 import contextlib
+import http.server
 import itertools
+import json
 import os
 import select
+import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -59,8 +64,8 @@ def test_a_request_that_is_not_answered_is_repeated_once_at_most(monkeypatch, re
         )
         assert "secret" not in "".join(traceback.format_exception(refused.value))
     for requests, download in (
-        (3, lambda: tracking.download_model("lab_le_net", Path("nowhere"))),
-        (3, lambda: tracking.download_model("lab_le_net/1", Path("nowhere"))),
+        (1, lambda: tracking.download_model("lab_le_net", Path("nowhere"))),
+        (1, lambda: tracking.download_model("lab_le_net/1", Path("nowhere"))),
         (1, lambda: tracking.download_dataset("0" * 32, "fgm.tar", Path("nowhere"))),
     ):
         connections.clear()
@@ -176,14 +181,168 @@ def test_when_the_server_dies_during_a_stage_the_work_is_kept(
     assert "stays open in MLflow" in warnings[1]
 
 
-def test_a_model_that_cannot_be_logged_is_kept_without_a_name(train, digits_tar, mlflow_store, monkeypatch, capsys):
+@pytest.mark.parametrize("register", [True, False])
+def test_a_model_that_cannot_be_logged_is_kept(
+    train, digits_tar, mlflow_store, monkeypatch, capsys, tmp_path, register
+):
+    """One that was to be registered is an error: the next pipeline would take the version before."""
     from mlflow.exceptions import MlflowException
 
     def failing(*_):
         raise MlflowException("the registry is full")
 
     monkeypatch.setattr(stage_run, "log_model", failing)
-    result = train(digits_tar, log_model=True, register_model=True)
-    assert (result["card"]["name"], result["card"]["version"]) == ("", "")
-    assert (result["folder"] / "model.keras").is_file()
+    if register:
+        with pytest.raises(
+            TrackingError, match="not registered in MLflow as evasion_shallow_net: the registry is full"
+        ):
+            train(digits_tar, log_model=True, register_model=True)
+    else:
+        result = train(digits_tar, log_model=True, register_model=False)
+        assert (result["card"]["name"], result["card"]["version"]) == ("", "")
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert (card["name"], card["version"]) == ("", "")
+    assert (tmp_path / "model" / "model.keras").is_file()
     assert "warning: tracking is incomplete" in capsys.readouterr().err
+    (experiment,) = mlflow_store.search_experiments(filter_string="name = 'evasion'")
+    (run,) = mlflow_store.search_runs([experiment.experiment_id])
+    assert run.info.status == ("FAILED" if register else "FINISHED")
+
+
+@contextlib.contextmanager
+def proxied(address, status, path):
+    """Another address of a server, which answers requests to a path with a status of its own."""
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def handle_request(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if path in self.path:
+                self.send_error(status)
+                return
+            request = urllib.request.Request(address + self.path, body or None, dict(self.headers), method=self.command)
+            try:
+                response = urllib.request.urlopen(request)
+            except urllib.error.HTTPError as error:
+                response = error
+            with response:
+                content = response.read()
+                self.send_response(response.status)
+                self.send_header("Content-Type", response.headers.get("Content-Type", "application/json"))
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_request  # noqa: N815 - names of http.server
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status", "path"), [(500, "model-versions/create"), (503, "mlflow-artifacts/")])
+def test_a_model_that_a_server_refuses_is_an_error(server, monkeypatch, le_net_artifact, status, path):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with proxied(server, status, path) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(TrackingError, match=f"is not registered in MLflow as evasion_le_net: .*{status}"):
+            with tracking.stage("train", {}) as run:
+                run.log_model(le_net_artifact, register_as="evasion_le_net")
+        assert connect().get_run(run.run_id).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks_during_a_download_is_named(server, monkeypatch, le_net_artifact, tmp_path):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    with tracking.stage("train", {}) as run:
+        version = run.log_model(le_net_artifact, register_as="broken_le_net")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for path, message in (
+        ("mlflow-artifacts/", rf"could not be downloaded from MLflow at \S+; check the connection"),
+        ("model-versions/get?", "cannot be used; check MLFLOW_TRACKING_URI"),
+    ):
+        with proxied(server, 503, path) as address:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            with pytest.raises(TrackingError, match=message):
+                tracking.download_model(f"broken_le_net/{version}", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
+def test_an_end_without_mlflow_has_one_deadline(tmp_path, empty_mlflow, monkeypatch, capsys, number):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with serving(tmp_path / "server", empty_mlflow) as (address, process):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with tracking.pipeline_run("train", {}) as parent:
+            monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+            with tracking.stage("train", {}) as run:
+                os.killpg(process.pid, number)
+                started = time.monotonic()
+                run.log_metrics({"accuracy": 1})
+                run.whole.tag({"dataset_sha256": "0"})
+                run.log_file(tmp_path / "server" / "log.txt", "log.txt")
+            tracking.end_stages(parent)
+    assert time.monotonic() - started < 20
+    assert "MLflow has not answered for 10 seconds" in capsys.readouterr().err
+
+
+INTERRUPTED_OPENING = """
+import os, signal, sys
+from evasion.components.common import tracking
+from evasion.components.common.tracking import client, stage_run
+if sys.argv[1] == "create":  # the signal comes when the run exists, and nobody knows its id yet
+    create = client.connect().create_run
+    def created(self, *arguments, **named):
+        run = create(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGINT)
+        return run
+    type(client.connect()).create_run = created
+else:
+    def failing(*_):
+        raise OSError("the disk is full") if sys.argv[1] == "fail" else KeyboardInterrupt
+    stage_run.log_run_parameters = failing
+with getattr(tracking, sys.argv[2])("fgm", {"eps": 0.3}):
+    if sys.argv[2] == "stage_meanwhile":
+        import time
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("moment", ["create", "fail"])
+@pytest.mark.parametrize("opened", ["stage", "stage_meanwhile", "pipeline_run"])
+def test_what_happens_while_a_run_is_opened_leaves_none_open(mlflow_store, tmp_path, moment, opened):
+    if (moment, opened) == ("fail", "stage_meanwhile"):
+        pytest.skip("the work goes on until it asks for the run")
+    finished = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_OPENING, moment, opened], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert finished.returncode != 0
+    (experiment,) = mlflow_store.search_experiments(filter_string="name = 'evasion'")
+    (run,) = mlflow_store.search_runs([experiment.experiment_id])
+    assert run.info.status == ("KILLED" if moment == "create" else "FAILED"), finished.stderr
+
+
+def test_the_environment_does_not_change_in_a_thread(mlflow_store, monkeypatch):
+    """C code of another thread may be reading it, such as OpenCV."""
+    changed_in = set()
+    for name in ("putenv", "unsetenv"):
+        change = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *arguments, change=change: (changed_in.add(threading.current_thread()), change(*arguments))
+        )
+    with tracking.stage_meanwhile("fgm", {"eps": 0.3}) as opening:
+        opening.stage().log_metrics({"accuracy": 1})
+    assert changed_in == {threading.main_thread()}
+    assert not [name for name in os.environ if name.startswith("MLFLOW_HTTP_REQUEST")]

@@ -1,7 +1,10 @@
 """Runs of stages and pipelines in MLflow."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -287,6 +290,39 @@ def test_a_run_that_kubeflows_backend_keeps_is_left_to_it(client, in_kubeflow, m
         with tracking.stage("fgm", {}) as run:
             assert run.whole.run_id == parent
     assert len(runs_of(client)) == 2
+
+
+def test_the_last_step_ends_what_killed_pods_have_left(client, in_kubeflow, mark):
+    mark("RUNNING")
+    stage_run.open_stage("fgm", {})  # its pod was killed; the next try succeeds
+    with tracking.stage("fgm again", {}):
+        pass
+    mark("FINISHED")
+    assert statuses(client) == {"pipeline": "FINISHED", "fgm": "FAILED", "fgm again": "FINISHED"}
+
+
+KILLED = """
+import os, signal
+from evasion.components.common import tracking
+from evasion.components.common.tracking import stage_run
+with tracking.pipeline_run("fgm", {}) as parent:
+    os.environ["MLFLOW_RUN_ID"] = parent
+    stage_run.open_stage("fgm", {})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_start_ends_what_a_killed_process_has_left(client, monkeypatch):
+    with tracking.pipeline_run("alive", {}):
+        finished = subprocess.run([sys.executable, "-c", KILLED], check=False)
+        assert finished.returncode == -signal.SIGKILL
+        with monkeypatch.context() as patch:  # a machine on which its process cannot be seen
+            patch.setattr(socket, "gethostname", lambda: "elsewhere")
+            assert tracking.end_abandoned() == []
+        assert tracking.end_abandoned() == ["fgm"]
+        assert tracking.end_abandoned() == []
+        ended = sorted((run.data.tags["stage"], run.info.status) for run in runs_of(client))
+        assert ended == [("fgm", "KILLED"), ("pipeline", "KILLED"), ("pipeline", "RUNNING")]
 
 
 @pytest.mark.parametrize(("pipeline", "status"), [("", "RUNNING"), ("fgm", "KILLED"), ("fgm", "FAILED")])
