@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import random
 import socket
 import tarfile
@@ -116,6 +117,18 @@ def test_a_new_database_then_a_restart_with_other_passwords(render, render_with,
         (tmp_path / "report.json").write_text("{}")
         client.log_artifact(logged.info.run_id, str(tmp_path / "report.json"))
         client.create_registered_model("evasion_le_net")
+
+        # Another user reads, and changes nothing of others; the steps write where somebody else has begun.
+        other = ("other", "a long password")
+        assert answer(mlflow, "users/create", admin, username=other[0], password=other[1])[0] == 200
+        assert answer(mlflow, "registered-models/get?name=evasion_le_net", other)[0] == 200
+        version = {"name": "evasion_le_net", "source": logged.info.artifact_uri}
+        assert answer(mlflow, "model-versions/create", other, **version)[0] == 403
+        experiment = {"experiment_id": logged.info.experiment_id}
+        assert answer(mlflow, "runs/create", other, **experiment)[0] == 403
+        status, created = answer(mlflow, "experiments/create", other, name="of the other")
+        assert status == 200
+        assert answer(mlflow, "runs/create", steps, **json.loads(created))[0] == 200
 
     objects = render_with(
         {

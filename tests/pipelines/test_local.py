@@ -73,7 +73,7 @@ def tracked(how: str):
 
     from evasion.components.common import tracking
 
-    with tracking.stage("tracked", {}) as run:
+    with tracking.stage("tracked", {}):
         if how == "incomplete":
             print("warning: tracking is incomplete: the registry is full", file=sys.stderr)
         else:

@@ -136,7 +136,10 @@ ABANDONED = """
 import json, os, sys
 from evasion.pipelines.local import process
 with process.ProcessLauncher(os.environ) as running:
-    running.run(json.loads(sys.argv[1]), os.environ, lambda line: os.kill(os.getpid(), 9) if line == "> ready" else None)
+    def on_line(line):
+        if line == "> ready":
+            os.kill(os.getpid(), 9)
+    running.run(json.loads(sys.argv[1]), os.environ, on_line)
 """
 
 

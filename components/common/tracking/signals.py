@@ -28,11 +28,11 @@ def signals_held() -> Iterator[None]:
         if len(arrived) > 1 and callable(before[number]):
             before[number](number, frame)
 
-    for number in HELD:
-        handler = signal.getsignal(number)
+    for held in HELD:
+        handler = signal.getsignal(held)
         if handler is not None and handler is not signal.SIG_IGN:  # None: not installed from Python
-            before[number] = handler
-            signal.signal(number, hold)
+            before[held] = handler
+            signal.signal(held, hold)
     try:
         yield
     finally:

@@ -118,7 +118,7 @@ class StageRun:
         self._try(lambda _: versions.append(log_model(folder, register_as, self.run_id)), long=True)
         if register_as and not versions:
             raise TrackingError(
-                f"The model is not registered in MLflow as {register_as}: {self.problem}. The model itself is in {folder}."
+                f"The model is not registered in MLflow as {register_as}: {self.problem}. It is kept in {folder}."
             )
         return versions[0] if versions else ""
 
@@ -210,9 +210,12 @@ def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Openin
     Pass the work's items through `Opening.watched`, which raises an error for a wrong address.
     """
     # In this thread, before the work: see `default_variables`.
-    with ThreadPoolExecutor(1) as thread, default_variables(patience(IMPATIENT)):
-        with ended(lambda: Opening(thread.submit(open_stage, name, parameters))) as opening:
-            yield opening
+    with (
+        ThreadPoolExecutor(1) as thread,
+        default_variables(patience(IMPATIENT)),
+        ended(lambda: Opening(thread.submit(open_stage, name, parameters))) as opening,
+    ):
+        yield opening
 
 
 def open_stage(name: str, parameters: Mapping[str, Any]) -> StageRun:

@@ -1,4 +1,4 @@
-"""Bring MLflow's databases to this version of the server, and its users to the passwords of the Secret.
+"""Bring MLflow's databases to this version of the server, and its users to their passwords and permissions.
 
 Runs before each start of the server. A new database gets its tables, an old one is migrated, one of this version is
 left as it is.
@@ -30,3 +30,6 @@ with engine.connect() as connection:
             users.create_user(name, password, is_admin=admin)
         elif not users.authenticate_user(name, password):
             users.update_user(name, password=password)
+    # By default a user changes only what it has created; the steps also write to an experiment that somebody else has.
+    for kind in ("experiment", "registered_model"):
+        users.grant_user_permission(os.environ["STEPS_USERNAME"], kind, "*", "EDIT")

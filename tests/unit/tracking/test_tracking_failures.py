@@ -254,9 +254,9 @@ def test_a_model_that_a_server_refuses_is_an_error(server, monkeypatch, le_net_a
         monkeypatch.delenv(name, raising=False)
     with proxied(server, status, path) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        with pytest.raises(TrackingError, match=f"is not registered in MLflow as evasion_le_net: .*{status}"):
-            with tracking.stage("train", {}) as run:
-                run.log_model(le_net_artifact, register_as="evasion_le_net")
+        message = f"is not registered in MLflow as evasion_le_net: .*{status}"
+        with pytest.raises(TrackingError, match=message), tracking.stage("train", {}) as run:
+            run.log_model(le_net_artifact, register_as="evasion_le_net")
         assert connect().get_run(run.run_id).info.status == "FAILED"
 
 
@@ -269,7 +269,7 @@ def test_a_connection_that_breaks_during_a_download_is_named(server, monkeypatch
         version = run.log_model(le_net_artifact, register_as="broken_le_net")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for path, message in (
-        ("mlflow-artifacts/", rf"could not be downloaded from MLflow at \S+; check the connection"),
+        ("mlflow-artifacts/", r"could not be downloaded from MLflow at \S+; check the connection"),
         ("model-versions/get?", "cannot be used; check MLFLOW_TRACKING_URI"),
     ):
         with proxied(server, 503, path) as address:
