@@ -7,6 +7,7 @@ from evasion.pipelines.cli.compile import compile_pipelines
 from evasion.pipelines.cli.gate import gate_report
 from evasion.pipelines.cli.options import SETTINGS
 from evasion.pipelines.cli.run import run
+from evasion.pipelines.cli.runs import runs
 from evasion.pipelines.cli.serve import serve_mlflow
 from evasion.pipelines.cli.submit.command import submit
 
@@ -17,6 +18,7 @@ from evasion.pipelines.cli.submit.command import submit
     Examples:
       evasion list                       list the pipelines
       evasion run evaluation --help      show a pipeline's description and options
+      evasion runs                       list the runs on this machine
       evasion compile all                compile all pipelines to YAML for Kubeflow
       evasion submit evaluation ...      run a pipeline in a cluster and wait for it
       evasion compare RUN RUN            compare models
@@ -39,5 +41,5 @@ def list_pipelines() -> None:
         click.echo(f"{name:{width}}  {command.summary if command else ''}")
 
 
-for command in (run, compile_pipelines, submit, compare_reports, gate_report, serve_mlflow):
+for command in (run, runs, compile_pipelines, submit, compare_reports, gate_report, serve_mlflow):
     main.add_command(command)

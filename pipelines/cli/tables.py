@@ -1,5 +1,6 @@
 """Prints results as tables: of a run, of a report, of a comparison."""
 
+import shlex
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def show_result(console: Console, result: Result) -> None:
     if result.report:
         console.out(f"Report: {result.report}", highlight=False)
     console.out(f"Run:    {result.run_dir}", highlight=False)
-    where = f"see it with: evasion mlflow --output {result.served}" if result.served else _where(result.tracking_uri)
+    where = f"see it with: evasion mlflow --output {shlex.quote(str(result.served))}" if result.served else _where(result.tracking_uri)
     console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
     for warning in result.warnings:
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False, soft_wrap=True)
@@ -141,4 +142,4 @@ def _where(tracking_uri: str) -> str:
         return f"at {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if parts.password:
         return f"in {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return f"see it with: mlflow ui --backend-store-uri {tracking_uri}"
+    return f"see it with: mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"

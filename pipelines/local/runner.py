@@ -15,7 +15,7 @@ from typing import Any
 from evasion.components.common import tracking, validate
 from evasion.pipelines import plan
 from evasion.pipelines.catalog import Pipeline
-from evasion.pipelines.local import containers, kfp_patches, process, server, store
+from evasion.pipelines.local import containers, kfp_patches, process, runs, server, store
 from evasion.pipelines.local.results import Result, RunListener, StepResult
 from evasion.pipelines.local.session import Launch, Session
 from evasion.pipelines.plan import PlannedStep
@@ -80,6 +80,11 @@ def run(
         tracking.connection.warnings.clear()  # of a run before in this process
         run_id = stack.enter_context(tracking.pipeline_run(pipeline.component_spec.name, values, git_commit=commit))
         stack.enter_context(_environment({"MLFLOW_RUN_ID": run_id}))
+        started = bool(container_setup and container_setup.server_started)
+        uri = str(variables["MLFLOW_TRACKING_URI"])
+        stack.enter_context(
+            runs.recorded(run_dir, pipeline.component_spec.name, run_id, "" if started else runs.address(uri))
+        )
         log = stack.enter_context((run_dir / "log.txt").open("w", encoding="utf-8", buffering=1))
         listener.planned(run_dir, planned)
         launch = _launcher(container_setup, run_dir, stack)
@@ -87,10 +92,8 @@ def run(
         with _stages_ended(run_id, session):
             outputs = session.run(pipeline, values, run_dir / "steps")
         _keep_report(session.results, run_dir)
-    served = output if container_setup and container_setup.server_started else None
-    uri = str(variables["MLFLOW_TRACKING_URI"])
     warnings = (*session.warnings, *tracking.connection.warnings)
-    return Result(run_dir, run_id, uri, tuple(session.results), outputs, warnings, served)
+    return Result(run_dir, run_id, uri, tuple(session.results), outputs, warnings, output if started else None)
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from evasion.components.common.tracking.pipeline_run import (
     page_of_pipeline_run,
     pipeline_run,
 )
+from evasion.components.common.tracking.processes import has_ended, this_process
+from evasion.components.common.tracking.removal import remove_pipeline_runs
 from evasion.components.common.tracking.stage_run import IMAGE, REVISION, Opening, StageRun, stage, stage_meanwhile
 
 __all__ = [
@@ -56,10 +58,13 @@ __all__ = [
     "end_open_runs",
     "end_stages",
     "fail_pipeline_run",
+    "has_ended",
     "mark_pipeline_run",
     "page_of_pipeline_run",
     "pipeline_run",
     "registered_name",
+    "remove_pipeline_runs",
     "stage",
     "stage_meanwhile",
+    "this_process",
 ]

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from evasion.components.common.files import replacing
 from evasion.components.common.tracking.client import (
     IMPATIENT,
     KUBEFLOW_RUN,
@@ -93,9 +94,15 @@ class StageRun:
         self._try(log)
 
     def log_file(self, path: Path, name: str) -> None:
-        """Log a file under `name`, which may contain folders: `report/report.html`."""
+        """Log a file under `name`, which may contain folders: `report/report.html`.
+
+        Where MLflow keeps artifacts on the same file system, it gets a second name of the file, not a copy. Nothing
+        here writes into a file that exists.
+        """
 
         def log(client: Any) -> None:
+            if linked(path, client.get_run(self.run_id).info.artifact_uri, name):
+                return
             folder, _, file = name.rpartition("/")
             with tempfile.TemporaryDirectory() as temporary:
                 link = Path(temporary, file)
@@ -146,6 +153,28 @@ class StageRun:
                 f"MLflow failed after the stage's work was done. The results of run {self.run_id} are only in the "
                 f"artifacts: {self.problem}"
             )
+
+
+def linked(path: Path, artifacts: str, name: str) -> bool:
+    """Give a file a second name among the artifacts of a run; return whether that is possible there.
+
+    Args:
+        path: The file.
+        artifacts: The URI of the run's artifacts.
+        name: The name of the artifact, which may contain folders.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if not is_local_uri(artifacts):
+        return False
+    target = Path(local_file_uri_to_path(artifacts), name)
+    try:
+        with replacing(target) as partial:
+            partial.hardlink_to(path.resolve())
+    except OSError:  # another file system, or one without links
+        return False
+    return True
 
 
 @contextmanager
