@@ -37,7 +37,8 @@ def show_result(console: Console, result: Result) -> None:
     if result.report:
         console.out(f"Report: {result.report}", highlight=False)
     console.out(f"Run:    {result.run_dir}", highlight=False)
-    where = f"see it with: evasion mlflow --output {shlex.quote(str(result.served))}" if result.served else _where(result.tracking_uri)
+    served = f"see it with: evasion mlflow --output {shlex.quote(str(result.served))}" if result.served else ""
+    where = served or _where(result.tracking_uri)
     console.out(f"MLflow: run {result.run_id}, {where}", highlight=False)
     for warning in result.warnings:
         console.print(f"[yellow]{escape(warning)}[/]", highlight=False, soft_wrap=True)

@@ -350,6 +350,10 @@ def test_a_credentials_file_that_is_missing_is_named(monkeypatch):
 Fault = Callable[[bytes], tuple[int, bytes]]
 
 
+class Cut(bytes):
+    """The first half of a body, after which the connection breaks."""
+
+
 @pytest.fixture
 def faults(emulator_url, bucket, monkeypatch) -> Iterator[list[Fault]]:
     """Puts a proxy before the emulator. Each function in the list makes of one answer another."""
@@ -368,7 +372,7 @@ def faults(emulator_url, bucket, monkeypatch) -> Iterator[list[Fault]]:
             for name, value in headers.items():
                 if name.lower().startswith("x-goog") or name.lower() == "content-type":
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) * (2 if isinstance(body, Cut) else 1)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -429,6 +433,21 @@ def test_missing_permission_is_explained(faults, bucket):
         folder.read(folder.images[0])
     with pytest.raises(ValueError, match=f"Permission denied to read '{uri}'"):
         list_images(uri)
+
+
+@drops_a_socket
+def test_bodies_that_are_cut_short_are_one_error_soon(faults, bucket, monkeypatch):
+    names = [f"a/{number}.png" for number in range(24)]
+    for name in names:
+        uri = upload(bucket, name)
+    folder = list_images(uri)
+    monkeypatch.setattr(sources, "_RETRY_SECONDS", 120.0)
+    faults += [lambda body: (200, Cut(body))] * 1000
+    started = time.monotonic()
+    with pytest.raises(OSError, match=rf"'{uri}/a/\d+.png' could not be read after several retries"):
+        list(ordered_map(folder.read, folder.images, threads=8, ahead=16))
+    assert time.monotonic() - started < 30
+    assert len(faults) > 1000 - 24 * 4  # what was queued was not begun
 
 
 def test_bytes_that_changed_on_the_way_are_noticed(faults, bucket):

@@ -17,6 +17,7 @@ import io
 import os
 import shutil
 import stat
+import threading
 import unicodedata
 import weakref
 from collections import Counter
@@ -44,6 +45,7 @@ _UNSAFE_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI",
 # File systems allow 255 bytes, which must also hold the prefixes of several stages and ".png".
 _MAX_NAME_BYTES = 200
 _RETRY_SECONDS = 120.0
+_CUT_TRIES = 4  # of an object whose body ends too early: unlike a busy service, what cuts bodies does not pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +305,7 @@ class _Bucket:
             client = _client()
         weakref.finalize(self, client.close)
         self._bucket: Any = client.bucket(bucket)
+        self._failed = threading.Event()
 
     def paths(self) -> Iterator[str]:
         with _readable_errors(self._uri):
@@ -315,8 +318,14 @@ class _Bucket:
 
     def read(self, path: str) -> bytes:
         buffer = _BoundedBuffer()
-        with _readable_errors(f"{self._uri}/{path}"):
-            self._bucket.blob(self._prefix + path).download_to_file(buffer, checksum="auto", retry=_retry())
+        blob = self._bucket.blob(self._prefix + path)
+        try:
+            with _readable_errors(f"{self._uri}/{path}"):
+                blob.download_to_file(buffer, checksum="auto", retry=_retry(self._failed))
+        except (OSError, ValueError) as error:
+            if not isinstance(error, UnreadableImage):
+                self._failed.set()
+            raise
         return buffer.getvalue()
 
 
@@ -349,10 +358,28 @@ def _client() -> Any:
     return storage.Client(project=None)
 
 
-def _retry() -> Any:
+def _retry(failed: threading.Event | None = None) -> Any:
+    """Return when a request is repeated: not after `failed` is set, since then the whole work fails."""
+    import http.client
+
+    import requests
+    import urllib3
     from google.cloud.storage.retry import DEFAULT_RETRY
 
-    return DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)
+    cut_errors = (
+        requests.exceptions.ChunkedEncodingError,
+        http.client.IncompleteRead,
+        urllib3.exceptions.ProtocolError,
+    )
+    cuts = 0
+
+    def again(error: Exception) -> bool:
+        nonlocal cuts
+        cuts += isinstance(error, cut_errors)
+        stopped = failed is not None and failed.is_set()
+        return bool(DEFAULT_RETRY._predicate(error)) and not stopped and cuts < _CUT_TRIES
+
+    return DEFAULT_RETRY.with_predicate(again).with_delay(maximum=10.0).with_timeout(_RETRY_SECONDS)
 
 
 @contextmanager
