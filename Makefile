@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-images test-cluster fuzz compile bench bench-art bench-auto-attack robustness lint format lock
-.PHONY: base-image image image-table push secrets deploy load-data clean
+.PHONY: chaos base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the
 
 bench-auto-attack: $(INSTALLED)  ## Time auto_attack: the demo's attackers, beside ART's, and beside its passes alone
 	$(BIN)/python tests/benchmarks/auto_attack.py
+
+MOMENTS ?= 100
+chaos: $(INSTALLED)  ## Send signals to every stage at MOMENTS random moments each, and count what they leave
+	$(BIN)/python tests/chaos/chaos.py --moments $(MOMENTS)
 
 # mypy does not find an editable install's modules, so it is shown the two packages under their namespace.
 TYPED := build/typed/evasion

@@ -362,12 +362,12 @@ def _retry(failed: threading.Event | None = None) -> Any:
     """Return when a request is repeated: not after `failed` is set, since then the whole work fails."""
     import http.client
 
-    import requests
     import urllib3
     from google.cloud.storage.retry import DEFAULT_RETRY
+    from requests import exceptions  # type: ignore[import-untyped]
 
     cut_errors = (
-        requests.exceptions.ChunkedEncodingError,
+        exceptions.ChunkedEncodingError,
         http.client.IncompleteRead,
         urllib3.exceptions.ProtocolError,
     )

@@ -1,7 +1,7 @@
 """Removes runs from MLflow with their artifacts."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 from evasion.components.common.tracking.client import (
     MOST_RUNS,
@@ -74,7 +74,8 @@ def _unregistered_models(client: Any, runs: Collection[Any], registered: Collect
 def _remove_artifacts(uri: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    get_artifact_repository(uri).delete_artifacts()
+    repository: Any = get_artifact_repository(uri)
+    repository.delete_artifacts()
 
 
 def _remove_entries(run_ids: Collection[str], models: Collection[str]) -> None:
@@ -82,9 +83,9 @@ def _remove_entries(run_ids: Collection[str], models: Collection[str]) -> None:
 
     `mlflow gc` does the same, but also removes all experiments that somebody has deleted and may want back.
     """
-    from mlflow.tracking._tracking_service.utils import _get_store
+    from mlflow.tracking._tracking_service import utils
 
-    store = _get_store()
+    store = cast("Any", utils)._get_store()
     if hasattr(store, "_hard_delete_run"):
         for run_id in run_ids:
             store._hard_delete_run(run_id)

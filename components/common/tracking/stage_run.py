@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from evasion.components.common.files import replacing
 from evasion.components.common.tracking.client import (
@@ -163,12 +165,10 @@ def linked(path: Path, artifacts: str, name: str) -> bool:
         artifacts: The URI of the run's artifacts.
         name: The name of the artifact, which may contain folders.
     """
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
-
-    if not is_local_uri(artifacts):
+    parts = urlsplit(artifacts)
+    if parts.scheme not in ("", "file") or parts.netloc:
         return False
-    target = Path(local_file_uri_to_path(artifacts), name)
+    target = Path(url2pathname(parts.path) if parts.scheme else artifacts, name)
     try:
         with replacing(target) as partial:
             partial.hardlink_to(path.resolve())
