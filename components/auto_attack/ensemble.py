@@ -111,9 +111,9 @@ class Ensemble:
 
     def _square(self, group: "_Group", standing: Rows, stream: tuple[int, ...]) -> None:
         def judge(candidates: Pixels, images: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
-            outputs, labels = self._outputs(self._target, candidates), group.labels[standing[images]]
-            margins, settled = self._objective.judged(outputs, labels)
-            return margins.numpy(), settled.numpy()
+            labels = group.labels[standing[images]]
+            margins, settled = self._batches.apply(self._objective.judged, candidates, labels)
+            return margins, settled
 
         best, margins = square(
             group.pixels[standing],

@@ -1,12 +1,13 @@
 """What the members of the ensemble raise: losses, and how far an image is behind the boundary of its label."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from evasion.components.common.data.pixels import Floats
+from evasion.components.common.data.pixels import Floats, Pixels, to_float
 
 OWN_PREDICTION = -1
 """A label that stands for the target's own prediction."""
@@ -23,21 +24,14 @@ class Objective:
 
     Attributes:
         classes: Number of classes.
-        judged: `margins` and `settled` at once.
     """
 
     def __init__(self, target: Any) -> None:
+        self._target = target
         self.classes = int(target.model.output_shape[-1])
         self._from_logits = target.from_logits
         # Below this probability, averaged over the draws, the label has no majority in any of them.
         self._rare = np.float32(-np.log(2 * target.draws)) if target.random else None
-
-        # Compiled, because Square asks it for every candidate.
-        signature = [tf.TensorSpec((None, None), tf.float32), tf.TensorSpec((None,), tf.int32)]
-        self.judged = tf.function(
-            lambda outputs, labels: (self.margins(outputs, labels), self.settled(outputs, labels)),
-            input_signature=signature,
-        )
 
     def loss(self, outputs: Any, labels: Any, aims: Any) -> Any:
         """Return the loss that an attack raises, for each image; one function for all members is compiled once.
@@ -54,14 +48,17 @@ class Objective:
         """
         scores = self.scores(outputs)
         labels = tf.where(labels < 0, tf.argmax(scores, axis=1, output_type=tf.int32), labels)
-        of_label = tf.gather(scores, labels, batch_dims=1)
-        cross_entropy = tf.reduce_logsumexp(scores, axis=1) - of_label
+        cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
         if self.classes < 2:
             return cross_entropy
-        aimed = tf.gather(scores, tf.maximum(aims, 0), batch_dims=1) - of_label
+        # Weights, not gathered scores: their gradient is one product, that of `tf.gather` and `tf.math.top_k` a dozen
+        # operations. Scores of -inf without weight count as zeros.
+        weights = tf.one_hot(tf.maximum(aims, 0), self.classes) - tf.one_hot(labels, self.classes)
+        aimed = tf.reduce_sum(tf.math.multiply_no_nan(scores, weights), axis=1)
         if self.classes >= _RATIO_CLASSES:
-            largest = tf.math.top_k(scores, _RATIO_CLASSES).values
-            aimed /= largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + _TINY
+            largest = tf.one_hot(tf.math.top_k(scores, _RATIO_CLASSES).indices, self.classes)
+            weights = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
+            aimed /= tf.reduce_sum(tf.math.multiply_no_nan(scores, weights), axis=1) + _TINY
         return tf.where(tf.logical_or(aims < 0, aims == labels), cross_entropy, aimed)
 
     def scores(self, outputs: Any) -> Any:
@@ -87,6 +84,28 @@ class Objective:
         scores = self.scores(outputs)
         probability = tf.gather(scores, labels, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
         return tf.logical_and(fooled, probability < self._rare)
+
+    def judged(self, pixels: Pixels, labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return `margins` and `settled` of a batch of images, which are uint8."""
+        x = to_float(pixels)
+        margins, settled = self._judge(tf.constant(x if self._target.compiled else self._target.outputs(x)), labels)
+        return margins.numpy(), settled.numpy()
+
+    @functools.cached_property
+    def _judge(self) -> Any:
+        """The compiled function behind `judged`: with the pass, if that can be compiled, of images, else of outputs.
+
+        Square asks it for every candidate; so it is one function, and a concrete one, which is called in half the time.
+        """
+        target = self._target
+        shape = (None, *target.model.input_shape[1:]) if target.compiled else (None, None)
+
+        def judge(values: Any, labels: Any) -> tuple[Any, Any]:
+            outputs = target.forward(values) if target.compiled else values
+            return self.margins(outputs, labels), self.settled(outputs, labels)
+
+        signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None,), tf.int32)]
+        return tf.function(judge, input_signature=signature).get_concrete_function()
 
     def likely(self, outputs: Floats, labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
         """Return the `count` most likely classes other than the label, shape (images, count)."""

@@ -169,7 +169,7 @@ class Classifier:
                 if not compiled:
                     signature = [tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in tensors]
                     signature[0] = tf.TensorSpec((None, *self.model.input_shape[1:]), tf.float32)
-                    compiled.append(tf.function(one_pass, input_signature=signature))
+                    compiled.append(tf.function(one_pass, input_signature=signature).get_concrete_function())
             return cast(Pass, compiled[0](*tensors))
 
         return passes
