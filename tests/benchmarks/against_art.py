@@ -172,7 +172,9 @@ def by_stages(folder: Path, model: Path, data: Path) -> dict[tuple[str, float], 
 
 def cost(folder: Path, model: Path, data: Path) -> float:
     """Return what a curve of sixteen sizes costs, as a share of sixteen single attacks: the median of turns."""
-    sizes = [level / 255 for level in security_curve.LEVELS]
+    from evasion.components.security_curve.measure import LEVELS
+
+    sizes = [level / 255 for level in LEVELS]
     ratios = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -220,8 +222,8 @@ def main() -> int:
                 apart += not inside
                 shown = f"{found['accuracy']:.1%} [{found['accuracy_low']:.1%}, {found['accuracy_high']:.1%}]"
                 table.add_row(str(seed), name, f"{eps:g}", shown, f"{accuracy:.1%}{'' if inside else ' apart'}")
+        Console(width=110).print(table)
         share = cost(folder, model, testing)
-    Console(width=110).print(table)
     print(f"A curve of sixteen sizes costs {share:.2f} of sixteen attacks.")
     return int(apart > 0 or not share < 1 / 3 or math.isnan(share))
 
