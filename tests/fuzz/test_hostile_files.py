@@ -114,7 +114,6 @@ def test_samples_csv(folder, tar, data):
     refuses(lambda: read_all(path), DatasetError)
 
 
-@pytest.mark.xfail(strict=False, reason="the card raises RecursionError for a file nested deeply")
 @fuzzed
 @given(st.data())
 def test_model_json(folder, data):

@@ -95,10 +95,12 @@ class Card:
             ) from error
         except ValidationError as error:
             problems = [
-                f"{'.'.join(map(str, each['loc'])) or 'the whole'}: {each['msg']}"
+                f"{'.'.join(ascii(part) for part in each['loc']) or 'the whole'}: {each['msg']}"
                 for each in error.errors(include_url=False)
             ]
             raise ModelError(f"{CARD} does not have the expected form: {'; '.join(problems[:3])[:500]}") from error
+        if not re.fullmatch("[0-9a-f]{64}", card.sha256):
+            raise ModelError(f"{CARD} does not have the expected form: sha256 must be 64 hexadecimal digits")
         if not (folder / FILE).is_file():
             raise ModelError(f"The model has no {FILE}.")
         if (sha256 := sha256_of(folder / FILE)) != card.sha256:
