@@ -29,6 +29,10 @@ LOAD = {
     "dataset_name": "",
     "shards": 1,
     "batch_size": 100,
+    "model": None,
+    "interpolation": "bilinear",
+    "crop_to_aspect_ratio": False,
+    "pad_to_aspect_ratio": False,
 }
 TRAIN = {
     "model_tag": "",

@@ -39,13 +39,14 @@ from PIL import Image
 from rich.console import Console
 
 from evasion.components.common.concurrency import ordered_map
-from evasion.components.common.data import dataset as packed
+from evasion.components.common.data import writer
 from evasion.components.common.data.header import Header, Sample
-from evasion.components.common.data.pixels import Pixels, to_float, to_pixels
+from evasion.components.common.data.pixels import Pixels, ahead, to_float, to_pixels
 from evasion.components.common.defenses.transformations import Transformation
 from evasion.components.common.files import remove
-from evasion.components.common.models import architectures, classifier
+from evasion.components.common.models import architectures, classifier, imported
 from evasion.components.common.models import artifact as model_artifact
+from evasion.components.common.models.ranges import RANGES
 from evasion.components.fgm import task as fgm
 from evasion.components.gaussian_augmentation import task as gaussian_augmentation
 from evasion.components.jpeg_compression import task as jpeg_compression
@@ -150,6 +151,13 @@ class Bench:
         network.fit(to_float(self.digits[:2000]), np.eye(10)[self.labels[:2000]], epochs=2, verbose=0)
         self.le_net = self.save(network, "le_net", names)
         self.resnet50 = self.save(architectures.build("resnet50", 4, "none", "", 0), "resnet50", tuple("abcd"))
+        self.few_photographs_tar = self.pack(
+            "few_photographs", self.photographs[:200], np.arange(200) % 4, tuple("abcd")
+        )
+        saved = folder / "foreign.keras"
+        keras.applications.ResNet50(weights=None, classes=4).save(saved)
+        foreign = imported.imported(model_artifact.load_file(saved, ""), RANGES["caffe"], None).model
+        self.foreign = self.save(foreign, "foreign", tuple("abcd"))
 
     def pack(
         self, name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], split: str = "testing"
@@ -159,7 +167,7 @@ class Bench:
         header = Header(name=name, class_names=classes, counts=counts, image_shape=images[0].shape, split=split)
         places = np.argsort(labels, kind="stable")
         samples = (Sample(int(labels[n]), f"{n:05d}", images[n], f"{classes[labels[n]]}/{n:05d}.png") for n in places)
-        packed.write(self.folder / f"{name}.tar", header, samples)
+        writer.write(self.folder / f"{name}.tar", header, samples)
         return self.folder / f"{name}.tar"
 
     def save(self, network: keras.Model, architecture: str, classes: tuple[str, ...]) -> Path:
@@ -300,6 +308,17 @@ class Bench:
             {"bare TensorFlow": 0.9, "ART": 2.5},
             long=True,
         )
+        few = photographs[:200]
+        yield Row(
+            f"`fgm`, a ResNet50 that others saved, {len(few):,} photographs",
+            len(few),
+            {
+                OURS: lambda: self.stage(self.few_photographs_tar, self.foreign, 32),
+                "bare TensorFlow": lambda: self.bare(few, self.foreign, 32),
+            },
+            {"bare TensorFlow": 0.95},
+            long=True,
+        )
         yield Row(
             f"`fgm`, le_net, {len(digits):,} digits",
             len(digits),
@@ -393,7 +412,7 @@ def defended(transformation: Transformation, images: np.ndarray) -> None:
     def change(place: int) -> Pixels:
         return transformation.of(images[place], 0, str(place))
 
-    for _ in ordered_map(change, range(len(images)), **packed.ahead(images[0].shape)):
+    for _ in ordered_map(change, range(len(images)), **ahead(images[0].shape)):
         pass
 
 
