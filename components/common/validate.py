@@ -187,8 +187,14 @@ def existing_file(name: str, value: str) -> None:
 
 
 def no_path(name: str, value: str, rule: str) -> None:
-    """Require a text that is no path of this machine and no address in a bucket; `rule` says what it must be."""
-    if value.startswith((REMOTE, "/", "./", "../", "~")) or (_paths_are_local.get() and Path(value).exists()):
+    """Require a text that is no path and no address in a bucket; `rule` says what it must be.
+
+    A folder that only has the same name as a model is none; one that holds a SavedModel is.
+    """
+    is_path = value.startswith((REMOTE, "/", "./", "../", "~"))
+    if _paths_are_local.get():
+        is_path = is_path or Path(value).is_file() or Path(value, "saved_model.pb").is_file()
+    if is_path:
         raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
 
 
