@@ -152,6 +152,7 @@ class Stage:
         self._outputs = outputs_of(command)
         self._lines: list[str] = []
         self.expected: list[str] = []
+        self.present: list[bool] = []
 
     def _start(self, launcher: process.ProcessLauncher, parent: str) -> int:
         self._lines = []
@@ -168,7 +169,12 @@ class Stage:
         started = time.monotonic()
         if code := self._start(launcher, parent):
             raise RuntimeError(f"The stage fails without a signal, with status {code}: {self._lines[-3:]}")
+        self.present = self._present()
         return time.monotonic() - started, [content_of(path) for path in self._outputs]
+
+    def _present(self) -> list[bool]:
+        """Return which outputs are there; metrics are no file."""
+        return [path.exists() for path in self._outputs]
 
     def _wrong(self) -> bool:
         """Return whether an output is there and is not the whole one."""
@@ -193,7 +199,7 @@ class Stage:
             found.append("RUNNING")
         if self._wrong():
             found.append("half-written")
-        if self._start(launcher, parent) or self._wrong() or not all(path.exists() for path in self._outputs):
+        if self._start(launcher, parent) or self._wrong() or self._present() != self.present:
             found.append("failed rerun")
         if any(list(path.parent.glob(".*.partial")) for path in self._outputs):
             found.append("half-written")
@@ -236,6 +242,7 @@ def main() -> int:
     generator = random.Random(options.seed)
     wanted = [name for name in options.stages.split(",") if name]
     counts: dict[str, Counter[str]] = {}
+    print(f"{'stage':<28}{'moments':>8}" + "".join(f"{name:>17}" for name in COUNTS))
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
         data = pictures(folder / "data")
@@ -247,9 +254,7 @@ def main() -> int:
                 number, after = generator.choice(SIGNALS), generator.uniform(0, 25)
                 found = disturbed_run(data, folder / f"runs-{moment // 2}", number, after)
                 _note(counter, "run", number, after, found)
-    print(f"{'stage':<28}{'moments':>8}" + "".join(f"{name:>17}" for name in COUNTS))
-    for name, counter in counts.items():
-        print(f"{name:<28}{counter['moments']:>8}" + "".join(f"{counter[each]:>17}" for each in COUNTS))
+            _show("run", counter)
     return int(any(counter[each] for counter in counts.values() for each in COUNTS))
 
 
@@ -279,6 +284,11 @@ def _disturb_stages(
             for _ in range(moments):
                 number, after = generator.choice(SIGNALS), generator.uniform(0, 1.1 * duration)
                 _note(counter, name, number, after, stage.disturbed(launcher, number, after))
+            _show(name, counter)
+
+
+def _show(name: str, counter: Counter[str]) -> None:
+    print(f"{name:<28}{counter['moments']:>8}" + "".join(f"{counter[each]:>17}" for each in COUNTS), flush=True)
 
 
 def _note(counter: Counter[str], name: str, number: signal.Signals, after: float, found: list[str]) -> None:
