@@ -145,6 +145,15 @@ class Checks:
         else:
             assert (code, f"Error: MLflow at {CLOSED}" in output) == (1, True), output
 
+    def evasion_runs(self, words):
+        names = words[2:] if "remove" in words else []
+        for name in names:
+            Path("runs", name).mkdir(parents=True)
+            Path("runs", name, "log.txt").touch()
+        code, output = evasion(*words, *(["--yes"] if names else []))
+        assert code == 0, output
+        assert not any(Path("runs", name).exists() for name in names)
+
     def evasion_submit(self, words):
         """Submit to a server that implements Kubeflow's API, and follow the run to its end."""
         self.patch.setattr(watch, "INTERVAL", 0.01)

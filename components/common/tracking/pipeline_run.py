@@ -100,16 +100,25 @@ def end_abandoned() -> list[str]:
     Raises:
         TrackingError: If MLflow does not answer.
     """
+    from mlflow.exceptions import MlflowException
+
     with reachable():
         client = connect()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         query = "tags.stage = 'pipeline' and attributes.status = 'RUNNING'"
         runs = client.search_runs(experiments, query, max_results=MOST_RUNS) if experiments else []
-        abandoned = [run for run in runs if has_ended(run.data.tags.get(PROCESS, ""))]
-        for run in abandoned:
-            _end_stages(client, run, "KILLED")
-            client.set_terminated(run.info.run_id, "KILLED")
-    return [str(run.data.tags.get("pipeline", run.info.run_id)) for run in abandoned]
+        names = []
+        for run in runs:
+            if not has_ended(run.data.tags.get(PROCESS, "")):
+                continue
+            try:
+                _end_stages(client, run, "KILLED")
+                client.set_terminated(run.info.run_id, "KILLED")
+            except MlflowException as error:  # such as that of another user: no reason to refuse a new run
+                connection.warn(f"run {run.info.run_id} of a killed process stays open in MLflow: {error}")
+            else:
+                names.append(str(run.data.tags.get("pipeline", run.info.run_id)))
+    return names
 
 
 def mark_pipeline_run(
