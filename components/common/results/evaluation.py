@@ -14,6 +14,7 @@ from typing import Any, Literal
 from evasion.components.common.data import sampling
 from evasion.components.common.data.header import SAFE_FOLDER, Header
 from evasion.components.common.data.provenance import ATTACK, AWARE, DEFENSE, OBLIVIOUS
+from evasion.components.common.models.artifact import Card
 from evasion.components.common.results import json_file
 from evasion.components.common.results.json_file import strict
 from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment, treatment
@@ -56,29 +57,8 @@ class DatasetRecord:
 
 @strict
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class ModelRecord(Card):
     """The card of the model that was evaluated."""
-
-    architecture: str
-    class_names: tuple[str, ...]
-    weights: str
-    sha256: str
-    input_shape: tuple[int, int, int]
-    name: str = ""
-    version: str = ""
-    class_names_origin: str = "training"
-    input_range: str = "0,1"
-    outputs: str = "probabilities"
-    package: str = ""
-    source_sha256: str = ""
-    interpolation: str = "bilinear"
-    crop_to_aspect_ratio: bool = False
-    pad_to_aspect_ratio: bool = False
-
-    @property
-    def title(self) -> str:
-        """What to call the model: its registered name, or else its own."""
-        return self.name or self.architecture
 
     @property
     def identity(self) -> str:
