@@ -106,7 +106,7 @@ def in_range(
         if high == math.inf:
             rule = f"{'at least' if include_low else 'above'} {low:g} and finite"
         else:
-            largest = f"{high:,.0f}" if high >= 1000 else f"{high:g}"
+            largest = f"{high:,.0f}" if 1000 <= high < 1e15 else f"{high:g}"
             rule = f"in {'[' if include_low else '('}{low:g}, {largest}{']' if include_high else ')'}"
         raise ParameterError(f"{name} must be {rule}. Received: {name}={value!r}", name)
 

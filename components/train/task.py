@@ -10,6 +10,7 @@ from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.models.architectures import ARCHITECTURES, PRETRAINED
 from evasion.components.common.validate import ParameterError
 
+LARGEST_RATE = 1e38  # that float32 holds
 OPTIMIZERS = ("rmsprop", "adam", "adagrad", "sgd")
 
 
@@ -22,6 +23,7 @@ def check(
     learning_rate: float,
     optimizer: str,
     validation_split: float,
+    apply_defense: bool,
     eps: float,
     eps_step: float,
     max_iter: int,
@@ -35,12 +37,13 @@ def check(
     validate.one_of("model_architecture", model_architecture, ARCHITECTURES)
     validate.in_range("epochs", epochs, 0, 100_000, include_low=False)
     validate.positive_integer("batch_size", batch_size)
-    validate.in_range("learning_rate", learning_rate, 0, 1_000, include_low=False)
+    validate.in_range("learning_rate", learning_rate, 0, LARGEST_RATE, include_low=False)
     validate.one_of("optimizer", optimizer, OPTIMIZERS)
     validate.in_range("validation_split", validation_split, 0, 1, include_high=False)
-    validate.in_range("eps", eps, 0, 1, include_low=False)
-    validate.in_range("eps_step", eps_step, 0, 1, include_low=False)
-    validate.positive_integer("max_iter", max_iter)
+    if apply_defense:
+        validate.in_range("eps", eps, 0, 1, include_low=False)
+        validate.in_range("eps_step", eps_step, 0, 1, include_low=False)
+        validate.positive_integer("max_iter", max_iter)
     if model_architecture in PRETRAINED:
         validate.weights("weights", weights)
         validate.sha256("weights_sha256", weights_sha256)

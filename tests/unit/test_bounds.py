@@ -12,6 +12,8 @@ from evasion.pipelines import derived, stages
 from evasion.pipelines.derived import parameter_of
 
 REQUIRED = {"model_architecture": "le_net", "data_dir": "gs://bucket/data", "pipeline": "train"}
+# Without it, the parameters of PGD training are not looked at.
+ON = {"apply_defense": True}
 HUGE = {int: (10**12, 10**400), float: (1e308, 10**400, float("inf"), float("nan"))}
 
 
@@ -25,6 +27,7 @@ def check(step, **changed):
     """Check the defaults of a step with some values changed."""
     values = {name: parameter.default for name, parameter in parameters(step).items()}
     values |= {name: REQUIRED.get(name, "") for name, value in values.items() if value in ("", derived.REQUIRED)}
+    values |= {name: value for name, value in ON.items() if name in values}
     importlib.import_module(f"evasion.components.{step}.task").check(**values | changed)
 
 
