@@ -35,7 +35,8 @@ def ending_of(model: Any) -> Ending:
     activation, tensor = _split(model.outputs[0])
     if tensor is model.outputs[0]:
         return Ending(activation, model)
-    return Ending(activation, keras.Model(model.inputs, tensor))
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs  # Keras warns of a call on a list of one
+    return Ending(activation, keras.Model(inputs, tensor))
 
 
 def _split(tensor: Any) -> tuple[str, Any]:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evasion.components.common.models import artifact
 from evasion.components.common.tracking.client import (
     PATIENT,
     TrackingError,
@@ -65,6 +64,8 @@ def download_model(model: str, destination: Path) -> DownloadedModel:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+
+    from evasion.components.common.models import artifact
 
     if model.startswith("runs:/"):
         uri, name, number = model, "", ""
@@ -165,6 +166,8 @@ def log_model(folder: Path, register_as: str, run_id: str) -> str:
 
     import mlflow
     import tensorflow as tf
+
+    from evasion.components.common.models import artifact
 
     keras_model = artifact.load(folder)
 
