@@ -517,14 +517,14 @@ def test_the_options_select_the_evaluation(monkeypatch, options, pipeline, steps
     [
         (
             ("--model", "m", "--model-architecture", "le_net", "--epochs", "2", "--pgd-attack-max-iter", "9"),
-            "pgd_attack_max_iter, epochs must be omitted: not used for a registered model with these attacks and "
+            "pgd_attack_max_iter, epochs must be omitted: not used for an existing model with these attacks and "
             "defenses. Received: pgd_attack_max_iter=9, epochs=2.0",
         ),
-        (("--model", "m"), "model_architecture must be given. Set --model-architecture."),
+        (("--model", "m.keras"), "model must be an existing file or a gs:// file. Received: model='m.keras'. Set --model."),
         (("--shards", "0"), "shards must be a positive integer. Received: shards=0. Set --shards."),
         (
             ("--model", "m", "--data-dir-train", "."),
-            "data_dir_train must be omitted: not used for a registered model with these attacks and defenses. "
+            "data_dir_train must be omitted: not used for an existing model with these attacks and defenses. "
             "Received: data_dir_train='.'",
         ),
     ],
