@@ -180,8 +180,8 @@ class Smoothness:
     """How smooth the loss of the model alone is around images: whether it changes as its gradient says.
 
     Attributes:
-        value: The mean over images, from 0 to 1, of 1 - |d - g| / (|d| + |g|), where d is how the loss changes up to an
-            image one 8-bit level away, and g how it would by its gradient.
+        value: The mean over images, from 0 to 1, of 1 - |d - g| / (|d| + |g|), where d is how the loss changes from one
+            image nearby to another, one 8-bit level away, and g how it would by its gradient.
         images: Of how many images.
     """
 

@@ -205,11 +205,12 @@ class TestGaussian:
         assert len(stacked(paths[0])) == 6
 
     def test_a_copy_never_takes_the_name_of_another_image(self, defend, tmp_path, make_folder, random_pixels):
+        from evasion.components.common.data.resizing import Resizing
         from evasion.components.load_dataset.pack import pack
 
         folder = make_folder({"cat": random_pixels(4, GRAY)})
         for place, name in enumerate(("a", "a_1", "a_1_1", "a_2")):
             (folder / "cat" / f"{place:04d}.png").rename(folder / "cat" / f"{name}.png")
-        pack(tmp_path / "loaded.tar", str(folder), GRAY, "testing", skip_unreadable=False)
+        pack(tmp_path / "loaded.tar", str(folder), GRAY, Resizing(), "testing", skip_unreadable=False)
         path, _ = defend("gaussian_augmentation", tmp_path / "loaded.tar", perform_data_augmentation=True)
         assert len(content(path)[1]) == 8  # a dictionary: of the same name there would be one

@@ -39,7 +39,7 @@ def test_table_holds_counts_intervals_and_changes(lab: Lab, tmp_path: Path) -> N
 def test_headline_answers_the_question(lab: Lab, tmp_path: Path) -> None:
     headline = Report(tmp_path, lab.everything()).json["headline"].replace("\N{NO-BREAK SPACE}", " ")
     assert headline == (
-        "fgm eps=0.3 norm=inf takes the accuracy of le_net from 98.0 % to 25.0 %. "
+        "fgm eps=0.3 norm=inf takes the accuracy of demo_le_net from 98.0 % to 25.0 %. "
         "spatial_smoothing gives back 37.5 points (51 % of what the attack took) "
         "but costs 13.0 points of clean accuracy; jpeg_compression shows no gain beyond chance."
     )
