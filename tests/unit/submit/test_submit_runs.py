@@ -72,7 +72,7 @@ def test_a_compiled_file_is_submitted_unchanged(submit, kfp_server, file):
     ("arguments", "message"),
     [
         (["fgm", *FGM, "--eps", "2"], "Set --eps."),
-        (["fgm", "--data-dir", "x", "--model", "m"], "Missing option '--model-architecture'"),
+        (["fgm", "--data-dir", "x"], "Missing option '--model'"),
         ([str(COMPILED / "fgm.yaml"), *FGM, "--eps", "2"], "Set --eps."),
         (["fgm", *FGM, "--memory", "0"], "Set --memory."),
         (["fgm", *FGM, "--step-timeout", "-1"], "Set --step-timeout."),
