@@ -520,7 +520,10 @@ def test_the_options_select_the_evaluation(monkeypatch, options, pipeline, steps
             "pgd_attack_max_iter, epochs must be omitted: not used for an existing model with these attacks and "
             "defenses. Received: pgd_attack_max_iter=9, epochs=2.0",
         ),
-        (("--model", "m.keras"), "model must be an existing file or a gs:// file. Received: model='m.keras'. Set --model."),
+        (
+            ("--model", "m.keras"),
+            "model must be an existing file or a gs:// file. Received: model='m.keras'. Set --model.",
+        ),
         (("--shards", "0"), "shards must be a positive integer. Received: shards=0. Set --shards."),
         (
             ("--model", "m", "--data-dir-train", "."),

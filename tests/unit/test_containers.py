@@ -157,12 +157,15 @@ def test_the_server_is_reached_without_a_proxy(monkeypatch):
 def test_paths_that_steps_read(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "weights.h5").touch()
-    (tmp_path / "name").touch()
+    for name in ("my model.keras", "other"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path / "data")
-    given = {"data_dir": ".", "weights": "../weights.h5", "name": str(tmp_path / "name")}
-    remote = {"data_dir": "gs://bucket/images", "weights": "imagenet"}
+    given = {"data_dir": ".", "weights": "../weights.h5", "model_tag": str(tmp_path / "other")}
+    given |= {"name": "../my model.keras"}
+    remote = {"data_dir": "gs://bucket/images", "weights": "imagenet", "name": "lab_le_net"}
     planned = [PlannedStep("a", "a", "a", arguments, frozenset(), {}) for arguments in (given, remote, given)]
-    assert containers.local_paths(planned) == [str(tmp_path / "data"), str(tmp_path / "weights.h5")]
+    paths = [str(tmp_path / name) for name in ("data", "my model.keras", "weights.h5")]
+    assert containers.local_paths(planned) == paths
 
 
 @pytest.mark.parametrize(("mode", "readable"), [(0o700, False), (0o754, False), (0o755, True)])
