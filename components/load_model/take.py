@@ -57,14 +57,13 @@ def _described(parameters: Mapping[str, Any], folder: Path, registered: tuple[st
     if parameters["model_architecture"]:
         card.require_architecture(parameters["model_architecture"])
     useless = [
-        key
+        "model_package" if key == "package" else key
         for key, default in OF_OWN_MODELS.items()
-        if parameters[key] != default and not (key == "package" and card.package == parameters[key])
+        if parameters[key] not in (default, card.package if key == "package" else default)
     ]
     if useless:
         raise ParameterError(
-            f"{', '.join(useless)} must be omitted: the model {name or card.title} has a description that says it. "
-            f"Received: {', '.join(f'{key}={parameters[key]!r}' for key in useless)}",
+            f"{', '.join(useless)} must be omitted: the model {name or card.title} has a description that says it.",
             *useless,
         )
     if card.package != parameters["package"]:

@@ -506,3 +506,39 @@ def test_what_needs_more_than_there_is_waits_until_it_is_alone():
         raise ValueError("x")
     with shared.taken(1):
         pass
+
+
+# How images of another size are resized.
+
+
+def test_pictures_are_cut_or_padded_to_the_aspect_ratio_as_keras_does(tmp_path):
+    """A white square between black bars, twice as wide as high."""
+    from evasion.components.common.data.resizing import Resizing
+
+    picture = np.zeros((32, 64, 1), np.uint8)
+    picture[:, 16:48] = 255
+    data = encode_png(picture)
+    shape = (32, 32, 1)
+    distorted, cut, padded = (
+        decode(data, shape, Resizing(**options))
+        for options in ({}, {"crop_to_aspect_ratio": True}, {"pad_to_aspect_ratio": True})
+    )
+    assert distorted[:, 10:22].min() == 255
+    assert distorted[:, :6].max() == 0
+    assert cut.min() == 255
+    assert padded[:8].max() == padded[24:].max() == 0
+    assert padded[10:22, 10:22].min() == 255
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "area", "lanczos3"])
+def test_an_enlarged_picture_is_that_of_tensorflow(interpolation):
+    """Only where pictures shrink does TensorFlow leave out the antialiasing; `area` is not defined alike."""
+    import tensorflow as tf
+
+    from evasion.components.common.data.resizing import Resizing
+
+    rng = np.random.default_rng(0)
+    picture = rng.integers(60, 200, (8, 8, 3), dtype=np.uint8)
+    ours = decode(encode_png(picture), (16, 16, 3), Resizing(interpolation=interpolation)).astype(float)
+    theirs = np.asarray(tf.image.resize(picture, (16, 16), interpolation, antialias=interpolation != "nearest"))
+    assert np.abs(ours - theirs).max() < (2 if interpolation != "area" else 1)

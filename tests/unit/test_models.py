@@ -23,6 +23,7 @@ from evasion.components.common.models.applications import APPLICATIONS
 from evasion.components.common.models.artifact import Card, ModelError
 from evasion.components.common.models.ranges import RANGES
 from evasion.components.common.tracking import TrackingError
+from evasion.components.common.validate import ParameterError
 from evasion.components.init_model import task as init_task
 from evasion.components.load_model import task as load_task
 
@@ -450,6 +451,18 @@ def test_load_model_refuses_another_architecture(registered, tmp_path):
     ):
         load_model(tmp_path / "model", registered, model_architecture="alex_net")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_with_a_description_takes_no_other(registered, tmp_path):
+    with pytest.raises(ParameterError, match=r"input_range, class_names must be omitted: the model lab_le_net has"):
+        load_model(tmp_path / "model", registered, input_range="0,255", class_names="a,b", image_size="")
+    assert not (tmp_path / "model").exists()
+
+
+def test_how_images_are_resized_is_kept_or_changed(registered, tmp_path):
+    assert load_model(tmp_path / "kept", registered)["interpolation"] == "bilinear"
+    card = load_model(tmp_path / "changed", registered, interpolation="area", pad_to_aspect_ratio=True)
+    assert (card["interpolation"], card["pad_to_aspect_ratio"], card["crop_to_aspect_ratio"]) == ("area", True, False)
 
 
 def test_load_model_refuses_a_model_that_is_not_there(mlflow_store, tmp_path):
