@@ -315,7 +315,7 @@ REFUSED = {
     ),
     "channels first": (
         lambda: keras.Sequential([keras.Input((3, 28, 28)), layers.Flatten(), layers.Dense(10)]),
-        "channels, the last axis. .* It takes 3×28×28",
+        "channels, the last axis. It takes 3×28×28",
     ),
     "a map": (
         lambda: keras.Sequential([keras.Input((28, 28, 1)), layers.Conv2D(10, 3)]),

@@ -264,7 +264,7 @@ def test_data_that_the_model_does_not_fit_is_refused_before_tensorflow_is_loaded
     unknown, shape = done.stdout.splitlines()
     assert unknown.startswith("ModelError The model does not know 1 of the dataset's 2 classes: cat. It knows 0, 1, 2")
     assert shape.startswith(
-        "ModelError The dataset's images are 32×32×3, but the model le_net takes 28×28×1: load them"
+        "ModelError The dataset's images are 32×32×3, but the model le_net takes 28×28×1: load the images"
     )
     assert not (tmp_path / "evaluation").exists()
     runs = mlflow_store.search_runs([mlflow_store.get_experiment_by_name("evasion").experiment_id])
