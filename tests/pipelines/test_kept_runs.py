@@ -144,7 +144,7 @@ def test_a_registered_model_stays(le_net_of_two_layers, tmp_path):
     client = MlflowClient(uri)
     assert client.search_runs(["0", "1"], run_view_type=3) == []
     assert len(client.search_logged_models(["1"])) == 1
-    assert tracking.download_model("evasion_le_net", tmp_path / "model")[1:] == ("evasion_le_net", "1")
+    assert tracking.download_model("evasion_le_net", tmp_path / "model")[2:] == ("evasion_le_net", "1")
 
 
 @pytest.fixture
