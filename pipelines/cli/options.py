@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -143,7 +143,14 @@ def option(parameter: Parameter) -> click.Option:
         **optional,
         help=parameter.text,
         metavar="true|false" if parameter.type is bool else None,
+        callback=_in_any_case(parameter.choices),
     )
+
+
+def _in_any_case(choices: Sequence[str]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that takes a choice in letters of any case; any other value is left to the step's own rule."""
+    by_lowercase = {choice.lower(): choice for choice in choices}
+    return lambda _, __, value: by_lowercase.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def help_of(command: PipelineCommand) -> str:

@@ -137,6 +137,11 @@ def test_unknown_steps_are_refused(evaluation, options, message):
     assert evaluation(*options).endswith(message)
 
 
+def test_a_choice_is_taken_in_any_case(evaluation):
+    _, values = evaluation("--model-architecture", "MobileNetV2", "--interpolation", "Area", "--model", "")
+    assert (values["model_architecture"], values["interpolation"]) == ("mobilenetv2", "area")
+
+
 def test_a_model_needs_no_architecture(evaluation):
     pipeline, values = evaluation("--model", "m")
     assert (pipeline.name, values.get("model_architecture", "")) == ("evaluation-registered", "")
