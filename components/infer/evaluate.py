@@ -74,7 +74,7 @@ class _Counts:
         if best and end:
             self._count("fooled_earlier_images", best == "1" and end == "0")
         if rises:
-            self._count("rising_images", rises == "1")
+            self._count("rising_images", rises == "1" and best != "1")  # later members may have fooled it
         if "fooled_by" in fields:
             self._count("black_box_only_images", fields["fooled_by"] in BLACK_BOX)
 
