@@ -4,6 +4,7 @@ The state of all runs lies in TensorFlow variables, a row for each run, and a st
 the numbers of the rows travel between Python and TensorFlow, and runs that ended cost nothing.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -65,16 +66,18 @@ class Runs:
         rows = tf.TensorSpec((None,), tf.int32)
         images, outputs = tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, None), tf.float32)
         numbers, share = tf.TensorSpec((None,), tf.float32), tf.TensorSpec((), tf.float32)
-        self.check = tf.function(self._check, input_signature=[rows, share])
+        # Nothing here branches on tensors in Python, so that AutoGraph would only take a second to find out.
+        function = functools.partial(tf.function, autograph=False)
+        self.check = function(self._check, input_signature=[rows, share])
         self._step = self._in_parts
-        self._move = tf.function(self._move, input_signature=[rows, share])  # type: ignore[method-assign]
-        self._update = tf.function(  # type: ignore[method-assign]
+        self._move = function(self._move, input_signature=[rows, share])  # type: ignore[method-assign]
+        self._update = function(  # type: ignore[method-assign]
             self._update, input_signature=[rows, images, outputs, numbers, images]
         )
         if self._target.compiled:
             # Traced first, the pass is compiled for batches of every size, and once. A concrete function is called in
             # half the time.
-            self._step = tf.function(self._in_parts, input_signature=[rows, share]).get_concrete_function()
+            self._step = function(self._in_parts, input_signature=[rows, share]).get_concrete_function()
 
     def begin(self, rows: Rows, original: Pixels, start: Floats, labels: Rows, aims: Rows) -> None:
         """Begin runs. It is not compiled, since it happens once.

@@ -105,7 +105,7 @@ class Objective:
             return self.margins(outputs, labels), self.settled(outputs, labels)
 
         signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((None,), tf.int32)]
-        return tf.function(judge, input_signature=signature).get_concrete_function()
+        return tf.function(judge, input_signature=signature, autograph=False).get_concrete_function()
 
     def likely(self, outputs: Floats, labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
         """Return the `count` most likely classes other than the label, shape (images, count)."""
