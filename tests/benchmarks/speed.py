@@ -152,7 +152,7 @@ class Bench:
         self.le_net = self.save(network, "le_net", names)
         self.resnet50 = self.save(architectures.build("resnet50", 4, "none", "", 0), "resnet50", tuple("abcd"))
         self.few_photographs_tar = self.pack(
-            "few_photographs", self.photographs[:200], np.arange(200) % 4, tuple("abcd")
+            "few_photographs", self.photographs[:400], np.arange(400) % 4, tuple("abcd")
         )
         saved = folder / "foreign.keras"
         keras.applications.ResNet50(weights=None, classes=4).save(saved)
@@ -308,7 +308,7 @@ class Bench:
             {"bare TensorFlow": 0.9, "ART": 2.5},
             long=True,
         )
-        few = photographs[:200]
+        few = photographs[:400]
         yield Row(
             f"`fgm`, a ResNet50 that others saved, {len(few):,} photographs",
             len(few),
