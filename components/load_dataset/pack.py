@@ -16,6 +16,7 @@ from evasion.components.common.data.provenance import LOAD
 from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.data.sources import ImageFolder, SourceImage, list_images
 from evasion.components.common.files import replacing
+from evasion.components.common.models.artifact import Card
 from evasion.components.common.progress import track
 from evasion.components.common.validate import ParameterError
 from evasion.components.load_dataset.task import shard_names
@@ -34,6 +35,7 @@ def pack(
     skip_unreadable: bool,
     shards: int = 1,
     batch_size: int = 1,
+    model: Card | None = None,
 ) -> int:
     """Write the dataset; return the number of unreadable images that were left out.
 
@@ -47,12 +49,16 @@ def pack(
             number of images is at the beginning of the dataset.
         shards: The number of tars, over which the images are distributed in their order.
         batch_size: The number of images in a batch. All shards but the last contain whole batches.
+        model: The model that the dataset is for, if there is one yet.
 
     Raises:
+        ModelError: If that model does not know the classes of the folder.
         ValueError: If the folder is invalid, images are unreadable (the message lists them), or there are more shards
             than batches.
     """
     folder = list_images(data_dir)
+    if model is not None:
+        model.suited_to(folder.class_names, shape)
     unreadable = _unreadable(folder, shape, resizing) if skip_unreadable else {}
     kept = [image for image in folder.images if image not in unreadable]
     if not kept:

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evasion.components.common import validate
 from evasion.components.common.data.header import SPLITS, TESTING
 from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.models.architectures import ARCHITECTURES
 from evasion.components.common.validate import ParameterError
+
+if TYPE_CHECKING:
+    from evasion.components.common.models.artifact import Card
 
 
 def check(
@@ -93,8 +96,10 @@ def load_dataset(
     check(**parameters)  # type: ignore[arg-type]
 
     from evasion.components.common import tracking
+    from evasion.components.common.models.artifact import Card
 
-    shape, resizing = _form(model, parameters)
+    card = Card.read(model) if model else None
+    shape, resizing = _form(card, parameters)
     with tracking.stage("load_dataset", parameters) as stage_run:
         if load_dataset_from_mlruns:
             skipped = 0
@@ -102,7 +107,7 @@ def load_dataset(
         else:
             from evasion.components.load_dataset.pack import pack
 
-            skipped = pack(dataset, data_dir, shape, resizing, split, skip_unreadable, shards, batch_size)
+            skipped = pack(dataset, data_dir, shape, resizing, split, skip_unreadable, shards, batch_size, card)
             if shards == 1:
                 stage_run.log_file(dataset, "load_dataset.tar")
             for name in shard_names(shards):
@@ -117,16 +122,13 @@ def load_dataset(
     return {"metadata": {**counts, "sha256": sha256}, "shards": shard_names(shards)}
 
 
-def _form(model: Path | None, parameters: Mapping[str, Any]) -> tuple[tuple[int, int, int], Resizing]:
+def _form(card: "Card | None", parameters: Mapping[str, Any]) -> tuple[tuple[int, int, int], Resizing]:
     """Return the shape of the images, and how those of another size are resized."""
     resizing = Resizing.of(parameters)
-    if model is None:
+    if card is None:
         validate.required("model_architecture", parameters["model_architecture"], "unless a model is")
         return ARCHITECTURES[parameters["model_architecture"]].input_shape, resizing
 
-    from evasion.components.common.models.artifact import Card
-
-    card = Card.read(model)
     if parameters["model_architecture"]:
         card.require_architecture(parameters["model_architecture"])
     if resizing not in (Resizing(), card.resizing):

@@ -576,19 +576,25 @@ def test_a_thousand_outputs_are_those_of_imagenet(mlflow_store, tmp_path):
     assert (card["class_names_origin"], card["class_names"][0]) == ("imagenet", "n01440764")
 
 
-def test_folders_that_are_not_as_many_as_outputs_name_no_classes(
-    small, random_pixels, make_folder, mlflow_store, tmp_path
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        ("ab", "", "The model has 3 outputs, but the dataset has 2 class folders: give class_names"),
+        ("axy", "a,b,c", "The model does not know 2 of the dataset's 3 classes: x, y. It knows a, b, c; class folders"),
+    ],
+)
+def test_folders_that_the_model_does_not_know_are_refused_before_an_image_is_read(
+    small, random_pixels, make_folder, mlflow_store, tmp_path, names, given, message
 ):
-    take(small, tmp_path / "model")
-    images = make_folder({name: random_pixels(2, (8, 8, 1)) for name in "ab"})
+    take(small, tmp_path / "model", class_names=given)
+    images = make_folder({name: random_pixels(2, (8, 8, 1)) for name in names})
+    (images / "a" / "unreadable.png").write_text("no image")
     data = tmp_path / "dataset"
-    load_dataset_task.load_dataset(dataset=data, model=tmp_path / "model", data_dir=str(images), **IMAGES | RESIZING)
-    with pytest.raises(
-        ModelError, match="The model has 3 outputs, but the dataset has 2 class folders: give class_names"
-    ):
-        infer_task.infer(
-            dataset=data, others=[], model=tmp_path / "model", evaluation=tmp_path / "evaluation", batch_size=2, seed=1
+    with pytest.raises(ModelError, match=message):
+        load_dataset_task.load_dataset(
+            dataset=data, model=tmp_path / "model", data_dir=str(images), **IMAGES | RESIZING
         )
+    assert not data.exists()
 
 
 # The ends of models.

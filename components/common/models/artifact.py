@@ -114,8 +114,16 @@ class Card:
         Raises:
             ModelError: Also if the dataset does not suit the model.
         """
-        card = cls.read(folder).named_by(header.class_names)
-        card.indices_of(header.class_names, header.image_shape)
+        return cls.read(folder).suited_to(header.class_names, header.image_shape)
+
+    def suited_to(self, class_names: Sequence[str], image_shape: tuple[int, int, int]) -> Self:
+        """Return the description with the class names of a dataset, if it is assumed to have these.
+
+        Raises:
+            ModelError: If the dataset does not suit the model; see `named_by` and `indices_of`.
+        """
+        card = self.named_by(class_names)
+        card.indices_of(class_names, image_shape)
         return card
 
     def named_by(self, class_names: Sequence[str]) -> Self:
