@@ -2,10 +2,12 @@
 
     make chaos
 
-runs a small evaluation once and keeps the command of each of its steps. Then, as often as `--moments` says, it starts a
+runs small pipelines once and keeps the command of each of their steps. Then, as often as `--moments` says, it starts a
 step again, sends SIGTERM, SIGINT or SIGKILL to it at a random moment, lets the runner end what is left, and starts the
 step once more in the same place. `run` is a whole `evasion run train`, in a fresh output folder at every other moment.
-The table counts for each stage what must be 0; docs/reliability.md has it.
+The moments lie between the start of a step and a tenth after its end, which the last undisturbed start tells: the load
+of the machine may change. The table counts how many signals still met the step, and for each stage what must be 0;
+docs/reliability.md has it.
 """
 
 import argparse
@@ -24,7 +26,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -35,21 +39,37 @@ from evasion.pipelines.local import process, runner, runs
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 COUNTS = ("RUNNING", "half-written", "broken database", "failed rerun")
-LIGHT = {"batch_size": 16, "seed": 1}
+CLASSES = ("n01440764", "n01443537")
 PATIENCE = 30.0  # seconds for processes without a parent to end
+LATEST = 1.1  # of a stage's duration: some signals come when it has just ended
 
 Command = tuple[list[str], dict[str, str]]
 
 
+@dataclass
+class Moment:
+    """A signal at a random moment.
+
+    Attributes:
+        number: The signal.
+        after: Seconds after the start.
+        met: Whether the process still ran.
+    """
+
+    number: signal.Signals
+    after: float
+    met: bool = False
+
+
 def pictures(folder: Path) -> Path:
-    """Write digits of two classes: 16 to train, 8 to test."""
+    """Write digits of two classes, named as two of ImageNet are: 16 to train, 8 to test."""
     import numpy as np
     from PIL import Image
 
     generator = np.random.default_rng(0)
     for split, number in (("training", 8), ("testing", 4)):
-        for digit in range(2):
-            target = folder / split / str(digit)
+        for digit, name in enumerate(CLASSES):
+            target = folder / split / name
             target.mkdir(parents=True)
             for place in range(number):
                 pixels = generator.integers(0, 100, (28, 28)) + 150 * (np.arange(28) % 2 == digit)
@@ -57,8 +77,24 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
+def small_pipelines(data: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield pipelines that have every step between them, each with more arguments than it may take.
+
+    One defense in the evaluation is enough: each further one multiplies the datasets, not the kinds of work. No network
+    of keras.applications is built as fast as that of `init_model`.
+    """
+    folders = {"data_dir": str(data / "testing"), "data_dir_test": str(data / "testing")}
+    common = {"batch_size": 16, "seed": 1, "eps": 0.1, "eps_values": "0.1", "pgd_attack_max_iter": 2} | folders
+    trained = {"data_dir_train": str(data / "training"), "epochs": 1.0, "validation_split": 0.25}
+    evaluation = catalog.evaluation("trained", ["fgm", "pgd", "auto_attack"], ["jpeg_compression"])
+    yield evaluation, common | trained | {"model_architecture": "shallow_net"}
+    for name in ("gaussian_augmentation", "spatial_smoothing"):
+        yield catalog.pipelines()[name], common | {"model": "evasion_shallow_net"}
+    yield catalog.pipelines()["init_model"], common | {"model_architecture": "mobilenet", "weights": "none"}
+
+
 def recorded_steps(data: Path, output: Path) -> dict[str, Command]:
-    """Run an evaluation of a trained and one of a registered model, and return the command of each of their steps."""
+    """Run the small pipelines, and return the command of each step, once."""
     commands: dict[str, Command] = {}
     in_process = runner._in_process
 
@@ -70,19 +106,10 @@ def recorded_steps(data: Path, output: Path) -> dict[str, Command]:
         return in_process(launcher, image, command, variables, on_line)
 
     runner._in_process = record
-    attacks = ["fgm", "pgd", "auto_attack"]
-    defenses = ["gaussian_augmentation", "jpeg_compression", "spatial_smoothing"]
-    common = {"data_dir_test": str(data / "testing"), "model_architecture": "shallow_net", "eps": 0.1} | LIGHT
-    light = common | {"eps_values": "0.1", "pgd_attack_max_iter": 2}
     try:
-        for source, more in (
-            ("trained", {"data_dir_train": str(data / "training"), "epochs": 1.0, "validation_split": 0.25}),
-            ("registered", {"model": "evasion_shallow_net"}),
-        ):
-            pipeline = catalog.evaluation(source, attacks, defenses)
+        for pipeline, arguments in small_pipelines(data):
             inputs = pipeline.component_spec.inputs
-            arguments = {name: value for name, value in (light | more).items() if name in inputs}
-            runner.run(pipeline, arguments, output=output)
+            runner.run(pipeline, {name: value for name, value in arguments.items() if name in inputs}, output=output)
     finally:
         runner._in_process = in_process
     return commands
@@ -109,15 +136,16 @@ def content_of(path: Path) -> str:
 
 
 @contextmanager
-def signalled(find: Callable[[], psutil.Process | None], number: signal.Signals, after: float) -> Iterator[None]:
-    """Send a signal to a process after some seconds, if it still runs."""
+def signalled(find: Callable[[], psutil.Process | None], moment: "Moment") -> Iterator[None]:
+    """Send a signal to a process at its moment, if it still runs."""
 
     def send() -> None:
         with suppress(psutil.Error):
-            if (target := find()) is not None:
-                target.send_signal(number)
+            if (target := find()) is not None and target.status() != psutil.STATUS_ZOMBIE:
+                target.send_signal(moment.number)
+                moment.met = True
 
-    timer = threading.Timer(after, send)
+    timer = threading.Timer(moment.after, send)
     timer.start()
     try:
         yield
@@ -153,6 +181,7 @@ class Stage:
         self._lines: list[str] = []
         self.expected: list[str] = []
         self.present: list[bool] = []
+        self.duration = 0.0
 
     def _start(self, launcher: process.ProcessLauncher, parent: str) -> int:
         self._lines = []
@@ -163,14 +192,19 @@ class Stage:
         for path in self._outputs:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def clean(self, launcher: process.ProcessLauncher, parent: str) -> tuple[float, list[str]]:
-        """Run it undisturbed in an empty place; return its duration and the content of its outputs."""
-        self._remove_outputs()
+    def _start_undisturbed(self, launcher: process.ProcessLauncher, parent: str) -> int:
         started = time.monotonic()
-        if code := self._start(launcher, parent):
+        code = self._start(launcher, parent)
+        self.duration = time.monotonic() - started
+        return code
+
+    def clean(self, launcher: process.ProcessLauncher, parent: str) -> list[str]:
+        """Run it undisturbed in an empty place; return the content of its outputs."""
+        self._remove_outputs()
+        if code := self._start_undisturbed(launcher, parent):
             raise RuntimeError(f"The stage fails without a signal, with status {code}: {self._lines[-3:]}")
         self.present = self._present()
-        return time.monotonic() - started, [content_of(path) for path in self._outputs]
+        return [content_of(path) for path in self._outputs]
 
     def _present(self) -> list[bool]:
         """Return which outputs are there; metrics are no file."""
@@ -181,7 +215,7 @@ class Stage:
         pairs = zip(self._outputs, self.expected, strict=True)
         return any(path.exists() and was and content_of(path) != was for path, was in pairs)
 
-    def disturbed(self, launcher: process.ProcessLauncher, number: signal.Signals, after: float) -> list[str]:
+    def disturbed(self, launcher: process.ProcessLauncher, moment: Moment) -> list[str]:
         """Run it with a signal, let the parent have its say, and run it again; return what must not be."""
         parent = os.environ["MLFLOW_RUN_ID"]
         self._remove_outputs()
@@ -191,7 +225,7 @@ class Stage:
             steps = [child for leader in leaders for child in leader.children()]
             return steps[0] if steps else None
 
-        with signalled(step, number, after):
+        with signalled(step, moment):
             self._start(launcher, parent)
         tracking.end_stages(parent)
         found = []
@@ -199,8 +233,9 @@ class Stage:
             found.append("RUNNING")
         if self._wrong():
             found.append("half-written")
-        if self._start(launcher, parent) or self._wrong() or self._present() != self.present:
+        if self._start_undisturbed(launcher, parent) or self._wrong() or self._present() != self.present:
             found.append("failed rerun")
+            print("\n".join(self._lines[-5:]), file=sys.stderr, flush=True)
         if any(list(path.parent.glob(".*.partial")) for path in self._outputs):
             found.append("half-written")
         if broken(self._database):
@@ -208,16 +243,20 @@ class Stage:
         return found
 
 
-def disturbed_run(data: Path, output: Path, number: signal.Signals, after: float) -> list[str]:
-    """Send a signal to `evasion run train`, run it again, and return what must not be."""
+def disturbed_run(data: Path, output: Path, moment: Moment) -> tuple[list[str], float]:
+    """Send a signal to `evasion run train`, run it again; return what must not be, and how long that took."""
     command = [sys.executable, "-c", "from evasion.pipelines.cli.main import main; main()", "run", "train"]
     command += ["--data-dir-train", str(data / "training"), "--data-dir-test", str(data / "testing"), "--epochs", "1"]
     command += ["--model-architecture", "shallow_net", "--batch-size", "16", "--seed", "1", "--output", str(output)]
     disturbed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with signalled(lambda: psutil.Process(disturbed.pid), number, after):
+    with signalled(lambda: psutil.Process(disturbed.pid), moment):
         disturbed.wait()
+    started = time.monotonic()
     again = subprocess.run(command, capture_output=True, text=True, check=False)
+    duration = time.monotonic() - started
     found = [] if again.returncode == 0 else ["failed rerun"]
+    if found:
+        print(again.stderr[-2_000:], file=sys.stderr, flush=True)
     database = output / "mlflow.db"
     deadline = time.monotonic() + PATIENCE
     while running(database) and time.monotonic() < deadline:
@@ -228,7 +267,7 @@ def disturbed_run(data: Path, output: Path, number: signal.Signals, after: float
         found.append("half-written")
     if broken(database):
         found.append("broken database")
-    return found
+    return found, duration
 
 
 def main() -> int:
@@ -242,19 +281,14 @@ def main() -> int:
     generator = random.Random(options.seed)
     wanted = [name for name in options.stages.split(",") if name]
     counts: dict[str, Counter[str]] = {}
-    print(f"{'stage':<28}{'moments':>8}" + "".join(f"{name:>17}" for name in COUNTS))
+    print(f"{'stage':<28}{'moments':>8}{'met':>8}" + "".join(f"{name:>17}" for name in COUNTS))
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = Path(temporary)
         data = pictures(folder / "data")
         if not wanted or set(wanted) - {"run"}:
             _disturb_stages(options.moments, wanted, generator, data, folder / "runs", counts)
         if "run" in wanted or not (wanted or options.without_run):
-            counter = counts["run"] = Counter()
-            for moment in range(options.moments):
-                number, after = generator.choice(SIGNALS), generator.uniform(0, 25)
-                found = disturbed_run(data, folder / f"runs-{moment // 2}", number, after)
-                _note(counter, "run", number, after, found)
-            _show("run", counter)
+            counts["run"] = _disturb_runs(options.moments, generator, data, folder)
     return int(any(counter[each] for counter in counts.values() for each in COUNTS))
 
 
@@ -266,8 +300,10 @@ def _disturb_stages(
     output: Path,
     counts: dict[str, Counter[str]],
 ) -> None:
-    """Disturb each step of an evaluation."""
+    """Disturb each step of the small pipelines."""
     commands = recorded_steps(data, output)
+    if unknown := set(wanted) - {"run", *commands}:
+        raise ValueError(f"stages must be among {', '.join(commands)}, run. Received: {', '.join(sorted(unknown))}")
     database = output / "mlflow.db"
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{database}"
     os.environ["EVASION_ARTIFACT_ROOT"] = str(output / "mlartifacts")
@@ -275,26 +311,47 @@ def _disturb_stages(
         os.environ["MLFLOW_RUN_ID"] = parent
         for name in [name for name in commands if not wanted or name in wanted]:
             stage = Stage(commands[name], database)
-            _, first = stage.clean(launcher, parent)
-            duration, second = stage.clean(launcher, parent)
+            first, second = stage.clean(launcher, parent), stage.clean(launcher, parent)
             # What differs without a signal cannot be compared.
             stage.expected = [one if one == other else "" for one, other in zip(first, second, strict=True)]
-            print(f"{name}: {duration:.1f} s without a signal", file=sys.stderr, flush=True)
+            print(f"{name}: {stage.duration:.1f} s without a signal", file=sys.stderr, flush=True)
             counter = counts[name] = Counter()
             for _ in range(moments):
-                number, after = generator.choice(SIGNALS), generator.uniform(0, 1.1 * duration)
-                _note(counter, name, number, after, stage.disturbed(launcher, number, after))
+                moment = _random(generator, stage.duration)
+                _note(counter, name, moment, stage.disturbed(launcher, moment))
             _show(name, counter)
 
 
+def _disturb_runs(moments: int, generator: random.Random, data: Path, folder: Path) -> Counter[str]:
+    """Disturb whole runs, each folder's first one and a second one."""
+    counter: Counter[str] = Counter()
+    _, duration = disturbed_run(data, folder / "undisturbed", Moment(signal.SIGTERM, threading.TIMEOUT_MAX))
+    print(f"run: {duration:.1f} s without a signal", file=sys.stderr, flush=True)
+    for number in range(moments):
+        moment = _random(generator, duration)
+        found, duration = disturbed_run(data, folder / f"runs-{number // 2}", moment)
+        _note(counter, "run", moment, found)
+        if number % 2:
+            shutil.rmtree(folder / f"runs-{number // 2}")
+    _show("run", counter)
+    return counter
+
+
+def _random(generator: random.Random, duration: float) -> Moment:
+    return Moment(generator.choice(SIGNALS), generator.uniform(0, LATEST * duration))
+
+
 def _show(name: str, counter: Counter[str]) -> None:
-    print(f"{name:<28}{counter['moments']:>8}" + "".join(f"{counter[each]:>17}" for each in COUNTS), flush=True)
+    numbers = "".join(f"{counter[each]:>17}" for each in COUNTS)
+    print(f"{name:<28}{counter['moments']:>8}{counter['met']:>8}{numbers}", flush=True)
 
 
-def _note(counter: Counter[str], name: str, number: signal.Signals, after: float, found: list[str]) -> None:
-    counter.update(["moments", *sorted(set(found))])
+def _note(counter: Counter[str], name: str, moment: Moment, found: list[str]) -> None:
+    counter.update(["moments", *(["met"] if moment.met else []), *sorted(set(found))])
     if found:
-        print(f"{name}: {number.name} after {after:.2f} s: {', '.join(found)}", flush=True)
+        print(f"{name}: {moment.number.name} after {moment.after:.2f} s: {', '.join(found)}", flush=True)
+    if counter["moments"] % 10 == 0:
+        print(f"{name}: {dict(counter)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
