@@ -16,7 +16,7 @@ from evasion.components.common import tracking, validate
 from evasion.pipelines import plan
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.local import containers, kfp_patches, process, runs, server, store
-from evasion.pipelines.local.results import Result, RunListener, StepResult
+from evasion.pipelines.local.results import Result, RunListener, StepFailedError, StepResult
 from evasion.pipelines.local.session import Launch, Session
 from evasion.pipelines.plan import PlannedStep
 from evasion.pipelines.revision import commit_of
@@ -99,14 +99,17 @@ def run(
 @contextmanager
 def _stages_ended(run_id: str, session: Session) -> Iterator[None]:
     """End the MLflow runs that the steps of this block have left open: a killed step cannot end its own."""
-    status = "FAILED"
+    status, waited = "FAILED", False
     try:
         yield
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except StepFailedError as error:
+        waited = tracking.UNREACHABLE in error.message
+        raise
     finally:
-        if any(line.startswith(tracking.INCOMPLETE) for line in session.warnings):
+        if waited or session.incomplete:
             tracking.connection.lost = True  # a step has waited for MLflow already
         tracking.end_stages(run_id, status)
 

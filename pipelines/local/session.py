@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from evasion.components.common import tracking
 from evasion.pipelines.catalog import Pipeline
 from evasion.pipelines.local import kfp_patches, process
 from evasion.pipelines.local.results import RunListener, StepFailedError, StepResult
@@ -76,6 +77,11 @@ class Session:
                 step = self.started[-1].name if self.started else pipeline.component_spec.name
                 raise StepFailedError(step, process.plain(str(error)), self.log_path, self.warnings) from error
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a step has waited for MLflow in vain."""
+        return any(line.startswith(tracking.INCOMPLETE) for line in self.warnings)
+
     def start(self, task: str) -> PlannedStep:
         """Record the start of a task, and return its step."""
         step = self.steps.get(task) or PlannedStep(task, task, task, {}, frozenset(), {})
@@ -132,7 +138,8 @@ class _Task:
         result_file = Path(declared["outputFile"])
         step = self._session.start(result_file.parent.name)
         started = time.monotonic()
-        code, last_lines = self._session.launch(self._image, command, self._variables, self._session.on_line)
+        variables = {**self._variables, **({tracking.LOST: "1"} if self._session.incomplete else {})}
+        code, last_lines = self._session.launch(self._image, command, variables, self._session.on_line)
         if code != 0:
             session = self._session
             raise StepFailedError(step.name, process.error(last_lines, code), session.log_path, session.warnings)

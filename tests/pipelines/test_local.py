@@ -15,6 +15,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 from mlflow import MlflowClient
 
+from evasion.components.common import tracking
 from evasion.components.step import step
 from evasion.pipelines import plan
 from evasion.pipelines.local import kfp_patches, runner
@@ -56,6 +57,10 @@ def refuse(dataset: Input[Dataset], how: str):
         from evasion.components.common.tracking import TrackingError
 
         raise TrackingError("MLflow has no such run.\nLook again.")
+    if how == "unreachable":
+        from evasion.components.common import tracking
+
+        raise tracking.TrackingError(f"MLflow at http://mlflow {tracking.UNREACHABLE}: timed out")
     if how == "cause":
         raise KeyError("first") from RuntimeError("second")
     if how == "status":
@@ -166,6 +171,11 @@ def without_order():
 @dsl.pipeline
 def tracking_one(how: str = "killed"):
     tracked(how=how)
+
+
+@dsl.pipeline
+def tracking_two():
+    variables().after(tracked(how="incomplete"))
 
 
 @dsl.pipeline
@@ -366,6 +376,21 @@ def test_what_is_not_in_mlflow_is_in_the_last_lines(output, capsys):
     result = runner.run(tracking_one, {"how": "incomplete"}, output=output, experiment="e")
     tables.show_result(Console(), result)
     assert capsys.readouterr().out.splitlines()[-1] == "warning: tracking is incomplete: the registry is full"
+
+
+def test_after_a_step_that_waited_for_mlflow_in_vain_none_waits_as_long(output):
+    result = runner.run(tracking_two, {}, output=output, experiment="e")
+    assert json.loads(result.steps[-1].outputs["environment"].read_text())[tracking.LOST] == "1"
+
+
+@pytest.mark.parametrize(("how", "lost"), [("unreachable", True), ("own", False)])
+def test_after_a_step_that_could_not_begin_without_mlflow_the_run_ends_soon(output, monkeypatch, how, lost):
+    known = []
+    monkeypatch.setattr(tracking.connection, "lost", False)
+    monkeypatch.setattr(tracking, "end_stages", lambda *_: known.append(tracking.connection.lost))
+    with pytest.raises(StepFailedError):
+        runner.run(refusing, {"how": how}, output=output, experiment="e")
+    assert known == [lost]
 
 
 def test_an_error_of_kfp_itself_is_reported_with_its_message(output):

@@ -31,10 +31,14 @@ TRANSFER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT
 # In Kubeflow the first step has reached MLflow, so later steps wait about four minutes for it to come back: its pod may
 # be moving to another node, and a failure would lose hours of other steps' work.
 LASTING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+# Of a step before which another one has waited in vain.
+HURRIED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+LOST = "EVASION_MLFLOW_LOST"  # set by pipelines/local/session.py for such a step
 # Seconds that a stage waits at its end until MLflow answers, and every further request of a process in vain.
 END_SECONDS, LASTING_SECONDS, LATE_SECONDS = 10.0, 300.0, 2.0
 
 INCOMPLETE = "warning: tracking is incomplete: "  # how the line of a step begins that says so
+UNREACHABLE = "cannot be used; check MLFLOW_TRACKING_URI and that the server is running"  # of a step's error
 
 _set_here: dict[str, str] = {}  # the variables that `default_variables` has set
 
@@ -150,6 +154,11 @@ def patience(default: Mapping[str, str]) -> Mapping[str, str]:
     return LASTING if os.environ.get(KUBEFLOW_RUN) else default
 
 
+def impatience() -> Mapping[str, str]:
+    """Return MLflow's settings for a request without which nothing has begun."""
+    return HURRIED if os.environ.get(LOST) else IMPATIENT
+
+
 def answered(call: Callable[[], Result]) -> Result:
     """Return what a short call of MLflow returns; give up after a deadline, whatever the calls before have cost.
 
@@ -187,11 +196,13 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
 
     from mlflow.exceptions import MlflowException
 
-    # They log database migrations, and a warning about a signature that only Spark needs.
-    for logger, level in (("mlflow.store.db.utils", "WARNING"), ("alembic", "WARNING"), ("mlflow.tensorflow", "ERROR")):
-        logging.getLogger(logger).setLevel(level)
+    # They log database migrations, a warning about a signature that only Spark needs, and each request in vain.
+    for logger in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(logger).setLevel("WARNING")
+    for logger in ("mlflow.tensorflow", "urllib3.connectionpool"):
+        logging.getLogger(logger).setLevel("ERROR")
     try:
-        with default_variables(patience(IMPATIENT) if lasting else IMPATIENT):
+        with default_variables(patience(impatience()) if lasting else impatience()):
             yield
     except Exception as error:
         if not isinstance(error, (MlflowException, OSError, *_database_errors())):
@@ -204,12 +215,9 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
                 "check that its folder can be written and that no other process holds it, and move it away if its "
                 "creation was interrupted"
             )
-            message = f"MLflow at {uri} cannot be used; {advice}: {_innermost(error)}"
+            message = f"MLflow at {uri} cannot be used; {advice}: {innermost(error)}"
         else:
-            message = (
-                f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server is running: "
-                f"{_innermost(error)}"
-            )
+            message = f"MLflow at {uri} {UNREACHABLE}: {innermost(error)}"
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
 
@@ -227,7 +235,7 @@ def _database_errors() -> tuple[type[Exception], ...]:
     return (module.SQLAlchemyError,) if module else ()
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """Return the first line of what an error was caused by in the end."""
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause

@@ -19,6 +19,7 @@ from evasion.components.common.tracking.client import (
     current_experiment,
     default_variables,
     failures,
+    innermost,
     reachable,
     surrounding_run,
     tracking_uri,
@@ -79,7 +80,7 @@ def end_stages(run_id: str, status: str = "FAILED") -> int:
         with signals_held():
             return answered(end_all)
     except failures() as error:
-        connection.warn(f"runs of stages stay open in MLflow: {error}")
+        connection.warn(f"runs of stages stay open in MLflow: {innermost(error)}")
         return 0
 
 

@@ -13,7 +13,6 @@ from urllib.request import url2pathname
 
 from evasion.components.common.files import replacing
 from evasion.components.common.tracking.client import (
-    IMPATIENT,
     KUBEFLOW_RUN,
     MOST_RUNS,
     PARENT_TAG,
@@ -25,6 +24,8 @@ from evasion.components.common.tracking.client import (
     current_experiment,
     default_variables,
     failures,
+    impatience,
+    innermost,
     patience,
     reachable,
     surrounding_run,
@@ -148,7 +149,7 @@ class StageRun:
             else:
                 answered(lambda: log(connect()))
         except failures() as error:
-            self.complete, self.problem = False, without_password(str(error))
+            self.complete, self.problem = False, without_password(innermost(error))
             if self.whole:
                 self.whole.complete = False
             connection.warn(
@@ -241,7 +242,7 @@ def stage_meanwhile(name: str, parameters: Mapping[str, Any]) -> Iterator[Openin
     # In this thread, before the work: see `default_variables`.
     with (
         ThreadPoolExecutor(1) as thread,
-        default_variables(patience(IMPATIENT)),
+        default_variables(patience(impatience())),
         ended(lambda: Opening(thread.submit(open_stage, name, parameters))) as opening,
     ):
         yield opening
@@ -322,7 +323,7 @@ def end(run_id: str, status: str) -> None:
     try:
         answered(lambda: connect().set_terminated(run_id, status))
     except failures() as error:
-        connection.warn(f"run {run_id} stays open in MLflow: {error}")
+        connection.warn(f"run {run_id} stays open in MLflow: {innermost(error)}")
 
 
 def log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:

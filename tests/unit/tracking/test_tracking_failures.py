@@ -298,6 +298,19 @@ def test_an_end_without_mlflow_has_one_deadline(tmp_path, empty_mlflow, monkeypa
     assert "MLflow has not answered for 10 seconds" in capsys.readouterr().err
 
 
+def test_a_step_does_not_wait_where_one_before_it_has_waited_in_vain(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(tracking.LOST, "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for opened in (tracking.stage, tracking.stage_meanwhile):
+            started = time.monotonic()
+            with pytest.raises(TrackingError, match=tracking.UNREACHABLE), opened("fgm", {}) as run:
+                run.stage()
+            assert time.monotonic() - started < 8
+
+
 INTERRUPTED_OPENING = """
 import os, signal, sys
 from evasion.components.common import tracking
