@@ -413,6 +413,19 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_appears_with_its_description(tmp_path, monkeypatch):
+    """An interrupt between the two left a model that nothing could read."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(model_artifact, "sha256_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model_artifact.save(network, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 # load_model.
 
 

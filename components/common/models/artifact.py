@@ -191,17 +191,15 @@ def size_of(shape: Sequence[int | None]) -> str:
 
 
 def save(model: Any, folder: Path, **card: Any) -> Card:
-    """Write a Keras model and its description into `folder`. `card` are the fields of `Card` except the hash."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / FILE) as temporary:
-        keras_file = temporary.with_suffix(".keras")  # Keras accepts no other extension
-        try:
-            model.save(keras_file)
-            keras_file.replace(temporary)
-        finally:
-            keras_file.unlink(missing_ok=True)
-    description = Card(sha256=sha256_of(folder / FILE), **card)
-    description.write(folder)
+    """Write a Keras model and its description into `folder`, which appears when both are whole.
+
+    `card` are the fields of `Card` except the hash.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        model.save(temporary / FILE)
+        description = Card(sha256=sha256_of(temporary / FILE), **card)
+        description.write(temporary)
     return description
 
 
