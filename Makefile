@@ -50,8 +50,8 @@ $(APISERVER): tests/manifests/cluster/main.go tests/manifests/cluster/go.mod
 test-cluster: $(KUBECTL_TESTED) $(APISERVER)  ## Apply the manifests to an API server of Kubernetes, built with Go
 	$(BIN)/pytest tests/manifests -m cluster
 
-# Some 10 minutes; FUZZ_EXAMPLES of each reader.
-FUZZ_EXAMPLES ?= 6000
+# Some 8 minutes of one core; FUZZ_EXAMPLES of each reader.
+FUZZ_EXAMPLES ?= 12000
 fuzz: $(INSTALLED)  ## Read damaged datasets, cards, results and settings of the gate, for ten minutes
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/fuzz
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from evasion.components.common.data import sampling, writer
 from evasion.components.common.data.dataset import Dataset
-from evasion.components.common.data.header import Header, Sample
+from evasion.components.common.data.header import DatasetError, Header, Sample
 from evasion.components.common.models import artifact as model_artifact
 from evasion.components.common.models.artifact import ModelError
 from evasion.components.fgm import task as fgm_task
@@ -307,6 +307,22 @@ def test_what_an_attack_recorded_of_each_image_is_counted(evaluate, digits_tar, 
     assert checks["unconfirmed_images"] == 0  # the model is no random defense: what fools it as saved does so again
     assert not any(int(row["correct"]) for row in claimed)
     assert checks["black_box_only_images"] is None  # no column says which member fooled an image
+
+
+@pytest.mark.parametrize("column", ["clean_prediction", "clean_confidence", "zero_gradient"])
+def test_attacked_images_without_what_the_attack_recorded_are_refused(
+    evaluate, attacked, le_net_artifact, tmp_path, column
+):
+    """What is counted of an attack would be of other images, or nothing."""
+    tar = tmp_path / "cut.tar"
+    with Dataset(attacked) as data:
+        samples = list(data.samples())
+        for sample in samples:
+            del sample.fields[column]
+        writer.write(tar, data.header, samples)
+    with pytest.raises(DatasetError, match=f"must have the column {column}, for the images were attacked"):
+        evaluate(tar, le_net_artifact, "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.fixture(scope="module")
