@@ -215,9 +215,9 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
                 "check that its folder can be written and that no other process holds it, and move it away if its "
                 "creation was interrupted"
             )
-            message = f"MLflow at {uri} cannot be used; {advice}: {innermost(error)}"
+            message = f"MLflow at {uri} cannot be used; {advice}: {_innermost(error)}"
         else:
-            message = f"MLflow at {uri} {UNREACHABLE}: {innermost(error)}"
+            message = f"MLflow at {uri} {UNREACHABLE}: {_innermost(error)}"
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
 
@@ -235,7 +235,7 @@ def _database_errors() -> tuple[type[Exception], ...]:
     return (module.SQLAlchemyError,) if module else ()
 
 
-def innermost(error: BaseException) -> str:
+def _innermost(error: BaseException) -> str:
     """Return the first line of what an error was caused by in the end."""
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause

@@ -19,7 +19,6 @@ from evasion.components.common.tracking.client import (
     current_experiment,
     default_variables,
     failures,
-    innermost,
     reachable,
     surrounding_run,
     tracking_uri,
@@ -80,7 +79,7 @@ def end_stages(run_id: str, status: str = "FAILED") -> int:
         with signals_held():
             return answered(end_all)
     except failures() as error:
-        connection.warn(f"runs of stages stay open in MLflow: {innermost(error)}")
+        connection.warn(f"runs of stages stay open in MLflow: {error}")
         return 0
 
 

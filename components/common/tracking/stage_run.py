@@ -25,7 +25,6 @@ from evasion.components.common.tracking.client import (
     default_variables,
     failures,
     impatience,
-    innermost,
     patience,
     reachable,
     surrounding_run,
@@ -149,7 +148,7 @@ class StageRun:
             else:
                 answered(lambda: log(connect()))
         except failures() as error:
-            self.complete, self.problem = False, without_password(innermost(error))
+            self.complete, self.problem = False, without_password(str(error))
             if self.whole:
                 self.whole.complete = False
             connection.warn(
@@ -323,7 +322,7 @@ def end(run_id: str, status: str) -> None:
     try:
         answered(lambda: connect().set_terminated(run_id, status))
     except failures() as error:
-        connection.warn(f"run {run_id} stays open in MLflow: {innermost(error)}")
+        connection.warn(f"run {run_id} stays open in MLflow: {error}")
 
 
 def log_tags(client: Any, run_id: str, tags: Mapping[str, str]) -> None:
