@@ -38,7 +38,7 @@ LOST = "EVASION_MLFLOW_LOST"  # set by pipelines/local/session.py for such a ste
 END_SECONDS, LASTING_SECONDS, LATE_SECONDS = 10.0, 300.0, 2.0
 
 INCOMPLETE = "warning: tracking is incomplete: "  # how the line of a step begins that says so
-UNREACHABLE = "cannot be used; check MLFLOW_TRACKING_URI and that the server is running"  # of a step's error
+UNREACHABLE = "check MLFLOW_TRACKING_URI and that the server is running"  # of a step's error
 
 _set_here: dict[str, str] = {}  # the variables that `default_variables` has set
 
@@ -217,7 +217,10 @@ def reachable(*, lasting: bool = False) -> Iterator[None]:
             )
             message = f"MLflow at {uri} cannot be used; {advice}: {_innermost(error)}"
         else:
-            message = f"MLflow at {uri} {UNREACHABLE}: {_innermost(error)}"
+            message = (
+                f"MLflow at {uri} cannot be used; check MLFLOW_TRACKING_URI and that the server is running: "
+                f"{_innermost(error)}"
+            )
         # If the address contains a password, so does MLflow's own message, which a log would show as the cause.
         raise TrackingError(without_password(message)) from (error if _password(uri) is None else None)
 
