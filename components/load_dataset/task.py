@@ -103,7 +103,7 @@ def load_dataset(
     with tracking.stage("load_dataset", parameters) as stage_run:
         if load_dataset_from_mlruns:
             skipped = 0
-            _download(dataset, dataset_run_id, dataset_tar_name, dataset_name, shape)
+            _download(dataset, dataset_run_id, dataset_tar_name, dataset_name, shape, card)
         else:
             from evasion.components.load_dataset.pack import pack
 
@@ -162,7 +162,9 @@ def shard_names(shards: int) -> list[str]:
     return [f"{number:05d}-of-{shards:05d}.tar" for number in range(1, shards + 1)] if shards > 1 else []
 
 
-def _download(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int]) -> None:
+def _download(
+    dataset: Path, run_id: str, tar_name: str, dataset_name: str, shape: tuple[int, int, int], card: "Card | None"
+) -> None:
     """Download a dataset from MLflow; keep it only if it is complete and suits the model."""
     import tempfile
 
@@ -177,4 +179,6 @@ def _download(dataset: Path, run_id: str, tar_name: str, dataset_name: str, shap
                     f"The dataset's images are {downloaded.header.image_shape}, but the model takes {shape}: "
                     "take the dataset that was loaded for this model."
                 )
+            if card is not None:
+                card.suited_to(downloaded.header.class_names, shape)
             downloaded.copy_to(dataset)

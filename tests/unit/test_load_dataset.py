@@ -17,6 +17,7 @@ from evasion.components.common.data import writer
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import DatasetError
 from evasion.components.common.models.architectures import ARCHITECTURES
+from evasion.components.common.models.artifact import ModelError
 from evasion.components.common.tracking import TrackingError
 from evasion.components.common.tracking.client import connect
 from evasion.components.load_dataset.task import load_dataset
@@ -335,6 +336,10 @@ class TestFromMlflow:
         with pytest.raises(TrackingError, match="several stages logged this name: give the run id of one stage"):
             take("pipeline")
         assert take("stage")[1]["sha256"] == logged["sha256"]
+
+    def test_classes_that_the_model_does_not_know_are_refused(self, take, le_net_artifact, nothing_is_left):
+        with pytest.raises(ModelError, match="The model does not know 3 of the dataset's 3 classes: "):
+            take(model=le_net_artifact)
 
     def test_another_dataset_name_is_reported(self, take, nothing_is_left):
         with pytest.raises(DatasetError) as error:
