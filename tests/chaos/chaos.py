@@ -136,7 +136,7 @@ def content_of(path: Path) -> str:
 
 
 @contextmanager
-def signalled(find: Callable[[], psutil.Process | None], moment: "Moment") -> Iterator[None]:
+def signalled(find: Callable[[], psutil.Process | None], moment: Moment) -> Iterator[None]:
     """Send a signal to a process at its moment, if it still runs."""
 
     def send() -> None:

@@ -38,7 +38,7 @@ LOST = "EVASION_MLFLOW_LOST"  # set by pipelines/local/session.py for such a ste
 END_SECONDS, LASTING_SECONDS, LATE_SECONDS = 10.0, 300.0, 2.0
 
 INCOMPLETE = "warning: tracking is incomplete: "  # how the line of a step begins that says so
-UNREACHABLE = "check MLFLOW_TRACKING_URI and that the server is running"  # of a step's error
+UNREACHABLE = "check MLFLOW_TRACKING_URI and that the server is running"  # in the error of `reachable`
 
 _set_here: dict[str, str] = {}  # the variables that `default_variables` has set
 
