@@ -4,8 +4,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic_core import from_json
+
+from evasion.components.common import strict_json
 
 _STRICT = ConfigDict(strict=True, extra="ignore")
 _Stage = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,100}$")]
@@ -55,9 +57,6 @@ class _File:
     provenance: list[_Entry]
 
 
-_FILE = TypeAdapter(_File)
-
-
 def parse(text: bytes) -> dict[str, Any]:
     """Return what `dataset.json` says, each field of its type.
 
@@ -67,7 +66,7 @@ def parse(text: bytes) -> dict[str, Any]:
     try:
         content = from_json(text)
         # Written again, a number such as 1e999 is refused, also among the parameters of a stage.
-        _FILE.validate_json(json.dumps(content, allow_nan=False))
+        strict_json.parse(_File, json.dumps(content, allow_nan=False))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in problem["loc"])

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from evasion.components.common import strict_json
 from evasion.components.common.data.header import Header
 from evasion.components.common.data.resizing import Resizing
 from evasion.components.common.files import replacing, sha256_of
@@ -88,7 +89,7 @@ class Card:
             ModelError: If either file is missing or damaged.
         """
         try:
-            card = TypeAdapter(cls).validate_json((folder / CARD).read_bytes())
+            card = strict_json.parse(cls, (folder / CARD).read_bytes())
         except FileNotFoundError as error:
             raise ModelError(
                 f"The model has no {CARD} with its class names. Register it with `train` or `init_model`."

@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from evasion.components.common import strict_json
 from evasion.components.common.validate import shown
 
 T = TypeVar("T")
 
-MAX_BYTES = 256 << 20
-"""The largest file that is read: of 1,000 classes and 50,000 images, a report has some 60 MB."""
+MAX_BYTES = 32 << 20
+"""The largest file that is read: of 1,000 classes and 50,000 images, a report has at most some 20 MB."""
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -29,8 +30,10 @@ def to_text(content: Any) -> str:
     Raises:
         ValueError: A number in it is not finite.
     """
-    values = _adapter(type(content)).dump_python(content)
-    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    values = TypeAdapter(type(content)).dump_python(content)
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    # A confusion matrix has a list of three numbers for each pair of classes.
+    return re.sub(r"\[\s+\d+(,\n\s+\d+)*\s+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
 
 
 def from_value(kind: type[T], value: Any) -> T:
@@ -40,10 +43,9 @@ def from_value(kind: type[T], value: Any) -> T:
         ValueError: The value does not fit the dataclass.
     """
     try:
-        instance: T = _adapter(kind).validate_json(json.dumps(value, allow_nan=False))
+        return strict_json.parse(kind, json.dumps(value, allow_nan=False))
     except ValidationError as error:
         raise ValueError(f"{kind.__name__} {_explained(error, 'this version')}") from None
-    return instance
 
 
 def read(path: Path, kind: type[T], stage: str) -> T:
@@ -63,19 +65,9 @@ def read(path: Path, kind: type[T], stage: str) -> T:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{path} must have at most {MAX_BYTES >> 20} MiB. Received: more")
     try:
-        instance: T = _adapter(kind).validate_json(content)
+        return strict_json.parse(kind, content)
     except ValidationError as error:
         raise ValueError(f"{path} {_explained(error, stage)}") from None
-    return instance
-
-
-_adapters: dict[Any, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
 
 
 def _explained(error: ValidationError, stage: str) -> str:
