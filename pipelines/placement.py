@@ -2,7 +2,8 @@
 
 This is the only module that depends on Kubernetes. With device gpu, steps that run a model run on a node with a GPU,
 other steps never do. Two additional `track_run` steps open and finish the pipeline's run in MLflow; a stage that fails
-ends that run as FAILED itself. An exit handler would do so too, but would reduce the graph's first view to two boxes.
+ends that run as FAILED itself, and what killed pods leave open is ended by the first step of the next pipeline. An exit
+handler would do so too, but would reduce the graph's first view to two boxes.
 """
 
 import functools

@@ -24,7 +24,7 @@ def parse(kind: type[T], content: bytes | str) -> T:
     Raises:
         pydantic.ValidationError: The text is not JSON, or does not fit the dataclass.
     """
-    instance: T = _validator(kind).validate_json(content)
+    instance: T = _validator(kind).validate_json(content)  # type: ignore[arg-type] # a class is hashable
     return instance
 
 

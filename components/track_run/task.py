@@ -22,6 +22,8 @@ def track_run(*, link: Path, pipeline: str, status: str, run_name: str, git_comm
     from evasion.components.common import tracking
     from evasion.components.common.files import replacing
 
+    if status == "RUNNING" and (names := tracking.end_abandoned()):
+        print(f"Ended the MLflow runs that killed pods of earlier runs had left open: {', '.join(names)}")
     kubeflow_run = os.environ.get(tracking.KUBEFLOW_RUN, "")
     page = f"{kubeflow_link.rstrip('/')}/#/runs/details/{kubeflow_run}" if kubeflow_link and kubeflow_run else ""
     run_id = tracking.mark_pipeline_run(pipeline, status, run_name=run_name, git_commit=git_commit, kubeflow_page=page)

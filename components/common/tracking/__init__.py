@@ -8,10 +8,11 @@ fails at once. It logs results when it has them: if MLflow is no longer availabl
 stage warns that tracking is incomplete.
 
 Tags record the origin of every run: the commit of the steps' code (`mlflow.source.git.commit`), the image
-(`mlflow.docker.image.uri`) and Kubeflow's run (`kfp_run_id`). A stage's run also has the dataset that the stage
-processed (`dataset_sha256`) and the resulting report (`parent_report`); the run of a comparison has the hashes of its
-reports, and the runs of these reports have them as `report_sha256`. A pipeline's run also has its testing data, the
-commit for which the run was started (`git_commit`) and Kubeflow's page of the run (`kfp_run_url`).
+(`mlflow.docker.image.uri`) and Kubeflow's run (`kfp_run_id`), and what shows whether the run can still end by itself
+(`evasion.process`). A stage's run also has the dataset that the stage processed (`dataset_sha256`) and the resulting
+report (`parent_report`); the run of a comparison has the hashes of its reports, and the runs of these reports have them
+as `report_sha256`. A pipeline's run also has its testing data, the commit for which the run was started (`git_commit`)
+and Kubeflow's page of the run (`kfp_run_url`).
 """
 
 from evasion.components.common.tracking.client import (

@@ -92,10 +92,13 @@ def _end_stages(client: Any, run: Any, status: str) -> int:
 
 
 def end_abandoned() -> list[str]:
-    """End the runs of pipelines whose process on this machine was killed, and those of their stages, as KILLED.
+    """End runs as KILLED that nothing else will end.
+
+    Such are the runs of pipelines, and of their stages, whose process on this machine was killed; in Kubeflow those of
+    a workflow of this namespace that has ended.
 
     Returns:
-        The names of the pipelines.
+        The names of the pipelines, and in Kubeflow of the stages.
 
     Raises:
         TrackingError: If MLflow does not answer.
@@ -105,11 +108,13 @@ def end_abandoned() -> list[str]:
     with reachable():
         client = connect()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        query = "tags.stage = 'pipeline' and attributes.status = 'RUNNING'"
+        query = f"tags.`{PROCESS}` LIKE '{{%' and attributes.status = 'RUNNING'"
         runs = client.search_runs(experiments, query, max_results=MOST_RUNS) if experiments else []
+        processes = {run.data.tags[PROCESS] for run in runs}
+        gone = {process for process in processes if has_ended(process)}
         names = []
         for run in runs:
-            if not has_ended(run.data.tags.get(PROCESS, "")):
+            if run.data.tags[PROCESS] not in gone:
                 continue
             try:
                 _end_stages(client, run, "KILLED")
@@ -117,7 +122,7 @@ def end_abandoned() -> list[str]:
             except MlflowException as error:  # such as that of another user: no reason to refuse a new run
                 connection.warn(f"run {run.info.run_id} of a killed process stays open in MLflow: {error}")
             else:
-                names.append(str(run.data.tags.get("pipeline", run.info.run_id)))
+                names.append(str(run.data.tags.get("pipeline", run.info.run_name)))
     return names
 
 
@@ -165,9 +170,9 @@ def mark_pipeline_run(
 def fail_pipeline_run(status: str = "FAILED") -> None:
     """End the run of a pipeline in Kubeflow after one of its stages failed, or was terminated (`status` KILLED).
 
-    Nothing else would end it: Kubeflow runs no step after a failed one, except an exit handler, which would hide the
-    pipeline in a graph of its own. If a later attempt of the stage succeeds, the last step finishes the run. Errors
-    here are only warnings.
+    Nothing else would end it before the next pipeline: Kubeflow runs no step after a failed one, except an exit
+    handler, which would hide the pipeline in a graph of its own. If a later attempt of the stage succeeds, the last
+    step finishes the run. Errors here are only warnings.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""Which process has opened a run, and whether it still runs."""
+"""Which process or workflow has opened a run, and whether it still runs."""
 
 import json
 import os
@@ -6,19 +6,27 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+from evasion.components.common.tracking.workflows import this_workflow, workflow_has_ended
+
 PROCESS = "evasion.process"
-"""The tag of a pipeline's run on this machine."""
+"""The tag of a pipeline's run on this machine, and of every run in Kubeflow."""
 
 
 def this_process() -> str:
-    """Return the host, the id and the start time of this process."""
-    return json.dumps({"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())})
+    """Return the host, the id and the start time of this process; in Kubeflow what identifies the workflow."""
+    own = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return json.dumps(this_workflow() or own)
 
 
 def has_ended(process: str) -> bool:
-    """Return whether a process of this machine has ended; False for one of another machine, and for a blank text."""
+    """Return whether a process or a workflow has ended.
+
+    False for a process of another machine, a workflow of another cluster, and for a blank text.
+    """
     try:
         known = json.loads(process)
+        if "cluster" in known:
+            return workflow_has_ended(known)
         if known["host"] != _host():
             return False
         return bool(_started(int(known["pid"])) != known["started"])

@@ -31,6 +31,7 @@ from evasion.components.common.tracking.client import (
     without_password,
 )
 from evasion.components.common.tracking.models import log_model
+from evasion.components.common.tracking.processes import PROCESS, this_process
 from evasion.components.common.tracking.signals import signals_held
 
 Item = TypeVar("Item")
@@ -276,6 +277,7 @@ def lineage_tags(**further: str) -> dict[str, str]:
         "mlflow.source.git.commit": os.environ.get(REVISION, ""),
         "mlflow.docker.image.uri": os.environ.get(IMAGE, ""),
         "kfp_run_id": os.environ.get(KUBEFLOW_RUN, ""),
+        PROCESS: this_process() if os.environ.get(KUBEFLOW_RUN) else "",
         **further,
     }
     return {name: value for name, value in tags.items() if value}

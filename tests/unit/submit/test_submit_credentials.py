@@ -1,14 +1,9 @@
 """As whom `evasion submit` asks, and how it reaches the host."""
 
-import datetime
 import json
 
 import pytest
 from click.testing import CliRunner
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from kfp_server import RESET, Story, serving
 from submitting import only
 
@@ -112,25 +107,6 @@ def test_a_proxy_is_used_unless_the_host_is_excluded(submit, kfp_server, monkeyp
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     submit("--no-wait")
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """A file with a key and a self-signed certificate of localhost."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    file = tmp_path / "localhost.pem"
-    file.write_bytes(key.private_bytes(*form) + signed.public_bytes(serialization.Encoding.PEM))
-    return str(file)
 
 
 def test_a_host_must_have_a_trusted_certificate(submit, certificate, monkeypatch):

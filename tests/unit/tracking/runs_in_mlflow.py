@@ -59,3 +59,12 @@ def kill(process):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # the server and its worker, which have a session of their own
     process.wait()
+
+
+def runs_of(client, name=None):
+    experiment = client.get_experiment_by_name(name or os.environ["MLFLOW_EXPERIMENT_NAME"])
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+def statuses(client):
+    return {run.data.tags["stage"]: run.info.status for run in runs_of(client)}

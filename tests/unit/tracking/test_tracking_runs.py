@@ -8,16 +8,11 @@ import sys
 import uuid
 
 import pytest
-from runs_in_mlflow import VARIABLES
+from runs_in_mlflow import VARIABLES, runs_of, statuses
 
 from evasion.components.common import tracking
 from evasion.components.common.tracking import TrackingError, stage_run
 from evasion.components.track_run import task as track_run
-
-
-def runs_of(client, name=None):
-    experiment = client.get_experiment_by_name(name or os.environ["MLFLOW_EXPERIMENT_NAME"])
-    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
 
 
 def test_what_killed_pods_left_open_is_ended_without_output(client, monkeypatch, capsys):
@@ -200,10 +195,6 @@ def fail(client):
         tracking.fail_pipeline_run()
 
     return run
-
-
-def statuses(client):
-    return {run.data.tags["stage"]: run.info.status for run in runs_of(client)}
 
 
 def test_in_kubeflow_a_failed_run_stays_so_unless_a_further_try_leads_to_the_last_step(
