@@ -18,6 +18,7 @@ from evasion.components.common.data.pixels import Floats, Pixels, to_float
 Rows = npt.NDArray[np.int32]
 
 _TINY = 1e-12
+_MEMORY = 0.1  # share of the steps whose gradients count, where one of them says little
 _FIRST_STEP = 2.0  # times eps
 _RISES = 0.75  # share of the steps since the last check that must raise the loss
 
@@ -33,12 +34,21 @@ class Runs:
         objective: Its losses.
         norm: inf or 2.
         eps: Size of the attack; for inf a whole number of 8-bit steps.
+        max_iter: Number of steps.
         capacity: Largest number of runs. There is one row more, for padding.
         batches: How images pass through the target.
     """
 
     def __init__(
-        self, target: Any, objective: Objective, *, norm: str, eps: float, capacity: int, batches: Batches
+        self,
+        target: Any,
+        objective: Objective,
+        *,
+        norm: str,
+        eps: float,
+        max_iter: int,
+        capacity: int,
+        batches: Batches,
     ) -> None:
         self._batches, self._padding = batches, capacity
         shape = target.model.input_shape[1:]
@@ -52,6 +62,7 @@ class Runs:
 
         self._target, self._objective, self._norm, self._eps = target, objective, norm, eps
         self._pass = target.loss_pass(objective.loss)
+        self._decay = max(1 - 1 / (_MEMORY * max_iter), 0.0)
         self._original, self._kept = images(), images()  # in 8-bit steps
         self._x, self._previous, self._gradient, self._best, self._best_gradient = (images() for _ in range(5))
         self._label, self._aim = numbers(), numbers()
@@ -94,6 +105,7 @@ class Runs:
             _put(variable, rows, tf.cast(original, tf.float32))
         for variable in (self._x, self._previous, self._best):
             _put(variable, rows, start)
+        _put(self._gradient, rows, tf.zeros_like(start))
         _put(self._label, rows, tf.cast(labels, tf.float32))
         _put(self._aim, rows, tf.cast(aims, tf.float32))
         for variable in (self._best_loss, self._margin):
@@ -144,6 +156,8 @@ class Runs:
     def _update(self, rows: Any, saved: Any, outputs: Any, loss: Any, gradient: Any) -> Any:
         """Take in what the target says of the points."""
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
+        if self._target.straight_through:
+            gradient = self._accumulated(rows, gradient)
         rises = tf.cast(loss > _get(self._loss, rows), tf.float32)
         _put(self._rises, rows, _get(self._rises, rows) + rises)
         _put(self._loss, rows, loss)
@@ -161,6 +175,18 @@ class Runs:
         _put(self._kept, changed, tf.round(tf.gather(saved, nearer) * self._levels))
         _put(self._margin, changed, tf.gather(margins, nearer))
         return self._objective.settled(outputs, labels)
+
+    def _accumulated(self, rows: Any, gradient: Any) -> Any:
+        """Return gradients with a share of those before, for the runs that aim at a class.
+
+        Behind a defense such as JPEG the gradient differs much from one step to the next, for it is that of another
+        image. A sum with decaying weights (Dong et al. 2018, arXiv:1710.06081, section 3.2) points where most of them
+        do. Runs without an aim keep the last gradient, as in the paper: each kind fools images that the other does not.
+        """
+        size = tf.reduce_mean(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
+        total = gradient / tf.maximum(size, _TINY) + self._decay * _get(self._gradient, rows)
+        aimed = tf.not_equal(_get(self._aim, rows), _get(self._label, rows))
+        return tf.where(tf.reshape(aimed, (-1, 1, 1, 1)), total, gradient)
 
     def _check(self, rows: Any, steps: Any) -> None:
         """Halve the step of the runs that stagnate, and send them back to their best point.

@@ -57,6 +57,7 @@ class Ensemble:
             self._objective,
             norm=norm,
             eps=self._eps,
+            max_iter=budget.max_iter,
             capacity=max(self.capacity, budget.n_target_classes),
             batches=self._batches,
         )

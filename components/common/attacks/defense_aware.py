@@ -36,6 +36,7 @@ class Defended(Classifier):
     """
 
     compiled = False
+    straight_through = True
 
     def __init__(self, model: Any, transformation: Transformation, *, eot_samples: int, seed: int) -> None:
         super().__init__(model)

@@ -56,11 +56,13 @@ class Classifier:
         logits: The same model without its softmax.
         from_logits: Whether the outputs of `logits` are logits.
         compiled: Whether gradients are computed by TensorFlow alone, so that they can be part of a compiled step.
+        straight_through: Whether gradients are those of other images, behind a defense.
         random: Whether outputs and gradients are means over random draws.
         draws: The number of these draws; 1 if nothing is random.
     """
 
     compiled = True
+    straight_through = False
     random = False
     draws = 1
 
