@@ -11,7 +11,10 @@ import pytest
 
 from evasion.components.auto_attack import apgd, budgets, square
 from evasion.components.auto_attack import task as auto_attack
+from evasion.components.auto_attack.batches import Batches
 from evasion.components.auto_attack.budgets import MEMBERS, Budget
+from evasion.components.auto_attack.compiled import Runs
+from evasion.components.auto_attack.objective import Objective
 from evasion.components.common.attacks.defense_aware import Defended
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.pixels import to_float
@@ -281,6 +284,58 @@ def test_a_model_whose_logits_are_hidden_is_attacked_by_its_probabilities():
     ours = attacked(target, pixels, members=("apgd-ce", "apgd-t"), eps=0.1)
     same = attacked(classifier.Classifier(small_model(5)), pixels, members=("apgd-ce", "apgd-t"), eps=0.1)
     assert (fooled_by(ours) != "").tolist() == (fooled_by(same) != "").tolist()
+
+
+class Jumping:
+    """A target of two pixels whose gradient differs from one step to the next, as behind JPEG.
+
+    Attributes:
+        points: The images that passed, in levels of 8 bits.
+    """
+
+    model = type("Model", (), {"input_shape": (None, 1, 2, 1), "output_shape": (None, 10)})
+    compiled, random, from_logits, draws = False, False, True, 1
+
+    def __init__(self, straight_through):
+        self.straight_through, self.points = straight_through, []
+        self._gradients = itertools.cycle([[3.0, 1.0], [-1.0, 3.0]])
+
+    def loss_pass(self, loss):
+        def one_pass(x, labels, aims):
+            self.points.append(np.rint(255 * np.asarray(x)[0, 0, :, 0]).astype(int).tolist())
+            gradient = np.array(next(self._gradients), np.float32).reshape(1, 1, 2, 1)
+            return np.eye(1, 10, dtype=np.float32), np.zeros(1, np.float32), gradient
+
+        return one_pass
+
+
+@pytest.mark.parametrize(
+    ("straight_through", "aim", "second"),
+    [
+        pytest.param(True, 1, 120, id="behind a defense, towards a class: the sum of the gradients"),
+        pytest.param(True, 0, 95, id="behind a defense, on the cross-entropy: the last gradient"),
+        pytest.param(False, 1, 95, id="without a defense: the last gradient"),
+    ],
+)
+def test_a_gradient_that_jumps_is_summed(straight_through, aim, second):
+    target = Jumping(straight_through)
+    runs = Runs(
+        target,
+        Objective(target),
+        norm="inf",
+        eps=20 / 255,
+        max_iter=100,
+        capacity=1,
+        batches=Batches(1, full=False),
+    )
+    row, original = np.zeros(1, np.int32), np.full((1, 1, 2, 1), 100, np.uint8)
+    runs.begin(row, original, to_float(original), row, np.array([aim], np.int32))
+    for share in (0, 1, 0.75):
+        runs.step(row, share)
+
+    # The step of 2 eps goes to the bound; the second one turns the first pixel if only the last gradient counts:
+    # by 0.75 of the way to the other bound, and 0.25 of the step before.
+    assert target.points == [[100, 100], [120, 120], [second, 120]]
 
 
 @pytest.mark.parametrize("stage", ["spatial_smoothing", "jpeg_compression"])
