@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-images test-cluster fuzz compile bench bench-art bench-auto-attack robustness lint format lock
-.PHONY: chaos base-image image image-table push secrets deploy load-data clean
+.PHONY: help setup demo test test-fast test-images test-cluster fuzz compile bench bench-art bench-auto-attack judges
+.PHONY: robustness lint format lock chaos base-image image image-table push secrets deploy load-data clean
 
 help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,11 @@ bench-art: $(INSTALLED)  ## Compare attacks with ART's own classes, and time the
 
 bench-auto-attack: $(INSTALLED)  ## Time auto_attack: the demo's attackers, beside ART's, and beside its passes alone
 	$(BIN)/python tests/benchmarks/auto_attack.py
+
+# Options of tests/benchmarks/judges.py, such as JUDGES="--training pgd --seed 3 --defense median --eps 0.3".
+JUDGES ?=
+judges: $(INSTALLED)  ## Set auto_attack beside an adaptive attack for docs/judges.md; takes many hours, JUDGES narrows it
+	$(BIN)/python tests/benchmarks/judges.py $(JUDGES)
 
 MOMENTS ?= 100
 chaos: $(INSTALLED)  ## Send signals to every stage at MOMENTS random moments each, and count what they leave

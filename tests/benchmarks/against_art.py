@@ -69,27 +69,28 @@ def load(folder: Path, name: str, split: str) -> Path:
     return folder / split
 
 
-def trained(folder: Path, data: Path, seed: int) -> Path:
-    """Train as `make demo` does."""
-    train.train(
-        dataset=data,
-        model=folder / f"model-{seed}",
-        model_tag="",
-        model_architecture="le_net",
-        epochs=12.0,
-        batch_size=32,
-        register_model=False,
-        learning_rate=0.001,
-        optimizer="adam",
-        validation_split=0.1,
-        apply_defense=False,
-        eps=0.3,
-        eps_step=0.01,
-        max_iter=40,
-        weights="none",
-        weights_sha256="",
-        seed=seed,
-    )
+def trained(folder: Path, data: Path, seed: int, **changed: object) -> Path:
+    """Train as `make demo` does, with some parameters changed."""
+    parameters = {
+        "dataset": data,
+        "model": folder / f"model-{seed}",
+        "model_tag": "",
+        "model_architecture": "le_net",
+        "epochs": 12.0,
+        "batch_size": 32,
+        "register_model": False,
+        "learning_rate": 0.001,
+        "optimizer": "adam",
+        "validation_split": 0.1,
+        "apply_defense": False,
+        "eps": 0.3,
+        "eps_step": 0.01,
+        "max_iter": 40,
+        "weights": "none",
+        "weights_sha256": "",
+        "seed": seed,
+    }
+    train.train(**(parameters | changed))
     return folder / f"model-{seed}"
 
 

@@ -1,0 +1,280 @@
+"""Robust accuracy that `auto_attack` leaves, beside that of an independent adaptive attack (`adaptive_attack.py`).
+
+    make judges JUDGES="--training pgd --seed 3 --defense median --eps 0.3"
+
+Both attack the same le_nets, trained as `make demo` and `make robustness` train them, and the same MNIST digits, 20 of
+each class. `auto_attack` runs as its stage, aware of the one defense; an image is robust if it is right without an
+attack, with the same defense, and under each attacker. Both are judged in 8 bits: a random defense by one draw an
+image, the same for both, and by the mean over 100 draws.
+
+All cells take many hours. Models and results are kept in build/judges: a cell that is in results.jsonl is not measured
+again, so an interrupted run goes on where it was. Exits 1 if an attacked image is farther from its original than eps.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from against_art import load, trained
+from auto_attack import BATCH_SIZE, DEFENSES, GIVEN
+
+from evasion.components.auto_attack import budgets
+from evasion.components.auto_attack import task as auto_attack
+from evasion.components.common.data import writer
+from evasion.components.common.data.dataset import Dataset
+from evasion.components.common.data.pixels import to_float
+from evasion.components.common.defenses.known import defenses_of
+from evasion.components.common.models import artifact as model_artifact
+from evasion.pipelines import mnist
+
+FOLDER = Path("build/judges")
+PGD = {"apply_defense": True, "eps": 0.3, "eps_step": 0.1, "max_iter": 7}
+TRAININGS: dict[str, dict[str, Any]] = {"plain": {}, "pgd": PGD}
+STAGES = {
+    "none": "",
+    "median": "spatial_smoothing",
+    "jpeg": "jpeg_compression",
+    "noise": "gaussian_augmentation",
+}
+LARGEST_EPS = 0.3  # images that withstand it count with --fast
+SEED, JUDGED = 1, 100  # of both attacks; draws of a random defense
+
+
+@dataclasses.dataclass
+class Digits:
+    """The images: their dataset, and what it contains."""
+
+    path: Path
+    pixels: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+
+
+def chosen(source: Path, path: Path, images: int, without: frozenset[int] = frozenset()) -> Digits:
+    """Write a dataset of the first images of each class, all but some, and return it."""
+    with Dataset(source) as data:
+        rows = list(data.samples())
+        header = data.header
+    classes = len(header.class_names)
+    taken = [row for label in range(classes) for row in [r for r in rows if r.label == label][: images // classes]]
+    taken = [row for place, row in enumerate(taken) if place not in without]
+    labels = np.array([row.label for row in taken], dtype=np.int64)
+    counts = tuple(np.bincount(labels, minlength=classes).tolist())
+    writer.write(path, dataclasses.replace(header, counts=counts), iter(taken))
+    names = [f"{header.class_names[row.label]}/{row.stem}" for row in taken]
+    return Digits(path, np.stack([row.pixels for row in taken]), labels, names)
+
+
+class Judge:
+    """A model behind a defense, which says what is right."""
+
+    def __init__(self, folder: Path, defense: str) -> None:
+        import keras
+
+        self.model = model_artifact.load(folder)
+        self.logits = keras.Model(self.model.input, self.model.get_layer("logits").output)
+        self.known = json.dumps({STAGES[defense]: DEFENSES[STAGES[defense]]}) if defense != "none" else ""
+        self.transformation = defenses_of(self.known)[0].transformation if self.known else None
+        self.random = self.transformation is not None and self.transformation.random
+        self.seeds = range(JUDGED if self.random else 1)
+
+    def right(self, pixels: np.ndarray, digits: Digits) -> np.ndarray:
+        """Return which images are right, shape (draws, images)."""
+        return np.stack([self._predicted(pixels, digits.names, seed) == digits.labels for seed in self.seeds])
+
+    def _predicted(self, pixels: np.ndarray, names: list[str], seed: int) -> np.ndarray:
+        if self.transformation is not None:
+            of = self.transformation.of
+            pixels = np.stack([of(image, seed, name) for image, name in zip(pixels, names, strict=True)])
+        return np.asarray(self.model(to_float(pixels), training=False)).argmax(axis=1)
+
+
+def by_stage(folder: Path, digits: Digits, model: Path, judge: Judge, eps: float, cell: dict[str, Any]) -> Any:
+    """Return the images of each attacker of the stage `auto_attack`, as they are saved."""
+    output = folder / "attacked.tar"
+    auto_attack.auto_attack(
+        dataset=digits.path,
+        model=model,
+        adversarial=output,
+        defenses=judge.known,
+        batch_size=BATCH_SIZE,
+        eps=eps,
+        norm="inf",
+        budget=cell["attack"],
+        members=cell["members"],
+        eot_samples=8,
+        seed=SEED,
+        **GIVEN,
+    )
+    for attacker in Dataset.all_in(output):
+        with attacker as saved:
+            yield np.stack([sample.pixels for sample in saved.samples()])
+
+
+def adaptively(digits: Digits, judge: Judge, eps: float, starts: int) -> np.ndarray:
+    """Return the images of the adaptive attack."""
+    from adaptive_attack import AdaptiveAttack
+
+    defense = judge.transformation.apply if judge.transformation else None
+    attack = AdaptiveAttack(judge.logits, defense, random=judge.random, eps=eps, starts=starts, seed=SEED)
+    return attack.generate(digits.pixels, digits.labels)
+
+
+def measured(folder: Path, model: Path, judge: Judge, testing: Path, cell: dict[str, Any], spared: list[int]) -> dict:
+    """Attack the images of a cell but those that are spared; return what is right."""
+    digits = chosen(testing, folder / "digits.tar", cell["images"])
+    clean = judge.right(digits.pixels, digits)
+    # Columns of the attackers; those of spared images stay as they are without an attack.
+    robust = aware = clean
+    started = time.perf_counter()
+    if len(spared) < len(digits.labels):
+        attacked = chosen(testing, folder / "attacked-digits.tar", cell["images"], frozenset(spared))
+        left = np.setdiff1d(np.arange(len(digits.labels)), spared)
+        if cell["attack"] == "adaptive":
+            found = iter([adaptively(attacked, judge, cell["eps"], cell["starts"])])
+        else:
+            found = by_stage(folder, attacked, model, judge, cell["eps"], cell)
+        for images in found:
+            farthest = np.abs(images.astype(int) - attacked.pixels).max()
+            if farthest > 255 * cell["eps"] + 1e-6:
+                sys.exit(f"{cell}: a pixel changed by {farthest} levels")
+            aware = clean.copy()
+            aware[:, left] &= judge.right(images, attacked)
+            robust = robust & aware
+    return {
+        "clean": 100 * clean[0].mean(),
+        "robust": 100 * robust[0].mean(),
+        "aware": 100 * aware[0].mean(),
+        "mean": 100 * robust.mean(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "withstood": np.flatnonzero(robust[0]).tolist(),
+    }
+
+
+class Results:
+    """What was measured, a JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def of(self, cell: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the row of a cell."""
+        return next((row for row in self.rows if cell.items() <= row.items()), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row to the file."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Yield what the attacks of a row have in common, and each of them; the largest eps comes first."""
+    for training in options.training:
+        for seed in options.seed:
+            for defense in options.defense:
+                for eps in sorted(options.eps, reverse=True):
+                    row = {"training": training, "seed": seed, "defense": defense, "eps": eps}
+                    row["images"] = options.images
+                    attacks: list[dict[str, Any]] = [
+                        {"attack": budget, "members": options.members} for budget in options.budget
+                    ]
+                    if options.starts:
+                        attacks.append({"attack": "adaptive", "starts": options.starts})
+                    yield row, attacks
+
+
+def model_of(training: str, seed: int, data: Path) -> Path:
+    """Return the folder of a model, trained unless it is there."""
+    folder = FOLDER / training / f"model-{seed}"
+    if not (folder / model_artifact.CARD).exists():
+        # In a process of its own: it makes TensorFlow's operations deterministic, which attacks of users' are not.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(trained, folder.parent, data, seed, **TRAININGS[training]).result()
+    return folder
+
+
+def shown(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
+    """Return the line of a row."""
+    parts = [f"{row['training']:5} {row['seed']} {row['defense']:6} clean {found[0]['clean']:5.1f} eps {row['eps']:g}"]
+    for each in found:
+        mean = f" ({each['mean']:.1f})" if row["defense"] == "noise" else ""
+        parts.append(f"{each['attack']} {each['robust']:.1f}{mean} in {each['seconds']:.0f} s")
+    return "  ".join(parts)
+
+
+def listed(kind: Callable[[str], Any], allowed: Any = None) -> Callable[[str], list[Any]]:
+    """Return the type of an option with several values, separated by commas."""
+
+    def values(text: str) -> list[Any]:
+        found = [kind(part) for part in text.split(",") if part]
+        if allowed is not None and not set(found) <= set(allowed):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(map(str, allowed))}")
+        return found
+
+    return values
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--training", type=listed(str, TRAININGS), default=[*TRAININGS])
+    parser.add_argument("--seed", type=listed(int), default=[1, 2, 3])
+    parser.add_argument("--defense", type=listed(str, STAGES), default=[*STAGES])
+    parser.add_argument("--eps", type=listed(float), default=[0.1, 0.2, 0.3])
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--starts", type=int, default=1, help="of the adaptive attack; 0 leaves it out")
+    parser.add_argument("--budget", type=listed(str, budgets.BUDGETS), default=["standard"], help="'' for none")
+    parser.add_argument("--members", default=",".join(budgets.MEMBERS), help="of auto_attack")
+    parser.add_argument(
+        "--fast", action="store_true", help=f"of PGD training, spare images that withstood the attack at {LARGEST_EPS}"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the cells that are missing, and print all."""
+    options = parsed()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    results = Results(FOLDER / "results.jsonl")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        os.environ |= {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "EVASION_ARTIFACT_ROOT": f"{folder}/artifacts",
+        }
+        mnist.write(folder / "mnist")
+        training, testing = load(folder, "training", "training"), load(folder, "testing", "testing")
+        for row, attacks in cells(options):
+            found = []
+            for attack in attacks:
+                cell = row | attack
+                if (known := results.of(cell)) is None:
+                    model = model_of(row["training"], row["seed"], training)
+                    spared: list[int] = []
+                    if options.fast and row["training"] == "pgd" and row["eps"] < LARGEST_EPS:
+                        spared = (results.of(cell | {"eps": LARGEST_EPS}) or {}).get("withstood", [])
+                    judge = Judge(model, row["defense"])
+                    known = cell | {"spared": len(spared)}
+                    known |= measured(folder, model, judge, testing, cell, spared)
+                    results.add(known)
+                found.append(known)
+            if found:
+                print(shown(row, found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
