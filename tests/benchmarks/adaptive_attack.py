@@ -47,7 +47,10 @@ class AdaptiveAttack:
         self.levels = int(255 * eps + 1e-6)
         self.draws = DRAWS if random else 1
         self.generator = np.random.default_rng(seed)
-        images = tf.TensorSpec((None, *logits.input_shape[1:]), tf.float32)
+        signature = [
+            tf.TensorSpec((None, *logits.input_shape[1:]), tf.float32),
+            tf.TensorSpec((None,), tf.int32),
+        ]
 
         def margins_and_outputs(x: Any, labels: Any) -> tuple[Any, Any]:
             outputs = logits(x, training=False)
@@ -55,7 +58,7 @@ class AdaptiveAttack:
             return tf.reduce_sum(outputs * label, 1) - tf.reduce_max(outputs - 1e9 * label, 1), outputs
 
         def one_pass(loss: str) -> Any:
-            @tf.function(input_signature=[images, tf.TensorSpec((None,), tf.int32)])
+            @tf.function(input_signature=signature)
             def compiled(x: Any, labels: Any) -> tuple[Any, Any]:
                 with tf.GradientTape() as tape:
                     tape.watch(x)
@@ -69,7 +72,7 @@ class AdaptiveAttack:
             return compiled
 
         self._passes = {loss: one_pass(loss) for loss, _ in LONG}
-        self._margins = tf.function(lambda x, labels: margins_and_outputs(x, labels)[0], reduce_retracing=True)
+        self._margins = tf.function(lambda x, labels: margins_and_outputs(x, labels)[0], input_signature=signature)
 
     def generate(self, originals: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the attacked images, 8-bit, no pixel farther than eps from that of the original."""

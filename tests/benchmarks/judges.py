@@ -13,6 +13,7 @@ again, so an interrupted run goes on where it was. Exits 1 if an attacked image 
 
 import argparse
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -48,6 +49,8 @@ STAGES = {
     "jpeg": "jpeg_compression",
     "noise": "gaussian_augmentation",
 }
+ROW = ("training", "seed", "defense", "eps")
+TITLES = {"plain": "plain", "pgd": "against PGD", "jpeg": "JPEG"}
 LARGEST_EPS = 0.3  # images that withstand it count with --fast
 SEED, JUDGED = 1, 100  # of both attacks; draws of a random defense
 
@@ -132,8 +135,9 @@ def adaptively(digits: Digits, judge: Judge, eps: float, starts: int) -> np.ndar
     return attack.generate(digits.pixels, digits.labels)
 
 
-def measured(folder: Path, model: Path, judge: Judge, testing: Path, cell: dict[str, Any], spared: list[int]) -> dict:
+def measured(folder: Path, model: Path, judge: Judge, cell: dict[str, Any], spared: list[int]) -> dict[str, Any]:
     """Attack the images of a cell but those that are spared; return what is right."""
+    testing = packed("testing")
     digits = chosen(testing, folder / "digits.tar", cell["images"])
     clean = judge.right(digits.pixels, digits)
     # Columns of the attackers; those of spared images stay as they are without an attack.
@@ -198,13 +202,19 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[di
                     yield row, attacks
 
 
-def model_of(training: str, seed: int, data: Path) -> Path:
+def packed(split: str) -> Path:
+    """Return one half of the digits, packed unless it is there."""
+    mnist.write(FOLDER / "mnist")
+    return FOLDER / split if (FOLDER / split).exists() else load(FOLDER, split, split)
+
+
+def model_of(training: str, seed: int) -> Path:
     """Return the folder of a model, trained unless it is there."""
     folder = FOLDER / training / f"model-{seed}"
     if not (folder / model_artifact.CARD).exists():
         # In a process of its own: it makes TensorFlow's operations deterministic, which attacks of users' are not.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            process.submit(trained, folder.parent, data, seed, **TRAININGS[training]).result()
+            process.submit(trained, folder.parent, packed("training"), seed, **TRAININGS[training]).result()
     return folder
 
 
@@ -215,6 +225,36 @@ def shown(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
         mean = f" ({each['mean']:.1f})" if row["defense"] == "noise" else ""
         parts.append(f"{each['attack']} {each['robust']:.1f}{mean} in {each['seconds']:.0f} s")
     return "  ".join(parts)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Return the tables of docs/judges.md: without a defense, and behind one."""
+    found = {(*(row[name] for name in ROW), row["attack"]): row for row in rows}
+    lines = []
+    for defenses in (["none"], [*STAGES][1:]):
+        names = [*ROW[:3], "clean", "eps", "`light`", "`standard`", "adaptive"]
+        table = [names, ["---"] * len(names)]
+        before: tuple[Any, ...] = ()
+        for key in itertools.product(TRAININGS, (1, 2, 3), defenses, (0.1, 0.2, 0.3)):
+            numbers = [found.get((*key, attack)) for attack in ("light", "standard", "adaptive")]
+            if not any(numbers):
+                continue
+            clean = next(f"{row['clean']:.1f}" for row in numbers if row)
+            training, seed, defense, eps = key
+            first = [TITLES[training], str(seed), TITLES.get(defense, defense), clean]
+            table.append([*(first if key[:3] != before else [""] * 4), f"{eps:g}", *map(_number, numbers)])
+            before = key[:3]
+        if defenses == ["none"]:
+            table = [row[:2] + row[3:] for row in table]
+        lines += [f"| {' | '.join(row)} |".replace("|  ", "| ") for row in table] + [""]
+    return "\n".join(lines)
+
+
+def _number(row: dict[str, Any] | None) -> str:
+    """Return the text of an attack's number; in brackets the mean over draws."""
+    if row is None:
+        return "–"
+    return f"{row['robust']:.1f}" + (f" ({row['mean']:.1f})" if row["defense"] == "noise" else "")
 
 
 def listed(kind: Callable[[str], Any], allowed: Any = None) -> Callable[[str], list[Any]]:
@@ -242,6 +282,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--fast", action="store_true", help=f"of PGD training, spare images that withstood the attack at {LARGEST_EPS}"
     )
+    parser.add_argument("--table", action="store_true", help="measure nothing, print all results in Markdown")
     return parser.parse_args()
 
 
@@ -250,26 +291,27 @@ def main() -> None:
     options = parsed()
     FOLDER.mkdir(parents=True, exist_ok=True)
     results = Results(FOLDER / "results.jsonl")
+    if options.table:
+        print(markdown(results.rows))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ |= {
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "EVASION_ARTIFACT_ROOT": f"{folder}/artifacts",
         }
-        mnist.write(folder / "mnist")
-        training, testing = load(folder, "training", "training"), load(folder, "testing", "testing")
         for row, attacks in cells(options):
             found = []
             for attack in attacks:
                 cell = row | attack
                 if (known := results.of(cell)) is None:
-                    model = model_of(row["training"], row["seed"], training)
+                    model = model_of(row["training"], row["seed"])
                     spared: list[int] = []
                     if options.fast and row["training"] == "pgd" and row["eps"] < LARGEST_EPS:
                         spared = (results.of(cell | {"eps": LARGEST_EPS}) or {}).get("withstood", [])
                     judge = Judge(model, row["defense"])
                     known = cell | {"spared": len(spared)}
-                    known |= measured(folder, model, judge, testing, cell, spared)
+                    known |= measured(folder, model, judge, cell, spared)
                     results.add(known)
                 found.append(known)
             if found:
