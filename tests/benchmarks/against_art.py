@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -69,9 +70,9 @@ def load(folder: Path, name: str, split: str) -> Path:
     return folder / split
 
 
-def trained(folder: Path, data: Path, seed: int, **changed: object) -> Path:
+def trained(folder: Path, data: Path, seed: int, **changed: Any) -> Path:
     """Train as `make demo` does, with some parameters changed."""
-    parameters = {
+    parameters: dict[str, Any] = {
         "dataset": data,
         "model": folder / f"model-{seed}",
         "model_tag": "",

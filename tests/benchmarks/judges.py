@@ -101,7 +101,8 @@ class Judge:
         if self.transformation is not None:
             of = self.transformation.of
             pixels = np.stack([of(image, seed, name) for image, name in zip(pixels, names, strict=True)])
-        return np.asarray(self.model(to_float(pixels), training=False)).argmax(axis=1)
+        outputs: np.ndarray = self.model(to_float(pixels), training=False).numpy()
+        return outputs.argmax(axis=1)
 
 
 def by_stage(folder: Path, digits: Digits, model: Path, judge: Judge, eps: float, cell: dict[str, Any]) -> Any:
@@ -229,6 +230,7 @@ def shown(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the tables of docs/judges.md: without a defense, and behind one."""
+    rows = sorted(rows, key=lambda row: row.get("starts", 0))  # so that the most starts count
     found = {(*(row[name] for name in ROW), row["attack"]): row for row in rows}
     lines = []
     for defenses in (["none"], [*STAGES][1:]):
