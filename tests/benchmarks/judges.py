@@ -159,10 +159,10 @@ def measured(folder: Path, model: Path, judge: Judge, cell: dict[str, Any], spar
             aware[:, left] &= judge.right(images, attacked)
             robust = robust & aware
     return {
-        "clean": 100 * clean[0].mean(),
-        "robust": 100 * robust[0].mean(),
-        "aware": 100 * aware[0].mean(),
-        "mean": 100 * robust.mean(),
+        "clean": round(100 * clean[0].mean(), 2),
+        "robust": round(100 * robust[0].mean(), 2),
+        "aware": round(100 * aware[0].mean(), 2),
+        "mean": round(100 * robust.mean(), 2),
         "seconds": round(time.perf_counter() - started, 1),
         "withstood": np.flatnonzero(robust[0]).tolist(),
     }
