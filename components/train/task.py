@@ -196,7 +196,7 @@ def _fitted_network(data: Any, parameters: Mapping[str, Any]) -> tuple[Any, dict
 
     from evasion.components.train import mirrored
 
-    tf.config.experimental.enable_op_determinism()  # the same seed gives the same model, with any number of threads
+    tf.config.experimental.enable_op_determinism()  # one seed, one model, with as many threads
     batch_size = parameters["batch_size"]
     held_out = round(len(data) * parameters["validation_split"])
     strategy = mirrored.strategy([min(batch_size, size) for size in (len(data) - held_out, held_out) if size])

@@ -87,10 +87,10 @@ class AdaptiveAttack:
             start = originals[left].astype(np.float32)
             if number >= len(SHORT):
                 start = self.generator.uniform(low[left], high[left]).astype(np.float32)
-            for found in self._run(start, low[left], high[left], labels[left], loss, steps):
-                share = self._fooled(found, labels[left])
+            for attacked in self._run(start, low[left], high[left], labels[left], loss, steps):
+                share = self._fooled(attacked, labels[left])
                 better = share > fooled[left]
-                best[left[better]], fooled[left[better]] = found[better], share[better]
+                best[left[better]], fooled[left[better]] = attacked[better], share[better]
         return best
 
     def _run(
@@ -125,9 +125,10 @@ class AdaptiveAttack:
         for begin in range(0, len(pixels), BATCH):
             part = slice(begin, begin + BATCH)
             for _ in range(self.draws):
-                found = self._passes[loss](self._defended(pixels[part]), labels[part].astype(np.int32))
-                margins[part] += found[0].numpy() / self.draws
-                gradients[part] += found[1].numpy() / self.draws
+                defended = self._defended(pixels[part])
+                of_draw, gradient = self._passes[loss](defended, labels[part].astype(np.int32))
+                margins[part] += of_draw.numpy() / self.draws
+                gradients[part] += gradient.numpy() / self.draws
         return margins, gradients
 
     def _fooled(self, pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -148,10 +148,10 @@ def measured(folder: Path, model: Path, judge: Judge, cell: dict[str, Any], spar
         attacked = chosen(testing, folder / "attacked-digits.tar", cell["images"], frozenset(spared))
         left = np.setdiff1d(np.arange(len(digits.labels)), spared)
         if cell["attack"] == "adaptive":
-            found = iter([adaptively(attacked, judge, cell["eps"], cell["starts"])])
+            by_attacker = iter([adaptively(attacked, judge, cell["eps"], cell["starts"])])
         else:
-            found = by_stage(folder, attacked, model, judge, cell["eps"], cell)
-        for images in found:
+            by_attacker = by_stage(folder, attacked, model, judge, cell["eps"], cell)
+        for images in by_attacker:
             farthest = np.abs(images.astype(int) - attacked.pixels).max()
             if farthest > 255 * cell["eps"] + 1e-6:
                 sys.exit(f"{cell}: a pixel changed by {farthest} levels")
@@ -219,10 +219,12 @@ def model_of(training: str, seed: int) -> Path:
     return folder
 
 
-def shown(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
+def shown(row: dict[str, Any], measurements: list[dict[str, Any]]) -> str:
     """Return the line of a row."""
-    parts = [f"{row['training']:5} {row['seed']} {row['defense']:6} clean {found[0]['clean']:5.1f} eps {row['eps']:g}"]
-    for each in found:
+    parts = [
+        f"{row['training']:5} {row['seed']} {row['defense']:6} clean {measurements[0]['clean']:5.1f} eps {row['eps']:g}"
+    ]
+    for each in measurements:
         mean = f" ({each['mean']:.1f})" if row["defense"] == "noise" else ""
         parts.append(f"{each['attack']} {each['robust']:.1f}{mean} in {each['seconds']:.0f} s")
     return "  ".join(parts)
@@ -231,14 +233,14 @@ def shown(row: dict[str, Any], found: list[dict[str, Any]]) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the tables of docs/judges.md: without a defense, and behind one."""
     rows = sorted(rows, key=lambda row: row.get("starts", 0))  # so that the most starts count
-    found = {(*(row[name] for name in ROW), row["attack"]): row for row in rows}
+    by_cell = {(*(row[name] for name in ROW), row["attack"]): row for row in rows}
     lines = []
     for defenses in (["none"], [*STAGES][1:]):
         names = [*ROW[:3], "clean", "eps", "`light`", "`standard`", "adaptive"]
         table = [names, ["---"] * len(names)]
         before: tuple[Any, ...] = ()
         for key in itertools.product(TRAININGS, (1, 2, 3), defenses, (0.1, 0.2, 0.3)):
-            numbers = [found.get((*key, attack)) for attack in ("light", "standard", "adaptive")]
+            numbers = [by_cell.get((*key, attack)) for attack in ("light", "standard", "adaptive")]
             if not any(numbers):
                 continue
             clean = next(f"{row['clean']:.1f}" for row in numbers if row)
@@ -263,10 +265,10 @@ def listed(kind: Callable[[str], Any], allowed: Any = None) -> Callable[[str], l
     """Return the type of an option with several values, separated by commas."""
 
     def values(text: str) -> list[Any]:
-        found = [kind(part) for part in text.split(",") if part]
-        if allowed is not None and not set(found) <= set(allowed):
+        parts = [kind(part) for part in text.split(",") if part]
+        if allowed is not None and not set(parts) <= set(allowed):
             raise argparse.ArgumentTypeError(f"{text!r} is not of {', '.join(map(str, allowed))}")
-        return found
+        return parts
 
     return values
 
@@ -303,7 +305,7 @@ def main() -> None:
             "EVASION_ARTIFACT_ROOT": f"{folder}/artifacts",
         }
         for row, attacks in cells(options):
-            found = []
+            measurements = []
             for attack in attacks:
                 cell = row | attack
                 if (known := results.of(cell)) is None:
@@ -315,9 +317,9 @@ def main() -> None:
                     known = cell | {"spared": len(spared)}
                     known |= measured(folder, model, judge, cell, spared)
                     results.add(known)
-                found.append(known)
-            if found:
-                print(shown(row, found), flush=True)
+                measurements.append(known)
+            if measurements:
+                print(shown(row, measurements), flush=True)
 
 
 if __name__ == "__main__":
