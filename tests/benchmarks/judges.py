@@ -120,7 +120,7 @@ def by_stage(folder: Path, digits: Digits, model: Path, judge: Judge, eps: float
         members=cell["members"],
         eot_samples=8,
         seed=SEED,
-        **GIVEN,
+        **GIVEN | {"num_random_init": cell.get("num_random_init", 0)},
     )
     for attacker in Dataset.all_in(output):
         with attacker as saved:
@@ -178,7 +178,9 @@ class Results:
 
     def of(self, cell: dict[str, Any]) -> dict[str, Any] | None:
         """Return the row of a cell."""
-        return next((row for row in self.rows if cell.items() <= row.items()), None)
+        starts = "num_random_init"
+        same = (row for row in self.rows if cell.items() <= row.items() and row.get(starts) == cell.get(starts))
+        return next(same, None)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row to the file."""
@@ -195,9 +197,10 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[di
                 for eps in sorted(options.eps, reverse=True):
                     row = {"training": training, "seed": seed, "defense": defense, "eps": eps}
                     row["images"] = options.images
-                    attacks: list[dict[str, Any]] = [
-                        {"attack": budget, "members": options.members} for budget in options.budget
-                    ]
+                    given = {"members": options.members}
+                    if options.num_random_init:
+                        given["num_random_init"] = options.num_random_init
+                    attacks: list[dict[str, Any]] = [{"attack": budget} | given for budget in options.budget]
                     if options.starts:
                         attacks.append({"attack": "adaptive", "starts": options.starts})
                     yield row, attacks
@@ -233,6 +236,7 @@ def shown(row: dict[str, Any], measurements: list[dict[str, Any]]) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the tables of docs/judges.md: without a defense, and behind one."""
     rows = sorted(rows, key=lambda row: row.get("starts", 0))  # so that the most starts count
+    rows = [row for row in rows if "num_random_init" not in row]
     by_cell = {(*(row[name] for name in ROW), row["attack"]): row for row in rows}
     lines = []
     for defenses in (["none"], [*STAGES][1:]):
@@ -282,6 +286,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--starts", type=int, default=1, help="of the adaptive attack; 0 leaves it out")
     parser.add_argument("--budget", type=listed(str, budgets.BUDGETS), default=["standard"], help="'' for none")
+    parser.add_argument("--num-random-init", type=int, default=0, help="of auto_attack; 0 for that of the budget")
     parser.add_argument("--members", default=",".join(budgets.MEMBERS), help="of auto_attack")
     parser.add_argument(
         "--fast", action="store_true", help=f"of PGD training, spare images that withstood the attack at {LARGEST_EPS}"
