@@ -63,7 +63,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path, monkeypatch):
 
 
 def test_numbers_of_a_list_share_a_line():
-    note = "[\n 1,\n 2\n]"
+    note = "[ 1 ] and [\n 1,\n 2\n]"
     text = json_file.to_text(Matrix([(1, 2, 3), (40, 5, 6)], {"a": 1}, note))
 
     assert [line.strip() for line in text.splitlines()][1:5] == ['"rows": [', "[1,2,3],", "[40,5,6]", "],"]

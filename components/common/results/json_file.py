@@ -32,8 +32,8 @@ def to_text(content: Any) -> str:
     """
     values = TypeAdapter(type(content)).dump_python(content)
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    # A confusion matrix has a list of three numbers for each pair of classes.
-    return re.sub(r"\[\s+\d+(,\n\s+\d+)*\s+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
+    # A confusion matrix has a list of three numbers for each pair of classes. Only outside of strings are there lines.
+    return re.sub(r"\[\n\s+\d+(,\n\s+\d+)*\n\s+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
 
 
 def from_value(kind: type[T], value: Any) -> T:
