@@ -37,6 +37,7 @@ from evasion.components.pgd import task as pgd
 from evasion.components.security_curve import task as security_curve
 from evasion.components.spatial_smoothing import task as spatial_smoothing
 from evasion.components.train import task as train
+from evasion.components.train.component import train as train_step
 from evasion.pipelines import mnist
 
 SEEDS = (1, 2, 3)
@@ -72,26 +73,10 @@ def load(folder: Path, name: str, split: str) -> Path:
 
 def trained(folder: Path, data: Path, seed: int, **changed: Any) -> Path:
     """Train as `make demo` does, with some parameters changed."""
-    parameters: dict[str, Any] = {
-        "dataset": data,
-        "model": folder / f"model-{seed}",
-        "model_tag": "",
-        "model_architecture": "le_net",
-        "epochs": 12.0,
-        "batch_size": 32,
-        "register_model": False,
-        "learning_rate": 0.001,
-        "optimizer": "adam",
-        "validation_split": 0.1,
-        "apply_defense": False,
-        "eps": 0.3,
-        "eps_step": 0.01,
-        "max_iter": 40,
-        "weights": "none",
-        "weights_sha256": "",
-        "seed": seed,
-    }
-    train.train(**(parameters | changed))
+    defaults = {name: spec.default for name, spec in train_step.component_spec.inputs.items()}
+    demo = {"epochs": 12.0, "validation_split": 0.1, "register_model": False, "weights": "none", "seed": seed}
+    paths = {"dataset": data, "model": folder / f"model-{seed}"}
+    train.train(**(defaults | demo | changed | paths))
     return folder / f"model-{seed}"
 
 
