@@ -53,6 +53,7 @@ def run(
     losses: npt.NDArray[np.float32],
     *,
     max_iter: int,
+    decay: float,
 ) -> Outcome:
     """Run APGD on images, once for each aim, all at once. An image that is fooled leaves with all its runs.
 
@@ -64,13 +65,14 @@ def run(
         starts: The first points of each run, shape (images, aims, height, width, channels).
         losses: Of the images before the attack, from which growth is counted.
         max_iter: Number of steps.
+        decay: Weight of the gradients before beside the next one, in [0, 1); only behind a defense.
     """
     count, each = aims.shape
     rows = np.arange(count * each, dtype=np.int32)
     image_of = rows // each
 
     starts = starts.reshape(-1, *pixels.shape[1:])
-    runs.begin(rows, pixels[image_of], starts, labels[image_of], aims.reshape(-1))
+    runs.begin(rows, pixels[image_of], starts, labels[image_of], aims.reshape(-1), decay=decay)
     schedule = itertools.accumulate(checkpoints(max_iter))
     check_at, checked, before_last_tenth = next(schedule), 0, np.full(len(rows), -np.inf, np.float32)
     fooled, active = np.zeros(count, bool), rows

@@ -18,7 +18,6 @@ from evasion.components.common.data.pixels import Floats, Pixels, to_float
 Rows = npt.NDArray[np.int32]
 
 _TINY = 1e-12
-_MEMORY = 0.1  # share of the steps whose gradients count, where one of them says little
 _FIRST_STEP = 2.0  # times eps
 _RISES = 0.75  # share of the steps since the last check that must raise the loss
 
@@ -34,7 +33,6 @@ class Runs:
         objective: Its losses.
         norm: inf or 2.
         eps: Size of the attack; for inf a whole number of 8-bit steps.
-        max_iter: Number of steps.
         capacity: Largest number of runs. There is one row more, for padding.
         batches: How images pass through the target.
     """
@@ -46,7 +44,6 @@ class Runs:
         *,
         norm: str,
         eps: float,
-        max_iter: int,
         capacity: int,
         batches: Batches,
     ) -> None:
@@ -62,10 +59,9 @@ class Runs:
 
         self._target, self._objective, self._norm, self._eps = target, objective, norm, eps
         self._pass = target.loss_pass(objective.loss)
-        self._decay = max(1 - 1 / (_MEMORY * max_iter), 0.0)
         self._original, self._kept = images(), images()  # in 8-bit steps
         self._x, self._previous, self._gradient, self._best, self._best_gradient = (images() for _ in range(5))
-        self._label, self._aim = numbers(), numbers()
+        self._label, self._aim, self._decay = numbers(), numbers(), numbers()
         self._loss, self._best_loss, self._checked_loss, self._margin = (numbers() for _ in range(4))
         self._rises, self._size, self._reduced = numbers(), numbers(), numbers()
         # A variable: TensorFlow would turn the division by a constant into a product, which rounds differently.
@@ -90,7 +86,9 @@ class Runs:
             # half the time.
             self._step = function(self._in_parts, input_signature=[rows, share]).get_concrete_function()
 
-    def begin(self, rows: Rows, original: Pixels, start: Floats, labels: Rows, aims: Rows) -> None:
+    def begin(
+        self, rows: Rows, original: Pixels, start: Floats, labels: Rows, aims: Rows, *, decay: float = 0.0
+    ) -> None:
         """Begin runs. It is not compiled, since it happens once.
 
         Args:
@@ -99,6 +97,7 @@ class Runs:
             start: The first points, in [0, 1] and within eps of the images.
             labels: The classes to move away from.
             aims: The classes to move towards; the labels for any other class.
+            decay: Weight of the gradients before beside the next one, in [0, 1); only behind a defense.
         """
         zeros = tf.zeros_like(rows, tf.float32)
         for variable in (self._original, self._kept):
@@ -108,6 +107,7 @@ class Runs:
         _put(self._gradient, rows, tf.zeros_like(start))
         _put(self._label, rows, tf.cast(labels, tf.float32))
         _put(self._aim, rows, tf.cast(aims, tf.float32))
+        _put(self._decay, rows, zeros + decay)
         for variable in (self._best_loss, self._margin):
             _put(variable, rows, zeros - np.inf)
         _put(self._loss, rows, zeros + np.inf)  # nothing rises above it, so that the start counts as no rise
@@ -157,7 +157,10 @@ class Runs:
         """Take in what the target says of the points."""
         gradient = tf.where(tf.math.is_finite(gradient), gradient, tf.zeros_like(gradient))
         if self._target.straight_through:
-            gradient = self._accumulated(rows, gradient)
+            # Of one size, so that each has its weight: the loss is much steeper at some points than at others.
+            size = tf.reduce_mean(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
+            decay = tf.reshape(_get(self._decay, rows), (-1, 1, 1, 1))
+            gradient = gradient / tf.maximum(size, _TINY) + decay * _get(self._gradient, rows)
         rises = tf.cast(loss > _get(self._loss, rows), tf.float32)
         _put(self._rises, rows, _get(self._rises, rows) + rises)
         _put(self._loss, rows, loss)
@@ -175,18 +178,6 @@ class Runs:
         _put(self._kept, changed, tf.round(tf.gather(saved, nearer) * self._levels))
         _put(self._margin, changed, tf.gather(margins, nearer))
         return self._objective.settled(outputs, labels)
-
-    def _accumulated(self, rows: Any, gradient: Any) -> Any:
-        """Return gradients with a share of those before, for the runs that aim at a class.
-
-        Behind a defense such as JPEG the gradient differs much from one step to the next, for it is that of another
-        image. A sum with decaying weights (Dong et al. 2018, arXiv:1710.06081, section 3.2) points where most of them
-        do. Runs without an aim keep the last gradient, as in the paper: each kind fools images that the other does not.
-        """
-        size = tf.reduce_mean(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
-        total = gradient / tf.maximum(size, _TINY) + self._decay * _get(self._gradient, rows)
-        aimed = tf.not_equal(_get(self._aim, rows), _get(self._label, rows))
-        return tf.where(tf.reshape(aimed, (-1, 1, 1, 1)), total, gradient)
 
     def _check(self, rows: Any, steps: Any) -> None:
         """Halve the step of the runs that stagnate, and send them back to their best point.

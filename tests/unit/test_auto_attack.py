@@ -310,32 +310,68 @@ class Jumping:
 
 
 @pytest.mark.parametrize(
-    ("straight_through", "aim", "second"),
+    ("straight_through", "decay", "second"),
     [
-        pytest.param(True, 1, 120, id="behind a defense, towards a class: the sum of the gradients"),
-        pytest.param(True, 0, 95, id="behind a defense, on the cross-entropy: the last gradient"),
-        pytest.param(False, 1, 95, id="without a defense: the last gradient"),
+        pytest.param(True, 0.9, 120, id="the sum of the gradients"),
+        pytest.param(True, 0.0, 95, id="the last gradient"),
+        pytest.param(False, 0.9, 95, id="without a defense the last gradient"),
     ],
 )
-def test_a_gradient_that_jumps_is_summed(straight_through, aim, second):
+def test_a_gradient_that_jumps_is_summed(straight_through, decay, second):
     target = Jumping(straight_through)
-    runs = Runs(
-        target,
-        Objective(target),
-        norm="inf",
-        eps=20 / 255,
-        max_iter=100,
-        capacity=1,
-        batches=Batches(1, full=False),
-    )
+    runs = Runs(target, Objective(target), norm="inf", eps=20 / 255, capacity=1, batches=Batches(1, full=False))
     row, original = np.zeros(1, np.int32), np.full((1, 1, 2, 1), 100, np.uint8)
-    runs.begin(row, original, to_float(original), row, np.array([aim], np.int32))
+    runs.begin(row, original, to_float(original), row, np.ones(1, np.int32), decay=decay)
     for share in (0, 1, 0.75):
         runs.step(row, share)
 
     # The step of 2 eps goes to the bound; the second one turns the first pixel if only the last gradient counts:
     # by 0.75 of the way to the other bound, and 0.25 of the step before.
     assert target.points == [[100, 100], [120, 120], [second, 120]]
+
+
+class Misleading(classifier.Classifier):
+    """A classifier whose gradients behind a defense say little, each for itself.
+
+    To each one is added what is much larger. It has the opposite sign at the next step, so that their sum is right.
+    """
+
+    compiled, straight_through = False, True
+
+    def loss_pass(self, loss):
+        one_pass, signs = super().loss_pass(loss), itertools.cycle([1, -1])
+
+        def passes(x, labels, aims):
+            outputs, losses, gradients = one_pass(x, labels, aims)
+            size = np.abs(gradients).mean(axis=(1, 2, 3), keepdims=True)
+            return classifier.Pass(outputs, losses, gradients + 5 * next(signs) * size)
+
+        return passes
+
+
+def test_apgd_t_also_goes_by_the_sum_of_gradients(le_net, digits):
+    target = Misleading(le_net)
+    pixels = digits.pixels[:10]
+    settings = {"members": ("apgd-t",), "budget": Budget(100, 1, 3, 1), "eps": 0.2}
+    by_both = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
+    target.straight_through = False
+    by_the_last = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
+    assert by_the_last <= 5
+    assert by_both >= 8
+
+
+def test_behind_a_defense_apgd_t_also_fools_what_the_last_gradient_fools(le_net, digits):
+    target = Defended(le_net, TRANSFORMATIONS["spatial_smoothing"], eot_samples=1, seed=0)
+    pixels = digits.pixels[:60]
+    budget = Budget(20, 1, 3, 1)
+    settings = {"members": ("apgd-t",), "budget": budget, "eps": 0.08}
+    ours = attacked(target, pixels, **settings)
+    target.straight_through = False
+    last = attacked(target, pixels, **settings)
+    fooled = fooled_by(last) != ""
+    assert 0 < fooled.sum() < len(pixels)
+    assert np.array_equal(ours.pixels[fooled], last.pixels[fooled])
+    assert (fooled_by(ours) != "")[fooled].all()
 
 
 @pytest.mark.parametrize("stage", ["spatial_smoothing", "jpeg_compression"])
