@@ -18,12 +18,12 @@ RISE = 0.01  # of the whole growth of the loss: what counts as a rise in the las
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves of each image.
+    """What runs leave of each image; all shapes begin with (images, aims).
 
     Attributes:
-        pixels: The point farthest behind the boundary, as it would be saved; of several aims, that of the first which
-            fools, or the best.
+        pixels: The point farthest behind the boundary, as it would be saved.
         margins: By how much the best other class leads there.
+        ends: The last point, as it would be saved.
         last: The loss of the last point.
         best: The largest loss.
         rises: Whether that still rose in the last tenth of the steps, by over 1 % of its whole growth, in vain.
@@ -31,6 +31,7 @@ class Outcome:
 
     pixels: Pixels
     margins: npt.NDArray[np.float32]
+    ends: Pixels
     last: npt.NDArray[np.float32]
     best: npt.NDArray[np.float32]
     rises: npt.NDArray[np.bool_]
@@ -98,14 +99,20 @@ def _outcome(
     before_last_tenth: npt.NDArray[np.float32],
 ) -> Outcome:
     """Return what is left of each image, of whose runs `rows` has the numbers."""
-    flat = rows.reshape(-1)
-    kept, margins = runs.kept(flat)
+    flat, shape = rows.reshape(-1), rows.shape
+    pixels, margins = runs.kept(flat)
     last, best = runs.losses(flat)
-    # All runs of a fooled image ended together, so the largest margin is that of one that fools it.
-    chosen = rows[np.arange(len(rows)), margins.reshape(rows.shape).argmax(axis=1)]
-    growth, late = best[chosen] - losses, best[chosen] - before_last_tenth[chosen]
-    rises = ~fooled & (late > RISE * np.maximum(growth, 0))
-    return Outcome(kept[chosen], margins[chosen], last[chosen], best[chosen], rises)
+    growth, late = best - losses.repeat(shape[1]), best - before_last_tenth
+    rises = ~fooled.repeat(shape[1]) & (late > RISE * np.maximum(growth, 0))
+    image = pixels.shape[1:]
+    return Outcome(
+        pixels.reshape(*shape, *image),
+        margins.reshape(shape),
+        runs.ends(flat).reshape(*shape, *image),
+        last.reshape(shape),
+        best.reshape(shape),
+        rises.reshape(shape),
+    )
 
 
 def starting_points(seed: int, pixels: Pixels, aims: int, *streams: int, norm: str, eps: float) -> Floats:

@@ -58,7 +58,7 @@ class Runs:
             return tf.Variable(tf.zeros(capacity + 1), trainable=False)
 
         self._target, self._objective, self._norm, self._eps = target, objective, norm, eps
-        self._pass = target.loss_pass(objective.loss)
+        self._pass = target.loss_pass(objective.loss, objective.over_draws)
         self._original, self._kept = images(), images()  # in 8-bit steps
         self._x, self._previous, self._gradient, self._best, self._best_gradient = (images() for _ in range(5))
         self._label, self._aim, self._decay = numbers(), numbers(), numbers()
@@ -232,6 +232,11 @@ class Runs:
     def kept(self, rows: Rows) -> tuple[Pixels, npt.NDArray[np.float32]]:
         """Return of each run the point farthest behind the boundary, as it would be saved, and its margin."""
         return tf.gather(self._kept, rows).numpy().astype(np.uint8), tf.gather(self._margin, rows).numpy()
+
+    def ends(self, rows: Rows) -> Pixels:
+        """Return the last point of each run, as it would be saved."""
+        pixels: Pixels = self._rounded(_get(self._x, rows), _get(self._original, rows)).numpy().astype(np.uint8)
+        return pixels
 
     def losses(self, rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return the loss of the last point and that of the best point of each run."""

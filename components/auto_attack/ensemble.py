@@ -52,11 +52,14 @@ class Ensemble:
         self._target, self._members, self._budget, self._norm, self._seed = target, members, budget, norm, seed
         # A change of less than an 8-bit step cannot be saved.
         self._eps = float(np.floor(eps * 255 + ROUNDING_ERROR)) / 255 if norm == "inf" else eps
+        # Behind a random defense steps, the choice of a point and the last word on it have draws of their own.
+        self._chooser = target.redrawn()
+        self._judge = self._chooser.redrawn()
         # The paper has the last gradient alone. Behind a defense such as JPEG it differs much from one step to the
         # next, for it is that of another image; a sum with decaying weights (Dong et al. 2018, arXiv:1710.06081,
         # section 3.2) points where most of them do. Neither fools all images that the other does.
         memory = max(_MEMORY * budget.max_iter, 1.0)
-        self._decays = (0.0, 1 - 1 / memory) if target.straight_through else (0.0,)
+        self._decays = (0.0, 1 - 1 / memory) if target.straight_through and not target.random else (0.0,)
         self._batches = Batches(batch_size, full=self.capacity > batch_size)
         self._objective = Objective(target)
         self._runs = Runs(
@@ -88,19 +91,19 @@ class Ensemble:
         return _Group(pixels, outputs, labels, self._margins(outputs, labels), losses, without_gradient)
 
     def _attack(self, group: "_Group", member: str, *stream: int) -> None:
-        """Let one member run on the images that stand; APGD-T once for each decay."""
+        """Let one member run on the images whose attack has not ended; APGD-T once for each decay."""
         for decay in self._decays if member == APGD_T else (0.0,):
-            standing = group.standing
-            if not len(standing):
+            images = group.attackable
+            if not len(images):
                 break
             if member == SQUARE:
-                self._square(group, standing, stream)
+                self._square(group, images, stream)
             elif member == APGD_CE:
-                aims = group.labels[standing, None]
-                group.note(standing, self._apgd(group, standing, aims, stream))
+                aims = group.labels[images, None]
+                group.note(images, self._apgd(group, images, aims, stream))
             else:
-                self._aimed(group, standing, stream, decay)
-            self._settle(group, standing, member)
+                self._aimed(group, images, stream, decay)
+            self._settle(group, images, member)
 
     def _aimed(self, group: "_Group", images: Rows, stream: tuple[int, ...], decay: float) -> None:
         aims = self._objective.likely(group.outputs[images], group.labels[images], self._budget.n_target_classes)
@@ -125,17 +128,36 @@ class Ensemble:
             max_iter=self._budget.max_iter,
             decay=decay,
         )
-        group.keep(images, outcome.pixels, outcome.margins)
+        # Where nothing is random, no point is farther behind the boundary than the one that a run has kept.
+        points = [outcome.pixels, outcome.ends] if self._target.random else [outcome.pixels]
+        self._keep(group, images, np.concatenate(points, axis=1), outcome.margins)
         return outcome
 
-    def _square(self, group: "_Group", standing: Rows, stream: tuple[int, ...]) -> None:
-        def judge(candidates: Pixels, images: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
-            labels = group.labels[standing[images]]
-            margins, settled = self._batches.apply(self._objective.judged, candidates, labels)
+    def _keep(self, group: "_Group", images: Rows, points: Pixels, margins: Floats) -> None:
+        """Keep the best point of each image, if it is better than that of before.
+
+        Behind a random defense other draws decide: each margin is the luckiest of many.
+
+        Args:
+            group: The group.
+            images: The numbers of the images.
+            points: Shape (images, points, height, width, channels).
+            margins: Of the points, shape (images, points); not used if the target is random.
+        """
+        if self._target.random:
+            count, each = points.shape[:2]
+            outputs = self._outputs(self._chooser, points.reshape(-1, *points.shape[2:]))
+            margins = self._margins(outputs, np.repeat(group.labels[images], each)).reshape(count, each)
+        best = np.arange(len(images)), margins.argmax(axis=1)
+        group.keep(images, points[best], margins[best])
+
+    def _square(self, group: "_Group", images: Rows, stream: tuple[int, ...]) -> None:
+        def judge(candidates: Pixels, of: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+            margins, settled = self._batches.apply(self._objective.judged, candidates, group.labels[images[of]])
             return margins, settled
 
         best, margins = square(
-            group.pixels[standing],
+            group.pixels[images],
             judge,
             norm=self._norm,
             eps=self._eps,
@@ -143,16 +165,19 @@ class Ensemble:
             seed=self._seed,
             stream=stream,
         )
-        group.keep(standing, best, margins)
+        self._keep(group, images, best[:, None], margins[:, None])
 
     def _settle(self, group: "_Group", images: Rows, member: str) -> None:
         """Note which images are fooled by what would be saved: asked once more, of a random defense by other draws."""
         claimed = images[group.margins[images] > 0]
         if len(claimed):
-            outputs = self._outputs(self._target.redrawn(), group.attacked[claimed])
-            margins = self._margins(outputs, group.labels[claimed])
-            group.fooled_by[claimed[margins > 0]] = member
-            group.margins[claimed] = np.minimum(group.margins[claimed], margins)
+            outputs, labels = self._outputs(self._judge, group.attacked[claimed]), group.labels[claimed]
+            margins = self._margins(outputs, labels)
+            fooled, denied = margins > 0, claimed[margins <= 0]
+            group.margins[denied] = margins[margins <= 0]
+            group.fooled_by[denied] = ""
+            group.fooled_by[claimed[fooled & (group.fooled_by[claimed] == "")]] = member
+            group.ended[claimed] = self._objective.beyond_doubt(outputs, labels)
 
     def _outputs(self, target: Any, pixels: Pixels) -> Floats:
         def one(part: Pixels) -> tuple[Floats]:
@@ -178,6 +203,7 @@ class _Group:
         losses: Cross-entropies before the attack.
         without_gradient: Whether the gradient of that loss is zero everywhere.
         fooled_by: The member that fooled the image; blank while it stands.
+        ended: Whether it is fooled so clearly that no other member attacks it.
     """
 
     def __init__(
@@ -192,14 +218,15 @@ class _Group:
         self.pixels, self.attacked, self.outputs, self.labels = pixels, pixels.copy(), outputs, labels
         self.margins, self.losses, self.without_gradient = margins.copy(), losses, without_gradient
         self.fooled_by = np.full(len(pixels), "", dtype=f"<U{max(map(len, MEMBERS))}")
+        self.ended = np.zeros(len(pixels), bool)
         self._last, self._best = losses.copy(), losses.copy()
         self._rises = np.zeros(len(pixels), bool)
         self._noted = False
 
     @property
-    def standing(self) -> Rows:
-        """The numbers of the images that are not fooled."""
-        return np.flatnonzero(self.fooled_by == "").astype(np.int32)
+    def attackable(self) -> Rows:
+        """The numbers of the images whose attack has not ended."""
+        return np.flatnonzero(~self.ended).astype(np.int32)
 
     def keep(self, images: Rows, attacked: Pixels, margins: Floats) -> None:
         """Keep attacked images that are farther behind the boundary than those before."""
@@ -208,11 +235,11 @@ class _Group:
         self.margins[images[better]] = margins[better]
 
     def note(self, images: Rows, outcome: apgd.Outcome) -> None:
-        """Note the losses of a run on the cross-entropy."""
+        """Note the losses of a run on the cross-entropy, which has one aim."""
         self._noted = True
-        self._last[images] = outcome.last
-        self._best[images] = np.maximum(self._best[images], outcome.best)
-        self._rises[images] = outcome.rises
+        self._last[images] = outcome.last[:, 0]
+        self._best[images] = np.maximum(self._best[images], outcome.best[:, 0])
+        self._rises[images] = outcome.rises[:, 0]
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of `samples.csv`. Those of losses are about APGD on the cross-entropy."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from scipy.special import logsumexp, softmax
 
 from evasion.components.common.data.pixels import Floats, Pixels, to_float
 
@@ -14,6 +15,7 @@ OWN_PREDICTION = -1
 
 _RATIO_CLASSES = 4  # the ratio divides by a difference of the first, third and fourth largest outputs
 _TINY = 1e-12  # the reference adds it, too
+_DOUBTFUL = np.float32(np.log(0.25))
 
 
 class Objective:
@@ -61,6 +63,21 @@ class Objective:
             aimed /= tf.reduce_sum(tf.math.multiply_no_nan(scores, weights), axis=1) + _TINY
         return tf.where(tf.logical_or(aims < 0, aims == labels), cross_entropy, aimed)
 
+    def over_draws(self, losses: Floats, labels: Any, aims: Any) -> tuple[Floats, Floats]:
+        """Return the loss of images behind a random defense, and the weights of the draws' gradients.
+
+        Cross-entropies become that of the label's mean probability. Their mean would be ruled by the draws that are
+        fooled already, for it has no bound there. The ratio is bounded, and its mean is taken.
+
+        Args:
+            losses: Of each draw, shape (draws, images).
+            labels: As in `loss`.
+            aims: As in `loss`.
+        """
+        weights = np.where(aims == labels, softmax(-losses, axis=0), np.float32(1 / len(losses)))
+        mean_probability = logsumexp(-losses, axis=0) - np.log(len(losses))
+        return np.where(aims == labels, -mean_probability, losses.mean(axis=0)).astype(np.float32), weights
+
     def scores(self, outputs: Any) -> Any:
         """Return logits, or the logarithms of probabilities, which are logits as well."""
         return outputs if self._from_logits else tf.math.log(outputs + _TINY)
@@ -73,17 +90,28 @@ class Objective:
         return others - tf.gather(scores, labels, batch_dims=1)
 
     def settled(self, outputs: Any, labels: Any) -> Any:
-        """Return whether an image is fooled so surely that its attack can end.
+        """Return whether an image is fooled so surely that a run can end.
 
         Behind a random defense being fooled on average is not enough: the label must be so improbable that it had no
-        majority in any draw. Otherwise the attack would end at images that the next draw takes back.
+        majority in any draw. Otherwise the run would end at images that the next draw takes back.
         """
+        return self._fooled(outputs, labels, self._rare)
+
+    def beyond_doubt(self, outputs: Any, labels: Any) -> Any:
+        """Return whether an image is fooled so clearly that no other member needs to attack it.
+
+        Behind a random defense a label with a quarter of the probability or more wins many draws yet.
+        """
+        return self._fooled(outputs, labels, None if self._rare is None else _DOUBTFUL)
+
+    def _fooled(self, outputs: Any, labels: Any, rarer: Any) -> Any:
+        """Return whether the label is not the most probable class and, unless None, rarer than that."""
         fooled = self.margins(outputs, labels) > 0
-        if self._rare is None:
+        if rarer is None:
             return fooled
         scores = self.scores(outputs)
         probability = tf.gather(scores, labels, batch_dims=1) - tf.reduce_logsumexp(scores, axis=1)
-        return tf.logical_and(fooled, probability < self._rare)
+        return tf.logical_and(fooled, probability < rarer)
 
     def judged(self, pixels: Pixels, labels: npt.NDArray[np.int32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return `margins` and `settled` of a batch of images, which are uint8."""

@@ -104,8 +104,8 @@ class Counted:
         self.forward.append(len(x))
         return self._target.outputs(x)
 
-    def loss_pass(self, loss):
-        one_pass = self._target.loss_pass(loss)
+    def loss_pass(self, loss, over_draws=None):
+        one_pass = self._target.loss_pass(loss, over_draws)
 
         def counted(x, *arguments):
             self.both.append(len(x))

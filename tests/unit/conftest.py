@@ -123,8 +123,8 @@ def with_nan_gradients():
             outputs, values = both(images)
             return outputs, damaged(values)
 
-        def damaged_pass(loss):
-            passes = loss_pass(loss)
+        def damaged_pass(loss, over_draws=None):
+            passes = loss_pass(loss, over_draws)
 
             def call(images, *arguments):
                 at = passes(images, *arguments)

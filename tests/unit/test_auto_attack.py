@@ -1,5 +1,6 @@
 """The ensemble `auto_attack`: APGD-CE, APGD-T and Square, each on the images that still stand."""
 
+import copy
 import itertools
 import json
 import subprocess
@@ -198,8 +199,8 @@ class Counting:
         self.forward.append(np.asarray(x))
         return self._target.outputs(x)
 
-    def loss_pass(self, loss):
-        one_pass = self._target.loss_pass(loss)
+    def loss_pass(self, loss, over_draws=None):
+        one_pass = self._target.loss_pass(loss, over_draws)
 
         def noted(x, labels, aims):
             self.both.append((np.asarray(x), np.asarray(labels), np.asarray(aims)))
@@ -300,7 +301,7 @@ class Jumping:
         self.straight_through, self.points = straight_through, []
         self._gradients = itertools.cycle([[3.0, 1.0], [-1.0, 3.0]])
 
-    def loss_pass(self, loss):
+    def loss_pass(self, loss, over_draws=None):
         def one_pass(x, labels, aims):
             self.points.append(np.rint(255 * np.asarray(x)[0, 0, :, 0]).astype(int).tolist())
             gradient = np.array(next(self._gradients), np.float32).reshape(1, 1, 2, 1)
@@ -338,8 +339,8 @@ class Misleading(classifier.Classifier):
 
     compiled, straight_through = False, True
 
-    def loss_pass(self, loss):
-        one_pass, signs = super().loss_pass(loss), itertools.cycle([1, -1])
+    def loss_pass(self, loss, over_draws=None):
+        one_pass, signs = super().loss_pass(loss, over_draws), itertools.cycle([1, -1])
 
         def passes(x, labels, aims):
             outputs, losses, gradients = one_pass(x, labels, aims)
@@ -372,6 +373,129 @@ def test_behind_a_defense_apgd_t_also_fools_what_the_last_gradient_fools(le_net,
     assert 0 < fooled.sum() < len(pixels)
     assert np.array_equal(ours.pixels[fooled], last.pixels[fooled])
     assert (fooled_by(ours) != "")[fooled].all()
+
+
+class Lucky(classifier.Classifier):
+    """A random target. Draws of the attack say once that a point is behind the boundary, other draws never do.
+
+    Args:
+        model: The model.
+        lucky: The number of the pass of gradients that says so, or "queries" for all passes without one after these.
+    """
+
+    compiled, random, draws = False, True, 2
+
+    def __init__(self, model, lucky):
+        super().__init__(model)
+        self.lucky, self.passes, self.redraws = lucky, 0, 0
+
+    def redrawn(self):
+        other = copy.copy(self)
+        other.redraws += 1
+        return other
+
+    def outputs(self, x):
+        outputs = super().outputs(x)
+        return self._behind(outputs) if self.lucky == "queries" and self.passes and not self.redraws else outputs
+
+    def loss_pass(self, loss, over_draws=None):
+        one_pass = super().loss_pass(loss, over_draws)
+
+        def passes(x, labels, aims):
+            result = one_pass(x, labels, aims)
+            self.passes += 1
+            return result._replace(outputs=self._behind(result.outputs)) if self.passes == self.lucky else result
+
+        return passes
+
+    def _behind(self, outputs):
+        first, second = np.sort(outputs, axis=1)[:, :-3:-1].T
+        lead = 0.5 + first - second  # too little for the run to end
+        return outputs + lead[:, None] * (np.asarray(outputs) == second[:, None])
+
+
+@pytest.mark.parametrize(
+    ("lucky", "members"),
+    [
+        pytest.param(2, ("apgd-ce",), id="the start of APGD"),
+        pytest.param("queries", ("apgd-ce", "square"), id="candidates of Square"),
+    ],
+)
+def test_a_point_that_was_lucky_is_not_kept(le_net, bare, digits, lucky, members):
+    pixels = digits.pixels[:30]
+    settings = {"members": members, "eps": 0.03, "batch_size": 30}
+    result = attacked(Lucky(le_net, lucky), pixels, **settings)
+    honest = attacked(Lucky(le_net, None), pixels, **settings)
+    standing = fooled_by(honest) == ""
+    assert standing.sum() > 15
+    assert (fooled_by(result) == "").tolist() == standing.tolist()
+
+    def margins(images):
+        ordered = np.sort(bare.outputs(to_float(images[standing])), axis=1)
+        return ordered[:, -2] - ordered[:, -1]
+
+    nearer = margins(honest.pixels) - margins(pixels)
+    assert (margins(result.pixels) - margins(pixels)).mean() >= 0.95 * nearer.mean() > 0
+
+
+def test_the_loss_over_draws_is_that_of_the_mean_probability(bare):
+    import tensorflow as tf
+
+    losses = tf.constant(np.random.default_rng(0).exponential(3, (4, 3)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(losses)
+        expected = -tf.math.log(tf.reduce_mean(tf.exp(-losses), axis=0))
+    labels = np.array([5, 6, 7])
+    of_images, weights = Objective(bare).over_draws(losses.numpy(), labels, labels)
+    np.testing.assert_allclose(of_images, expected, rtol=1e-5)
+    np.testing.assert_allclose(weights, tape.gradient(expected, losses), rtol=1e-5)
+
+    aimed, weights = Objective(bare).over_draws(losses.numpy(), labels, labels + 1)
+    np.testing.assert_allclose(aimed, losses.numpy().mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(weights, 1 / 4)
+
+
+def test_gradients_of_draws_are_weighted(le_net, digits):
+    import tensorflow as tf
+
+    target = Defended(le_net, TRANSFORMATIONS["gaussian_augmentation"], eot_samples=3, seed=0)
+    images, labels = tf.constant(to_float(digits.pixels[:5])), tf.constant(digits.labels[:5])
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits
+
+    def of_draw(number):
+        def over_draws(losses, labels):
+            assert losses.shape == (3, len(labels))
+            return losses[number], np.eye(3)[number][:, None] * np.ones(len(labels))
+
+        return target.loss_pass(lambda outputs, labels: loss(labels, outputs), over_draws)(images, labels)
+
+    each = [of_draw(number) for number in range(3)]
+    mean = target.loss_pass(lambda outputs, labels: loss(labels, outputs))(images, labels)
+    assert not np.allclose(each[0].gradient, each[1].gradient)
+    np.testing.assert_allclose(np.mean([one.gradient for one in each], axis=0), mean.gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.mean([one.loss for one in each], axis=0), mean.loss, rtol=1e-4)
+
+
+def test_behind_a_random_defense_what_some_draws_take_back_is_attacked_on(le_net, bare, digits):
+    transformation = TRANSFORMATIONS["gaussian_augmentation"]
+    target = Defended(le_net, transformation, eot_samples=8, seed=0)
+    pixels = digits.pixels[:60]
+    settings = {"budget": Budget(20, 1, 3, 1), "eps": 0.12}
+    first = attacked(target, pixels, members=("apgd-ce",), **settings)
+    both = attacked(target, pixels, members=("apgd-ce", "apgd-t"), **settings)
+    fooled = fooled_by(first) != ""
+    changed = (first.pixels != both.pixels).any(axis=(1, 2, 3))
+    assert (fooled & changed).any()
+    assert (fooled & ~changed).any()
+
+    before = predicted(bare, pixels)
+    generator = np.random.default_rng(1)
+
+    def wrong(images):
+        draws = (np.stack([transformation.apply(image, generator) for image in images]) for _ in range(50))
+        return np.mean([predicted(bare, draw) != before for draw in draws])
+
+    assert wrong(both.pixels) > wrong(first.pixels)
 
 
 @pytest.mark.parametrize("stage", ["spatial_smoothing", "jpeg_compression"])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from evasion.components.common.attacks import draws
 from evasion.components.common.data.pixels import Floats, to_float, to_pixels
 from evasion.components.common.defenses.transformations import Transformation
-from evasion.components.common.models.classifier import Classifier, Loss, Pass
+from evasion.components.common.models.classifier import Classifier, Loss, OverDraws, Pass
 
 AT_ONCE_BYTES = 4 << 20
 """Bytes of images of several draws that the model is given at once."""
@@ -64,8 +64,8 @@ class Defended(Classifier):
         parts = [super(Defended, self).outputs(defended) for defended in self._defended_at_once(x)]
         return self._averaged(_by_draw(parts, len(x)))
 
-    def loss_pass(self, loss: Loss) -> Callable[..., Pass]:
-        """Return the function that computes outputs, losses and gradients of a batch: means over draws."""
+    def loss_pass(self, loss: Loss, over_draws: OverDraws | None = None) -> Callable[..., Pass]:
+        """Return the function that computes outputs, losses and gradients of a batch, of all draws together."""
         one_pass = super().loss_pass(loss)
 
         def passes(x: Any, *arguments: Any) -> Pass:
@@ -79,7 +79,10 @@ class Defended(Classifier):
             outputs, losses, gradients = (
                 _by_draw([np.asarray(value) for value in values], len(x)) for values in zip(*parts, strict=True)
             )
-            return Pass(self._averaged(outputs), losses.mean(axis=0), gradients.mean(axis=0))
+            if over_draws is None:
+                return Pass(self._averaged(outputs), losses.mean(axis=0), gradients.mean(axis=0))
+            of_images, weights = over_draws(losses, *map(np.asarray, arguments))
+            return Pass(self._averaged(outputs), of_images, np.einsum("dn,dn...->n...", weights, gradients))
 
         return passes
 

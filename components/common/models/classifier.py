@@ -31,8 +31,8 @@ class Pass(NamedTuple):
 
     Attributes:
         outputs: Shape (images, classes): logits if `from_logits`; of several draws, the log of the mean probability.
-        loss: Of each image, shape (images,); of several draws, the mean.
-        gradient: Of each image's loss with respect to its pixels; of several draws, the mean.
+        loss: Of each image, shape (images,).
+        gradient: Of each image's loss with respect to its pixels.
     """
 
     outputs: Any
@@ -41,6 +41,7 @@ class Pass(NamedTuple):
 
 
 Loss = Callable[..., Any]
+OverDraws = Callable[..., tuple[Floats, Floats]]
 
 
 def load(folder: Path) -> "Classifier":
@@ -138,12 +139,15 @@ class Classifier:
                 return gradient.copy()
         return cast(Floats, self.gradient(x, y).numpy())
 
-    def loss_pass(self, loss: Loss) -> Callable[..., Pass]:
+    def loss_pass(self, loss: Loss, over_draws: OverDraws | None = None) -> Callable[..., Pass]:  # noqa: ARG002
         """Return the function that computes outputs, losses and gradients of a batch in one pass, compiled once.
 
         Args:
             loss: Takes outputs, shape (images, classes), and the further arguments of the function, all tensors;
                 returns the loss of each image, shape (images,).
+            over_draws: Where outputs are random, what the losses of several draws amount to. Takes the losses, shape
+                (draws, images), and the further arguments, all arrays; returns the loss of each image and the weights
+                of the draws' gradients, shape (draws, images). By default the mean.
 
         Returns:
             A function of images, float32 in [0, 1], and further arguments whose first axis is that of the images.
