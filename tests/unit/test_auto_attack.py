@@ -357,8 +357,7 @@ def test_apgd_t_also_goes_by_the_sum_of_gradients(le_net, digits):
     by_both = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
     target.straight_through = False
     by_the_last = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
-    assert by_the_last <= 5
-    assert by_both >= 8
+    assert by_both >= by_the_last + 3
 
 
 def test_behind_a_defense_apgd_t_also_fools_what_the_last_gradient_fools(le_net, digits):
@@ -380,7 +379,7 @@ class Lucky(classifier.Classifier):
 
     Args:
         model: The model.
-        lucky: The number of the pass of gradients that says so, or "queries" for all passes without one after these.
+        lucky: The number of the pass with gradients that says so, or "queries" for the passes without, after those.
     """
 
     compiled, random, draws = False, True, 2
