@@ -454,6 +454,15 @@ def test_the_loss_over_draws_is_that_of_the_mean_probability(bare):
     np.testing.assert_allclose(weights, 1 / 4)
 
 
+def test_losses_behind_a_random_defense_are_those_of_the_mean_probability(le_net, digits):
+    target = Defended(le_net, TRANSFORMATIONS["gaussian_augmentation"], eot_samples=4, seed=0)
+    runs = Runs(target, Objective(target), norm="inf", eps=0.1, capacity=1, batches=Batches(32, full=False))
+    labels = digits.labels[:20].astype(np.int32)
+    # The outputs are the logarithms of the mean probabilities.
+    outputs, losses, _ = runs.evaluate(digits.pixels[:20], labels)
+    np.testing.assert_allclose(losses, -outputs[np.arange(20), labels], rtol=1e-4, atol=1e-6)
+
+
 def test_gradients_of_draws_are_weighted(le_net, digits):
     import tensorflow as tf
 
