@@ -182,6 +182,8 @@ class Runs:
     def _check(self, rows: Any, steps: Any) -> None:
         """Halve the step of the runs that stagnate, and send them back to their best point.
 
+        Behind a random defense a run stays where it is: the best point of many is the one that its draws favoured most.
+
         Args:
             rows: Numbers of the rows, int32.
             steps: Number of steps since the last check.
@@ -190,11 +192,12 @@ class Runs:
         few_rises = _get(self._rises, rows) <= _RISES * steps
         no_gain = tf.logical_and(_get(self._reduced, rows) == 0, _get(self._checked_loss, rows) >= best_loss)
         reduce = tf.logical_or(few_rises, no_gain)
-        whole = tf.reshape(reduce, (-1, 1, 1, 1))
         size = _get(self._size, rows)
         _put(self._size, rows, tf.where(reduce, size / 2, size))
-        _put(self._x, rows, tf.where(whole, _get(self._best, rows), _get(self._x, rows)))
-        _put(self._gradient, rows, tf.where(whole, _get(self._best_gradient, rows), _get(self._gradient, rows)))
+        if not self._target.random:
+            whole = tf.reshape(reduce, (-1, 1, 1, 1))
+            _put(self._x, rows, tf.where(whole, _get(self._best, rows), _get(self._x, rows)))
+            _put(self._gradient, rows, tf.where(whole, _get(self._best_gradient, rows), _get(self._gradient, rows)))
         _put(self._reduced, rows, tf.cast(reduce, tf.float32))
         _put(self._checked_loss, rows, best_loss)
         _put(self._rises, rows, tf.zeros_like(best_loss))

@@ -55,11 +55,16 @@ class Ensemble:
         # Behind a random defense steps, the choice of a point and the last word on it have draws of their own.
         self._chooser = target.redrawn()
         self._judge = self._chooser.redrawn()
-        # The paper has the last gradient alone. Behind a defense such as JPEG it differs much from one step to the
-        # next, for it is that of another image; a sum with decaying weights (Dong et al. 2018, arXiv:1710.06081,
-        # section 3.2) points where most of them do. Neither fools all images that the other does.
-        memory = max(_MEMORY * budget.max_iter, 1.0)
-        self._decays = (0.0, 1 - 1 / memory) if target.straight_through and not target.random else (0.0,)
+        # The paper has the last gradient alone. Behind a defense it differs much from one step to the next: behind JPEG
+        # it is that of another image, behind noise that of other draws. A sum with decaying weights (Dong et al. 2018,
+        # arXiv:1710.06081, section 3.2) points where most of them do. Where nothing is random, neither fools all images
+        # that the other does.
+        summed = 1 - 1 / max(_MEMORY * budget.max_iter, 1.0)
+        self._decays: dict[str, tuple[float, ...]] = dict.fromkeys(MEMBERS, (0.0,))
+        if target.random:
+            self._decays |= {APGD_CE: (summed,), APGD_T: (summed,)}
+        elif target.straight_through:
+            self._decays[APGD_T] = (0.0, summed)
         self._batches = Batches(batch_size, full=self.capacity > batch_size)
         self._objective = Objective(target)
         self._runs = Runs(
@@ -91,8 +96,8 @@ class Ensemble:
         return _Group(pixels, outputs, labels, self._margins(outputs, labels), losses, without_gradient)
 
     def _attack(self, group: "_Group", member: str, *stream: int) -> None:
-        """Let one member run on the images whose attack has not ended; APGD-T once for each decay."""
-        for decay in self._decays if member == APGD_T else (0.0,):
+        """Let one member run on the images whose attack has not ended, once for each of its decays."""
+        for decay in self._decays[member]:
             images = group.attackable
             if not len(images):
                 break
@@ -100,7 +105,7 @@ class Ensemble:
                 self._square(group, images, stream)
             elif member == APGD_CE:
                 aims = group.labels[images, None]
-                group.note(images, self._apgd(group, images, aims, stream))
+                group.note(images, self._apgd(group, images, aims, stream, decay))
             else:
                 self._aimed(group, images, stream, decay)
             self._settle(group, images, member)
@@ -113,9 +118,7 @@ class Ensemble:
             part = slice(start, start + room)
             self._apgd(group, images[part], aims[part], stream, decay)
 
-    def _apgd(
-        self, group: "_Group", images: Rows, aims: Rows, stream: tuple[int, ...], decay: float = 0.0
-    ) -> apgd.Outcome:
+    def _apgd(self, group: "_Group", images: Rows, aims: Rows, stream: tuple[int, ...], decay: float) -> apgd.Outcome:
         pixels = group.pixels[images]
         starts = apgd.starting_points(self._seed, pixels, aims.shape[1], *stream, norm=self._norm, eps=self._eps)
         outcome = apgd.run(

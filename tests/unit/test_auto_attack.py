@@ -305,7 +305,7 @@ class Jumping:
         def one_pass(x, labels, aims):
             self.points.append(np.rint(255 * np.asarray(x)[0, 0, :, 0]).astype(int).tolist())
             gradient = np.array(next(self._gradients), np.float32).reshape(1, 1, 2, 1)
-            return np.eye(1, 10, dtype=np.float32), np.zeros(1, np.float32), gradient
+            return classifier.Pass(np.eye(1, 10, dtype=np.float32), np.zeros(1, np.float32), gradient)
 
         return one_pass
 
@@ -335,9 +335,20 @@ class Misleading(classifier.Classifier):
     """A classifier whose gradients behind a defense say little, each for itself.
 
     To each one is added what is much larger. It has the opposite sign at the next step, so that their sum is right.
+
+    Args:
+        model: The model.
+        random: Whether the defense counts as random.
     """
 
-    compiled, straight_through = False, True
+    compiled, straight_through, draws = False, True, 2
+
+    def __init__(self, model, *, random=False):
+        super().__init__(model)
+        self.random = random
+
+    def redrawn(self):
+        return self
 
     def loss_pass(self, loss, over_draws=None):
         one_pass, signs = super().loss_pass(loss, over_draws), itertools.cycle([1, -1])
@@ -350,14 +361,51 @@ class Misleading(classifier.Classifier):
         return passes
 
 
-def test_apgd_t_also_goes_by_the_sum_of_gradients(le_net, digits):
-    target = Misleading(le_net)
+@pytest.mark.parametrize(
+    ("member", "random"),
+    [
+        pytest.param("apgd-t", False, id="APGD-T, nothing random"),
+        pytest.param("apgd-ce", True, id="APGD-CE, random"),
+        pytest.param("apgd-t", True, id="APGD-T, random"),
+    ],
+)
+def test_behind_a_defense_a_sum_of_gradients_counts(le_net, digits, member, random):
+    target = Misleading(le_net, random=random)
     pixels = digits.pixels[:10]
-    settings = {"members": ("apgd-t",), "budget": Budget(100, 1, 3, 1), "eps": 0.2}
-    by_both = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
+    settings = {"members": (member,), "budget": Budget(100, 1, 3, 1), "eps": 0.2}
+    by_the_sum = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
     target.straight_through = False
     by_the_last = (fooled_by(attacked(target, pixels, **settings)) != "").sum()
-    assert by_both >= by_the_last + 3
+    assert by_the_sum >= by_the_last + 3
+
+
+class Falling(Jumping):
+    """A target whose gradient leads upwards and whose losses fall, so that the first point stays the best one."""
+
+    def __init__(self, *, random):
+        super().__init__(straight_through=True)
+        self.random = random
+        self._gradients = itertools.repeat([1.0, 1.0])
+        self._losses = itertools.count(0, -1)
+
+    def loss_pass(self, loss, over_draws=None):
+        one_pass = super().loss_pass(loss, over_draws)
+        return lambda *arguments: one_pass(*arguments)._replace(loss=np.full(1, next(self._losses), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("random", "after"), [pytest.param(False, 110, id="not random"), pytest.param(True, 120, id="random")]
+)
+def test_a_run_goes_back_to_its_best_point_unless_draws_chose_it(random, after):
+    target = Falling(random=random)
+    runs = Runs(target, Objective(target), norm="inf", eps=20 / 255, capacity=1, batches=Batches(1, full=False))
+    row, original = np.zeros(1, np.int32), np.full((1, 1, 2, 1), 100, np.uint8)
+    runs.begin(row, original, to_float(original), row, np.ones(1, np.int32))
+    for share in (0, 1):
+        runs.step(row, share)
+    runs.check(row, 1)
+    runs.step(row, 0.5)
+    assert target.points == [[100, 100], [120, 120], [after, after]]
 
 
 def test_behind_a_defense_apgd_t_also_fools_what_the_last_gradient_fools(le_net, digits):
