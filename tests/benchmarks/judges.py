@@ -5,7 +5,7 @@
 Both attack the same le_nets, trained as `make demo` and `make robustness` train them, and the same MNIST digits, 20 of
 each class. `auto_attack` runs as its stage, aware of the one defense; an image is robust if it is right without an
 attack, with the same defense, and under each attacker. Both are judged in 8 bits: a random defense by one draw an
-image, the same for both, and by the mean over 100 draws.
+image, the same for both, and by the mean over 100 draws, beside which their standard deviation is printed.
 
 All cells take many hours. Models and results are kept in build/judges: a cell that is in results.jsonl is not measured
 again, so an interrupted run goes on where it was. Exits 1 if an attacked image is farther from its original than eps.
@@ -163,6 +163,7 @@ def measured(folder: Path, model: Path, judge: Judge, cell: dict[str, Any], spar
         "robust": round(100 * robust[0].mean(), 2),
         "aware": round(100 * aware[0].mean(), 2),
         "mean": round(100 * robust.mean(), 2),
+        "deviation": round(100 * robust.mean(axis=1).std(), 2),  # from draw to draw
         "seconds": round(time.perf_counter() - started, 1),
         "withstood": np.flatnonzero(robust.all(axis=0)).tolist(),
     }
@@ -228,7 +229,7 @@ def shown(row: dict[str, Any], measurements: list[dict[str, Any]]) -> str:
         f"{row['training']:5} {row['seed']} {row['defense']:6} clean {measurements[0]['clean']:5.1f} eps {row['eps']:g}"
     ]
     for each in measurements:
-        mean = f" ({each['mean']:.1f})" if row["defense"] == "noise" else ""
+        mean = f" ({each['mean']:.1f} ± {each['deviation']:.1f})" if row["defense"] == "noise" else ""
         parts.append(f"{each['attack']} {each['robust']:.1f}{mean} in {each['seconds']:.0f} s")
     return "  ".join(parts)
 
