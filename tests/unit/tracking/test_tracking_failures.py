@@ -20,6 +20,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from ports import reserved_port
 from runs_in_mlflow import VARIABLES, kill, serving
 
 from evasion.components.common import tracking
@@ -94,9 +95,6 @@ def test_a_parent_run_that_is_not_there_is_reported(mlflow_store, monkeypatch):
 def reachable_after(seconds, address):
     """Another address of a server, at which nothing answers at first."""
     host, port = urllib.parse.urlsplit(address).hostname, urllib.parse.urlsplit(address).port
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        other = chosen.getsockname()[1]
 
     class Forwarder(socketserver.BaseRequestHandler):
         def handle(self):
@@ -109,21 +107,25 @@ def reachable_after(seconds, address):
                             return
                         pairs[ready].sendall(content)
 
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+
     served = []
 
     def serve():
-        served.append(socketserver.ThreadingTCPServer(("127.0.0.1", other), Forwarder))
-        served[0].daemon_threads = True
+        served.append(Server(("127.0.0.1", other), Forwarder))
         served[0].serve_forever()
 
-    timer = threading.Timer(seconds, serve)
-    timer.start()
-    try:
-        yield f"http://127.0.0.1:{other}"
-    finally:
-        timer.join(0 if served else None)
-        served[0].shutdown()
-        served[0].server_close()
+    with reserved_port() as other:
+        timer = threading.Timer(seconds, serve)
+        timer.start()
+        try:
+            yield f"http://127.0.0.1:{other}"
+        finally:
+            timer.join(0 if served else None)
+            served[0].shutdown()
+            served[0].server_close()
 
 
 @pytest.mark.slow
