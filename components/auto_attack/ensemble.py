@@ -176,10 +176,9 @@ class Ensemble:
         if len(claimed):
             outputs, labels = self._outputs(self._judge, group.attacked[claimed]), group.labels[claimed]
             margins = self._margins(outputs, labels)
-            fooled, denied = margins > 0, claimed[margins <= 0]
-            group.margins[denied] = margins[margins <= 0]
-            group.fooled_by[denied] = ""
-            group.fooled_by[claimed[fooled & (group.fooled_by[claimed] == "")]] = member
+            fooled = margins > 0
+            group.confirm(claimed[fooled], member)
+            group.deny(claimed[~fooled], margins[~fooled])
             group.ended[claimed] = self._objective.beyond_doubt(outputs, labels)
 
     def _outputs(self, target: Any, pixels: Pixels) -> Floats:
@@ -222,6 +221,7 @@ class _Group:
         self.margins, self.losses, self.without_gradient = margins.copy(), losses, without_gradient
         self.fooled_by = np.full(len(pixels), "", dtype=f"<U{max(map(len, MEMBERS))}")
         self.ended = np.zeros(len(pixels), bool)
+        self._confirmed, self._confirmed_margins = self.attacked.copy(), self.margins.copy()
         self._last, self._best = losses.copy(), losses.copy()
         self._rises = np.zeros(len(pixels), bool)
         self._noted = False
@@ -236,6 +236,17 @@ class _Group:
         better = margins > self.margins[images]
         self.attacked[images[better]] = attacked[better]
         self.margins[images[better]] = margins[better]
+
+    def confirm(self, images: Rows, member: str) -> None:
+        """Note that what would be saved of images fools the target."""
+        self._confirmed[images], self._confirmed_margins[images] = self.attacked[images], self.margins[images]
+        self.fooled_by[images[self.fooled_by[images] == ""]] = member
+
+    def deny(self, images: Rows, margins: Floats) -> None:
+        """Take back points that do not fool the target after all: for those that did, of the images that have one."""
+        self.margins[images] = margins
+        back = images[self.fooled_by[images] != ""]
+        self.attacked[back], self.margins[back] = self._confirmed[back], self._confirmed_margins[back]
 
     def note(self, images: Rows, outcome: apgd.Outcome) -> None:
         """Note the losses of a run on the cross-entropy, which has one aim."""
