@@ -31,8 +31,10 @@ def auto_attack(
 
     The members, in this order: APGD on the cross-entropy (apgd-ce), APGD on the targeted difference-of-logits ratio
     (apgd-t), and Square (square; Andriushchenko et al. 2020, arXiv:1912.00049), which needs no gradient. Each attacks
-    only the images that still stand. The result is not RobustBench's AutoAttack number: FAB-T is missing. An image
-    counts as fooled as it is saved, with 8 bits; the draws behind a random defense must fool on average.
+    only the images that still stand, and behind a random defense those that some draws take back. Behind a defense that
+    is not random apgd-t runs twice, the second time along a sum of gradients. The result is not RobustBench's
+    AutoAttack number: FAB-T is missing. An image counts as fooled as it is saved, with 8 bits; the draws behind a
+    random defense must fool on average.
 
     The oblivious attacker knows the model but no defense. For each defense in `defenses`, a defense-aware attacker also
     attacks the model behind that defense, with the straight-through gradient (BPDA), averaged over draws if the defense

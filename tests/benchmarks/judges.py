@@ -8,7 +8,8 @@ attack, with the same defense, and under each attacker. Both are judged in 8 bit
 image, the same for both, and by the mean over 100 draws, beside which their standard deviation is printed.
 
 All cells take many hours. Models and results are kept in build/judges: a cell that is in results.jsonl is not measured
-again, so an interrupted run goes on where it was. Exits 1 if an attacked image is farther from its original than eps.
+again, so an interrupted run goes on where it was; after a change of an attack, remove that file. Exits 1 if an attacked
+image is farther from its original than eps.
 """
 
 import argparse
@@ -175,7 +176,8 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        self.rows = [row for row in rows if "deviation" in row]  # earlier versions of this script did not measure it
 
     def of(self, cell: dict[str, Any]) -> dict[str, Any] | None:
         """Return the row of a cell."""

@@ -52,6 +52,19 @@ TRAIN = {
 FGM = {"eps": 0.1, "eps_step": 0.05, "norm": "inf", "eot_samples": 2, **COMMON}
 PLAIN = {**FGM, "defenses": "", "minimal": False}
 KNOWN = json.dumps({"gaussian_augmentation": {"sigma": 0.1}})
+AUTO_ATTACK = {
+    "defenses": KNOWN,
+    "eps": 0.1,
+    "norm": "inf",
+    "budget": "light",
+    "max_iter": 2,
+    "num_random_init": 1,
+    "n_target_classes": 2,
+    "n_queries": 5,
+    "members": "apgd-ce,apgd-t,square",
+    "eot_samples": 2,
+    **COMMON,
+}
 ALONE = {"others": []}
 # stage, a note, its artifacts by name ("{n}" becomes the number of images), its other parameters
 STAGES = [
@@ -70,6 +83,12 @@ STAGES = [
         "",
         {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/pgd-adv"},
         {**FGM, "defenses": "", "max_iter": 2, "num_random_init": 1},
+    ),
+    (
+        "auto_attack",
+        "defense-aware",
+        {"dataset": "{n}/dataset", "model": "{n}/model", "adversarial": "{n}/auto_attack"},
+        AUTO_ATTACK,
     ),
     (
         "spatial_smoothing",

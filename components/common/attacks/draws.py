@@ -12,7 +12,7 @@ def generators(seed: int, pixels: Pixels, *streams: int) -> list[np.random.Gener
 
     Args:
         seed: The stage's seed.
-        pixels: The images before the attack.
+        pixels: The images that the numbers depend on: before the attack, or those that a defense changes.
         streams: Numbers that tell apart what is drawn for one image, such as those of a member and of a run.
     """
     digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels]
