@@ -69,8 +69,9 @@ def gate_report(
 
     REPORT is a report.json, or the folder of a run that holds one. A threshold passes if both ends of the number's
     95 % interval meet it and fails if neither does; otherwise more images are needed. The result is also "cannot tell"
-    where the report lacks the number or a check of its own failed. A row of the baseline fails if fewer of the same
-    images are right than before, by more than noise (McNemar's exact test, Holm's adjustment).
+    where the report lacks the number or a check of its own failed. A row of the baseline, of one attack and attacker or
+    of all together, fails if fewer of the same images are right, or robust, than before, by more than noise (McNemar's
+    exact test, Holm's adjustment).
     """
     from rich.console import Console
 

@@ -248,18 +248,6 @@ class Report:
         known = [each for each in (self.correctness.get((None, defense, None)), *under) if each is not None]
         return under_each(*known) if under and len(known) == len(under) + 1 else None
 
-    @cached_property
-    def outcomes(self) -> dict[Cell, Correctness]:
-        """Which images count by attack, defense and attacker: right without an attack, or robust under one.
-
-        Where the same defense was not evaluated without an attack, those that are right under it count.
-        """
-        outcomes = {}
-        for (attack, defense, attacker), right in self.correctness.items():
-            robust = self.robust(attack, defense, attacker) if attack else right
-            outcomes[attack, defense, attacker] = right if robust is None else robust
-        return outcomes
-
     @property
     def failed(self) -> list[Check]:
         """The checks that failed: the numbers are not to be trusted yet."""

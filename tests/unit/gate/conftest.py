@@ -18,7 +18,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> dic
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
         patch.setenv("EVASION_ARTIFACT_ROOT", str(root / "artifacts"))
-        return {name: make(root, name) for name in ("usual", "worse", "few", "oblivious", "untrained")}
+        names = ("usual", "worse", "few", "oblivious", "untrained", "attacks", "no_clean_median")
+        return {name: make(root, name) for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gating import ATTACK, judged, outcome
+from gating import ATTACK, judged, outcome, reordered
 from scipy.stats import binomtest
 
 from evasion.components.common.results.paired import unpacked
@@ -111,7 +111,7 @@ def test_a_drop_beyond_noise_fails(reports: dict[str, Path]) -> None:
 
 
 def test_many_rows_are_adjusted_for(reports: dict[str, Path], tmp_path: Path) -> None:
-    """Six images lost are p = 0.031 alone, and noise among eight rows."""
+    """Six images lost are p = 0.031 alone, and noise among ten rows: eight evaluations and two worst cases."""
     changed = json.loads(reports["usual"].read_text())
     (found,) = [each for each in changed["evaluations"] if each["title"] == "clean"]
     right = unpacked(found["right"], 400)
@@ -122,8 +122,73 @@ def test_many_rows_are_adjusted_for(reports: dict[str, Path], tmp_path: Path) ->
     path.write_text(json.dumps(changed))
     row = {each.name: each for each in judged(path, baseline=reports["usual"])}["clean images"]
     assert row.numbers["p"] == pytest.approx(0.03125)
-    assert row.numbers["p_adjusted"] == pytest.approx(0.25)
+    assert row.numbers["p_adjusted"] == pytest.approx(0.3125)
     assert row.judgement is Judgement.PASS
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "worst", "shares"),
+    [
+        # With JPEG 104 images are right under one attacker and 99 under the other: 99 under both, then none.
+        (
+            "usual",
+            (ATTACK, "jpeg_compression quality=75", "oblivious"),
+            f"{ATTACK} + jpeg_compression quality=75 (defense-aware and oblivious)",
+            (99 / 400, 0),
+        ),
+        ("attacks", ("pgd eps=0.3 norm=inf", None, None), "worst case of fgm and pgd eps=0.3 norm=inf", (0.25, 0)),
+    ],
+)
+def test_a_drop_that_is_noise_under_each_attacker_fails_under_all_of_them(
+    reports: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    cell: tuple[str | None, ...],
+    worst: str,
+    shares: tuple[float, float],
+) -> None:
+    changed = reordered(reports[name], tmp_path, *cell)
+    found = [each for each in judged(changed, baseline=reports[name]) if each.kind == "baseline"]
+    # The first row, as in the table.
+    assert [each.name for each in found if each.judgement is Judgement.FAIL] == [worst] == [found[0].name]
+    assert (found[0].numbers["before"], found[0].numbers["after"]) == pytest.approx(shares)
+    assert found[0].finding.startswith("a drop beyond noise: ")
+
+
+def test_one_attacker_more_is_no_drop(reports: dict[str, Path]) -> None:
+    """The worst case is that of the baseline's attackers, however many the report has."""
+    rows = {each.name: each for each in judged(reports["usual"], baseline=reports["oblivious"])}
+    median = rows[f"{ATTACK} + spatial_smoothing window_size=3 (oblivious)"]
+    assert (median.judgement, median.numbers["change"]) == (Judgement.PASS, 0)
+    assert not [name for name in rows if "and oblivious" in name]
+
+
+def test_both_reports_are_counted_by_one_rule(reports: dict[str, Path], tmp_path: Path) -> None:
+    """The baseline knows which images are right with the defense and no attack, the report does not."""
+    defense, attacker = "spatial_smoothing window_size=3", "(oblivious)"
+    baseline = reordered(reports["usual"], tmp_path, None, defense, None)
+    rows = {each.name: each for each in judged(reports["no_clean_median"], baseline=baseline)}
+    row = rows[f"{ATTACK} + {defense} {attacker}"]
+    assert (row.numbers["before"], row.numbers["after"]) == pytest.approx((250 / 400, 250 / 400))
+    assert rows[f"clean images + {defense}"].judgement is Judgement.UNKNOWN
+
+
+@pytest.mark.parametrize("damaged", ["baseline", "report"])
+def test_a_row_whose_images_are_not_known_is_not_passed_over(
+    reports: dict[str, Path], tmp_path: Path, damaged: str
+) -> None:
+    content = json.loads(reports["usual"].read_text())
+    name = f"{ATTACK} + jpeg_compression quality=75 (defense-aware)"
+    cell = (ATTACK, "jpeg_compression quality=75", "defense-aware")
+    (found,) = [each for each in content["evaluations"] if (each["attack"], each["defense"], each["attacker"]) == cell]
+    found["right"] = None
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    baseline, report = (path if damaged == each else reports["usual"] for each in ("baseline", "report"))
+    rows = {each.name: each for each in judged(report, baseline=baseline)}
+    for unknown in (name, name.replace("(defense-aware)", "(defense-aware and oblivious)")):
+        assert rows[unknown].judgement is Judgement.UNKNOWN
+        assert rows[unknown].finding == f"the {damaged} does not say of each image whether it was right"
 
 
 @pytest.mark.parametrize(("allowed", "expected"), [(0.05, "fail"), (0.07, "fail"), (0.08, "pass")])
