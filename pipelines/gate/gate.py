@@ -11,8 +11,9 @@ from evasion.components.common.files import sha256_of
 from evasion.components.common.results import report as reports
 from evasion.components.common.results.report import Report
 from evasion.pipelines.gate.baseline import BASELINE, compare_with_baseline
+from evasion.pipelines.gate.judging import judge_thresholds
 from evasion.pipelines.gate.settings import Settings
-from evasion.pipelines.gate.verdict import Judgement, Verdict, judge_checks, judge_thresholds
+from evasion.pipelines.gate.verdict import Judgement, Verdict, judge_checks
 
 SCHEMA_VERSION = 2
 

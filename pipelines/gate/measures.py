@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,8 @@ class Doubt(Enum):
 
     ONLY_OBLIVIOUS = "only an attacker who does not know the defense attacked it, which is the best case"
     NOT_APPLIED = "the defense was not applied to these images"
+    APART = "which images withstand all attacks and attackers is not known"
+    CURVE_ALONE = "the security curve alone attacked at this eps, and the table has stronger attacks"
     SINGLE_STEP = "only a single step attacked, and an attacker who iterates does better"
 
 
@@ -57,7 +58,7 @@ class Measure:
         attackers: What each attacker knew of the defense; none where there is none.
         doubts: Why a good value proves nothing.
         drawn: Whether it is a point of the security curve.
-        together: Whether it is a point of all attacks and attackers together.
+        together: Whether it is such a point of all attacks and attackers together.
         outcome: Of each image, whether it counts: that it is robust, or for the success rate that it stands, among
             those that were right before; None where that is not known.
         reference: The same without the defense, for a difference.
@@ -91,9 +92,15 @@ class Measure:
         return self.attackers[0] if len(self.attackers) == 1 else None
 
     @property
+    def norm(self) -> Any:
+        """The norm of the attacks, where they have one in common."""
+        norms = {step.settings.get("norm") for attack in self.attacks for step in attack.steps}
+        return norms.pop() if len(norms) == 1 else None
+
+    @property
     def line(self) -> tuple[str | None, str | None, str | None]:
         """The line of the security curve that it is a point of."""
-        return _label(self.attack), _label(self.defense), self.attacker
+        return label_of(self.attack), label_of(self.defense), self.attacker
 
     @property
     def attack_name(self) -> str | None:
@@ -105,7 +112,7 @@ class Measure:
     @property
     def subject(self) -> str:
         """What it was measured under."""
-        attack = _label(self.attack) or "no attack"
+        attack = label_of(self.attack) or "no attack"
         if self.drawn:
             attack += f" eps={self.eps:.4g}"
         with_defense = f" + {self.defense.label}" if self.defense else ""
@@ -117,10 +124,10 @@ class Measure:
         numbers = {name: getattr(self, name) for name in ("metric", "value", "low", "high", "n")}
         return {
             **numbers,
-            "attack": _label(self.attack),
+            "attack": label_of(self.attack),
             "attack_name": self.attack_name,
             "eps": self.eps,
-            "defense": _label(self.defense),
+            "defense": label_of(self.defense),
             "attacker": self.attacker,
         }
 
@@ -131,26 +138,25 @@ def measures(report: Report) -> list[Measure]:
 
 
 def matching(measured: list[Measure], threshold: Threshold) -> list[Measure]:
-    """Return those that a threshold applies to: of the table, or where that lacks the eps, of the security curve.
+    """Return those of the table that a threshold applies to.
 
     Where it names no attack or no attacker, an image must withstand all of them, so that they are taken together.
     """
-    meant = [measure for measure in measured if _is_meant(measure, threshold)]
-    of_table = [measure for measure in meant if not measure.drawn]
-    if not of_table:
-        return meant
     by_defense: dict[str | None, list[Measure]] = {}
-    for measure in of_table:
-        by_defense.setdefault(_label(measure.defense), []).append(measure)
-    return [measure for alike in by_defense.values() for measure in _together(alike)]
+    for measure in measured:
+        if not measure.drawn and is_meant(measure, threshold):
+            by_defense.setdefault(label_of(measure.defense), []).append(measure)
+    return [measure for alike in by_defense.values() for measure in take_together(alike)]
 
 
-def _together(alike: list[Measure]) -> list[Measure]:
-    """Return several measures of one metric and one defense as one; as they are where images are not known."""
+def take_together(alike: list[Measure]) -> list[Measure]:
+    """Return several measures of one metric and one defense as one; in doubt where images are not known."""
     outcomes = [measure.outcome for measure in alike if measure.outcome is not None]
     references = [measure.reference for measure in alike if measure.reference is not None]
-    if len(alike) < 2 or len(outcomes) < len(alike):
+    if len(alike) < 2:
         return alike
+    if len(outcomes) < len(alike):
+        return [replace(each, doubts=each.doubts | {Doubt.APART}) for each in alike]
     outcome = under_each(*outcomes)
     reference = under_each(*references) if references else None
     number = _number(alike[0].metric, outcome, reference)
@@ -171,16 +177,19 @@ def _together(alike: list[Measure]) -> list[Measure]:
     return [combined]
 
 
-def around(measured: list[Measure], threshold: Threshold) -> list[tuple[Measure, Measure]]:
-    """Return the points of each line of the curve between which the eps of a threshold lies: below and above."""
-    if threshold.eps is None or threshold.metric != ROBUST_ACCURACY:
-        return []
-    drawn = [each for each in measured if each.drawn and _is_meant(each, replace(threshold, eps=each.eps))]
-    pairs = []
-    for line in dict.fromkeys(measure.line for measure in drawn):
-        points = sorted((measure for measure in drawn if measure.line == line), key=lambda each: each.eps or 0)
-        pairs += [(a, b) for a, b in pairwise(points) if (a.eps or 0) < threshold.eps < (b.eps or 0)]
-    return pairs
+def is_same_eps(one: float | None, other: float | None) -> bool:
+    """Return whether two eps are meant to be one."""
+    return one is not None and other is not None and math.isclose(one, other, rel_tol=SAME_EPS, abs_tol=1e-9)
+
+
+def doubt_of(measure: Measure, threshold: Threshold) -> Doubt | None:
+    """Return why a good value proves nothing, if the threshold does not ask for the very attack or attacker."""
+    accepted = {
+        Doubt.ONLY_OBLIVIOUS: threshold.attacker is not None,
+        Doubt.CURVE_ALONE: threshold.attack is not None,
+        Doubt.SINGLE_STEP: threshold.attack is not None,
+    }
+    return next((each for each in Doubt if each in measure.doubts and not accepted.get(each, False)), None)
 
 
 def lacking(measured: list[Measure], threshold: Threshold) -> str:
@@ -202,12 +211,11 @@ def lacking(measured: list[Measure], threshold: Threshold) -> str:
     return f"the report holds no such {threshold.metric}"
 
 
-def _is_meant(measure: Measure, threshold: Threshold) -> bool:
+def is_meant(measure: Measure, threshold: Threshold) -> bool:
+    """Return whether a threshold applies to a measure by itself or together with others."""
     if measure.metric != threshold.metric or (measure.drawn and threshold.eps is None):
         return False
-    if threshold.eps is not None and (
-        measure.eps is None or not math.isclose(measure.eps, threshold.eps, rel_tol=SAME_EPS, abs_tol=1e-9)
-    ):
+    if threshold.eps is not None and not is_same_eps(measure.eps, threshold.eps):
         return False
     if threshold.defense is None:
         every = threshold.metric in DIFFERENCES and Doubt.NOT_APPLIED not in measure.doubts
@@ -230,7 +238,7 @@ def _clean(report: Report) -> Iterator[Measure]:
         if row.clean_accuracy:
             yield _measure(CLEAN_ACCURACY, row.clean_accuracy, defense=defense, doubts=doubts)
         before = report.correctness.get((None, None, None))
-        after = report.correctness.get((None, _label(defense), None))
+        after = report.correctness.get((None, label_of(defense), None))
         if defense and before is not None and after is not None:
             drop = Difference.between(before, after).reversed
             yield _measure(CLEAN_ACCURACY_DROP, drop, defense=defense, doubts=doubts)
@@ -260,7 +268,7 @@ def _under(
     report: Report, attack: str, attacked: Attacked, attacker: str | None, under: dict[str, Any]
 ) -> Iterator[Measure]:
     """Yield the measures of one attacker."""
-    label = _label(under["defense"])
+    label = label_of(under["defense"])
     robust = report.robust(attack, label, attacker)
     if attacked.robust_accuracy:
         yield _measure(ROBUST_ACCURACY, attacked.robust_accuracy, outcome=robust, **under)
@@ -270,8 +278,8 @@ def _under(
         stands = None if before is None or after is None else np.where(before == 1, after, np.int8(ABSENT))
         yield _measure(ATTACK_SUCCESS_RATE, attacked.attack_success_rate, outcome=stands, **under)
     reference = report.robust(attack)
-    if label and robust is not None and reference is not None:
-        gain = _number(GAIN, robust, reference)
+    if label and reference is not None:
+        gain = Difference.counted(0, 0, 0, 0) if robust is None else _number(GAIN, robust, reference)
         yield _measure(GAIN, gain, outcome=robust, reference=reference, **under)
 
 
@@ -286,22 +294,32 @@ def _number(metric: str, outcome: Correctness, reference: Correctness | None) ->
 
 def _curve(report: Report) -> Iterator[Measure]:
     curve = report.curve
-    lines = [series for series in curve.series if not series.control] if curve else []
-    iterates = any(series.perturbation == PGD for series in lines)
-    for series in lines:
-        attackers = [each.knowledge for each in lines if each.defense == series.defense and each.knowledge]
+    if curve is None:
+        return
+    drawn = [series for series in curve.series if not series.control]
+    attacks = {each.perturbation: curve.treatment_of(each) for each in drawn if not each.worst_case}
+    # The curve's PGD takes few steps. Only of single steps is it known that it does no worse.
+    outdone = any(row.judged.accuracy_under_attack and not row.single_step for row in report.table)
+    for series in drawn:
         step = series.defense
         defense = Treatment(step.name, step.text, (step,)) if step else None
-        single_step = not iterates if series.worst_case else series.perturbation == FGM
+        doubts = _doubts(
+            defense or NONE,
+            [each.knowledge for each in drawn if each.defense == series.defense and each.knowledge],
+            single_step=PGD not in attacks if series.worst_case else series.perturbation == FGM,
+        )
+        if outdone:
+            doubts |= {Doubt.CURVE_ALONE}
         for point in series.points:
             yield _measure(
                 ROBUST_ACCURACY,
                 point.accuracy,
-                attacks=(curve.treatment_of(series),) if curve else (),
+                attacks=tuple(attacks.values()) if series.worst_case else (attacks[series.perturbation],),
                 eps=point.eps,
                 defense=defense,
                 attackers=(series.knowledge,) if series.knowledge else (),
-                doubts=_doubts(defense or NONE, attackers, single_step=single_step),
+                # Of size 0 there is one attack, which changes nothing.
+                doubts=doubts if point.eps else frozenset(),
                 drawn=True,
                 together=series.worst_case,
             )
@@ -311,7 +329,8 @@ def _measure(metric: str, number: Share | Difference, **under: Any) -> Measure:
     return Measure(metric, number.value, number.low, number.high, number.n, **under)
 
 
-def _label(treatment: Treatment | None) -> str | None:
+def label_of(treatment: Treatment | None) -> str | None:
+    """Return the label of an attack or a defense, if there is one."""
     return treatment.label if treatment else None
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from evasion.components.common.drawing.words import percent, points
 from evasion.components.common.results.report import Report
 from evasion.components.common.results.shares import NORMAL
-from evasion.pipelines.gate.measures import Doubt, Measure, around, lacking, matching, measures
+from evasion.pipelines.gate.measures import Doubt, Measure, doubt_of
 from evasion.pipelines.gate.threshold import DIFFERENCES, Threshold
 
 ADVICE = {
     Doubt.ONLY_OBLIVIOUS: "Run the defense-aware attacker too, or say 'by oblivious' if that one is meant.",
     Doubt.NOT_APPLIED: "Evaluate it with apply_predict on testing data.",
+    Doubt.APART: "Evaluate each image once, or name one attack and one attacker.",
+    Doubt.CURVE_ALONE: "Evaluate at eps {eps}, or name an attack of the curve, such as 'with pgd', if it is meant.",
     Doubt.SINGLE_STEP: "Run auto_attack or pgd too, or name the attack, such as 'with fgm', if that one is meant.",
 }
 
@@ -82,66 +84,30 @@ class Verdict:
         }
 
 
-def judge_thresholds(report: Report, thresholds: list[Threshold]) -> Iterator[Verdict]:
-    """Judge a report by each threshold; the worst of all measures that it applies to counts."""
-    all_measures = measures(report)
-    for threshold in thresholds:
-        judged = [judge(threshold, measure) for measure in matching(all_measures, threshold)] or [
-            _between(threshold, *pair) for pair in around(all_measures, threshold)
-        ]
-        if judged:
-            worst = max(judged, key=lambda verdict: _badness(threshold, verdict))
-            yield worst
-        else:
-            advice = "Evaluate it, or ask for what there is."
-            finding = lacking(all_measures, threshold)
-            yield Verdict("threshold", threshold.text, Judgement.UNKNOWN, finding, advice, line=threshold.line)
-
-
 def judge(threshold: Threshold, measure: Measure) -> Verdict:
     """Judge one number by a threshold: the end of its interval that speaks against it must meet it."""
     against, for_it = (measure.low, measure.high) if threshold.at_least else (measure.high, measure.low)
     finding, advice = f"{_shown(measure)} of {measure.n:,} images", ""
-    doubt = _doubt(threshold, measure)
+    doubt = doubt_of(measure, threshold)
     if threshold.holds(against) and doubt:
         judgement, finding = Judgement.UNKNOWN, f"{finding} would do, but {doubt.value}"
-        advice = ADVICE[doubt]
+        advice = _advice(doubt, threshold)
     elif threshold.holds(against):
         judgement = Judgement.PASS
     elif threshold.holds(for_it):
         value = "meets" if threshold.holds(measure.value) else "misses"
         judgement, finding = Judgement.UNKNOWN, f"{finding}: the value {value} it, the interval leaves it open"
         advice = _needed(threshold, measure)
+        if doubt:
+            finding, advice = f"{finding}, and {doubt.value}", _advice(doubt, threshold)
     else:
         judgement = Judgement.FAIL
     numbers = measure.to_json() | {"comparator": threshold.comparator, "limit": threshold.limit}
     return Verdict("threshold", threshold.text, judgement, finding, advice, measure.subject, numbers, threshold.line)
 
 
-def _doubt(threshold: Threshold, measure: Measure) -> Doubt | None:
-    """Return the doubt that a good value meets, if the threshold does not ask for the very attack or attacker."""
-    accepted = {
-        Doubt.ONLY_OBLIVIOUS: threshold.attacker is not None,
-        Doubt.SINGLE_STEP: threshold.attack is not None,
-    }
-    return next((each for each in Doubt if each in measure.doubts and not accepted.get(each, False)), None)
-
-
-def _between(threshold: Threshold, smaller: Measure, larger: Measure) -> Verdict:
-    """Judge by the sizes around the one asked for, if they agree.
-
-    Then what is met at the larger one is met between, and what is missed at the smaller one is missed between: accuracy
-    falls as eps grows.
-    """
-    below, above = judge(threshold, smaller), judge(threshold, larger)
-    if below.judgement is Judgement.FAIL is above.judgement:
-        return replace(below, finding=f"{below.finding}, at the next smaller eps")
-    if below.judgement is above.judgement:
-        return replace(above, finding=f"{above.finding}, at the next larger eps")
-    words = {Judgement.PASS: "met", Judgement.FAIL: "missed", Judgement.UNKNOWN: "open"}
-    finding = f"{words[below.judgement]} at eps {smaller.eps:.4g}, {words[above.judgement]} at {larger.eps:.4g}"
-    advice = f"Add {threshold.eps:.4g} to eps_values."
-    return replace(above, judgement=Judgement.UNKNOWN, finding=f"{finding}, and not measured between", advice=advice)
+def _advice(doubt: Doubt, threshold: Threshold) -> str:
+    return ADVICE[doubt].format(eps=f"{threshold.eps or 0:.4g}")
 
 
 def judge_checks(report: Report, accepted: Iterable[str], whose: str = "report") -> Iterator[Verdict]:
@@ -164,12 +130,6 @@ def _shown(measure: Measure) -> str:
     if measure.metric in DIFFERENCES:
         return f"{points(measure.value)} points [{points(measure.low)}, {points(measure.high)}]"
     return f"{percent(measure.value)} [{100 * measure.low:.1f}, {100 * measure.high:.1f}]"
-
-
-def _badness(threshold: Threshold, verdict: Verdict) -> tuple[int, float]:
-    """Worst first: by outcome, then by the end of the interval that speaks against the threshold."""
-    against = -verdict.numbers["low"] if threshold.at_least else verdict.numbers["high"]
-    return list(Judgement).index(verdict.judgement), against
 
 
 def _needed(threshold: Threshold, measure: Measure) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lab import FGM, JPEG, MEDIAN, Lab, Report
+from lab import FGM, FGM_SMALL, JPEG, MEDIAN, SINGLE_STEP, Lab, Report, aware
 
 from evasion.components.common.results.paired import packed, unpacked
 from evasion.pipelines.gate import verdict
@@ -13,6 +13,7 @@ from evasion.pipelines.gate.settings import settings
 
 ATTACK = "fgm eps=0.3 norm=inf"
 PGD = {**FGM, "stage": "pgd"}
+PGD_SMALL = {**FGM_SMALL, "stage": "pgd"}
 
 
 def make(root: Path, name: str) -> Path:
@@ -39,6 +40,23 @@ def make(root: Path, name: str) -> Path:
                 lab.evaluate("adv_fgm", FGM, wrong=296, wrong_before=8),
                 lab.evaluate("adv_pgd", PGD, wrong=300, wrong_before=8),
             ]
+        case "single_step":
+            # The curve, which has PGD, attacks with more than the evaluation.
+            made = [
+                lab.evaluate("clean", wrong=8),
+                lab.evaluate("adv", SINGLE_STEP, wrong=300, wrong_before=8),
+                lab.evaluate("def_median", MEDIAN, wrong=60),
+                lab.evaluate("aware_median", aware(SINGLE_STEP, MEDIAN), MEDIAN, wrong=250, wrong_before=8),
+            ]
+            curve = lab.curve()
+        case "small":
+            # At 8/255 the evaluation leaves far less than the curve leaves at 0.1.
+            made = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", PGD_SMALL, wrong=300, wrong_before=8)]
+            curve = lab.curve()
+        case "strong":
+            # At 0.3, too, where the curve leaves 25 %.
+            made = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", PGD, wrong=380, wrong_before=8)]
+            curve = lab.curve()
         case "no_clean_median":
             made = [each for each in lab.two_attackers() if each.name != "def_median"]
         case "untrained":

@@ -1,11 +1,12 @@
 """Thresholds: their form, intervals, and the numbers that they apply to."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gating import ATTACK
+from gating import ATTACK, judged, outcome
 from scipy.stats import binomtest
 
 from evasion.components.common.results.curve import Point
@@ -13,7 +14,9 @@ from evasion.components.common.results.paired import Difference
 from evasion.components.common.results.report import Report as ReportFile
 from evasion.components.common.results.shares import Share
 from evasion.components.common.results.treatments import NONE, Treatment, TreatmentStep
-from evasion.pipelines.gate import measures, verdict
+from evasion.pipelines.gate.judging import judge_thresholds
+from evasion.pipelines.gate.lines import judge_along, lines
+from evasion.pipelines.gate.measures import Doubt, Measure
 from evasion.pipelines.gate.selector import selects
 from evasion.pipelines.gate.threshold import parse
 from evasion.pipelines.gate.verdict import Judgement
@@ -129,21 +132,17 @@ def test_outcomes_are_counted_in_pairs() -> None:
             400,
         ),
         ("robust_accuracy >= 0.1 for spatial_smoothing window_size=3 by oblivious", "(oblivious)", 250, 400),
-        # Of the curve.
-        ("robust_accuracy >= 0.5 at eps 0.1", "worst case norm=inf eps=0.1", 250, 400),
-        ("robust_accuracy >= 0.5 at eps 1/255", "worst case norm=inf eps=0.003922", 390, 400),
-        (
-            "robust_accuracy >= 0.5 at eps 0.1 for spatial_smoothing",
-            "worst case norm=inf eps=0.1 + spatial_smoothing window_size=3",
-            290,
-            400,
-        ),
+        # Of the curve, by the very attack.
+        ("robust_accuracy >= 0.5 at eps 0.1 with fgm", "fgm norm=inf eps=0.1", 250, 400),
+        ("robust_accuracy >= 0.5 at eps 0.1 with pgd", "pgd norm=inf eps=0.1", 250, 400),
+        # Without an attack.
+        ("robust_accuracy >= 0.5 at eps 0", "worst case of fgm and pgd norm=inf eps=0", 392, 400),
         # Of both: the table, whose images were saved.
         ("robust_accuracy >= 0.1 at eps 0.3 with fgm norm=inf", ATTACK, 100, 400),
     ],
 )
 def test_a_threshold_finds_its_number(usual: ReportFile, text: str, subject: str, count: int, n: int) -> None:
-    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+    (found,) = judge_thresholds(usual, [parse(text)])
     interval = binomtest(count, n).proportion_ci(method="wilson")
     assert found.judgement is Judgement.PASS
     assert found.subject.endswith(subject)
@@ -160,10 +159,10 @@ def test_without_an_attack_named_the_worst_case_of_the_curve_is_judged(usual: Re
         for line in usual.curve.series
     ]
     changed = replace(usual, curve=replace(usual.curve, series=fewer))
-    (named,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1 with fgm")])
-    (any_attack,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1")])
+    (named,) = judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1 with fgm")])
+    (any_attack,) = judge_thresholds(changed, [parse("robust_accuracy >= 0.5 at eps 0.1")])
     assert (named.judgement, named.subject) == (Judgement.PASS, "fgm norm=inf eps=0.1")
-    assert (any_attack.judgement, any_attack.subject) == (Judgement.FAIL, "worst case norm=inf eps=0.1")
+    assert (any_attack.judgement, any_attack.subject) == (Judgement.FAIL, "worst case of fgm and pgd norm=inf eps=0.1")
 
 
 def test_the_table_stands_before_the_curve(usual: ReportFile) -> None:
@@ -173,8 +172,9 @@ def test_the_table_stands_before_the_curve(usual: ReportFile) -> None:
         for line in usual.curve.series
     ]
     changed = replace(usual, curve=replace(usual.curve, series=series))
-    (found,) = verdict.judge_thresholds(changed, [parse("robust_accuracy >= 0.2 at eps 0.3")])
-    assert (found.judgement, found.subject) == (Judgement.PASS, ATTACK)
+    for eps in (0.3, 0.2):
+        (found,) = judge_thresholds(changed, [parse(f"robust_accuracy >= 0.2 at eps {eps}")])
+        assert (found.judgement, found.subject) == (Judgement.PASS, ATTACK)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_table_stands_before_the_curve(usual: ReportFile) -> None:
     ],
 )
 def test_differences_are_paired(usual: ReportFile, text: str, counts: tuple[int, int, int, int]) -> None:
-    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+    (found,) = judge_thresholds(usual, [parse(text)])
     expected = Difference.counted(*counts)
     assert [found.numbers[name] for name in ("value", "low", "high")] == pytest.approx(
         [expected.value, expected.low, expected.high]
@@ -205,11 +205,11 @@ def test_differences_are_paired(usual: ReportFile, text: str, counts: tuple[int,
         # Noise is the curve's control, not an attack.
         ("robust_accuracy >= 0.1 at eps 0.1 with noise", "no robust_accuracy with noise"),
         ("attack_success_rate <= 1 at eps 0.1", "no such attack_success_rate at eps 0.1; it has 0.3"),
-        ("robust_accuracy >= 0.1 at eps 3", "at eps 3; it has 0, 0.003922, 0.1, 0.3, 1"),
+        ("robust_accuracy >= 0 at eps 3", "at eps 3; it has 0, 0.003922, 0.1, 0.3, 1"),
     ],
 )
 def test_what_the_report_lacks_cannot_be_told(usual: ReportFile, text: str, said: str) -> None:
-    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+    (found,) = judge_thresholds(usual, [parse(text)])
     assert found.judgement is Judgement.UNKNOWN
     assert said in found.finding
 
@@ -217,36 +217,120 @@ def test_what_the_report_lacks_cannot_be_told(usual: ReportFile, text: str, said
 @pytest.mark.parametrize(
     ("text", "expected", "said"),
     [
-        # The curve has 62.5 % at 0.1 and 25 % at 0.3.
-        ("robust_accuracy >= 0.15 at eps 0.2", "pass", "at the next larger eps"),
-        ("robust_accuracy >= 0.75 at eps 0.2", "fail", "at the next smaller eps"),
+        # The curve has 62.5 % at 0.1 and 25 % at 0.3, and the evaluation attacked with no more.
+        ("robust_accuracy >= 0.15 at eps 0.2", "pass", "at a larger eps, 25.0"),
+        ("robust_accuracy >= 0.75 at eps 0.2", "fail", "at a smaller eps, 62.5"),
         ("robust_accuracy >= 0.5 at eps 0.2", "cannot tell", "met at eps 0.1, missed at 0.3, and not measured between"),
         ("robust_accuracy >= 0.25 at eps 0.2", "cannot tell", "met at eps 0.1, open at 0.3"),
+        # Nothing is measured above 1, but less is enough.
+        ("robust_accuracy >= 0.1 at eps 3", "fail", "at a smaller eps, 0.0"),
     ],
 )
-def test_between_two_eps_the_ones_around_it_tell(usual: ReportFile, text: str, expected: str, said: str) -> None:
-    (found,) = verdict.judge_thresholds(usual, [parse(text)])
+def test_between_two_eps_the_ones_around_it_tell(reports: dict[str, Path], text: str, expected: str, said: str) -> None:
+    found = judged(reports["single_step"], text)[0]
     assert found.judgement.value == expected
-    assert said in found.finding
+    assert said in found.finding.replace("\N{NO-BREAK SPACE}", " ")
+    assert (found.advice == "Add 0.2 to eps_values.") is ("not measured" in said or "open" in said)
 
 
-STEP = TreatmentStep("fgm", {"norm": "inf"})
+@pytest.mark.parametrize(
+    ("text", "subject", "count"),
+    [
+        ("robust_accuracy >= 0.5 at eps 0.1", "worst case of fgm and pgd norm=inf eps=0.1", 250),
+        ("robust_accuracy >= 0.5 at eps 1/255", "worst case of fgm and pgd norm=inf eps=0.003922", 390),
+        (
+            "robust_accuracy >= 0.5 at eps 0.1 for spatial_smoothing",
+            "worst case of fgm and pgd norm=inf eps=0.1 + spatial_smoothing window_size=3",
+            290,
+        ),
+    ],
+)
+def test_a_curve_with_all_attacks_of_the_evaluation_tells(
+    reports: dict[str, Path], text: str, subject: str, count: int
+) -> None:
+    found = judged(reports["single_step"], text)[0]
+    assert (found.judgement, found.subject) == (Judgement.PASS, subject)
+    assert found.numbers["value"] == pytest.approx(count / 400)
 
 
-FGM_OF_THE_CURVE = Treatment(STEP.name, STEP.text, (STEP,))
+@pytest.mark.parametrize(
+    ("name", "text", "expected", "said"),
+    [
+        # The curve leaves 62.5 % at 0.1 and 25 % at 0.3; PGD of the evaluation 5 % at 0.3.
+        ("strong", "robust_accuracy >= 0.5 at eps 0.1", "cannot tell", "the table has stronger attacks"),
+        (
+            "strong",
+            "robust_accuracy >= 0.6 at eps 0.1",
+            "cannot tell",
+            "it open, and the security curve alone attacked",
+        ),
+        ("strong", "robust_accuracy >= 0.7 at eps 0.1", "fail", "62.5"),
+        ("strong", "robust_accuracy >= 0.2 at eps 0.25", "cannot tell", "in doubt at eps 0.1, missed at 0.3"),
+        ("strong", "robust_accuracy >= 0.01 at eps 0.25", "pass", "at a larger eps, 5.0"),
+        ("strong", "robust_accuracy >= 0.5 at eps 0.05", "cannot tell", "at the next larger eps, 62.5"),
+        ("strong", "robust_accuracy >= 0.01 at eps 0.1", "pass", "at a larger eps, 5.0"),
+        # The evaluation leaves 25 % at 8/255.
+        ("small", "robust_accuracy >= 0.5 at eps 0.05", "fail", "at a smaller eps, 25.0"),
+        ("small", "robust_accuracy >= 0.5 at eps 0.1", "fail", "at a smaller eps, 25.0"),
+        ("small", "robust_accuracy >= 0.2 at eps 0.03", "pass", "at a larger eps, 25.0"),
+        ("small", "robust_accuracy >= 0.2 at eps 0.05", "cannot tell", "at the next larger eps, 62.5"),
+    ],
+)
+def test_what_a_weaker_curve_leaves_is_at_most_what_is_left(
+    reports: dict[str, Path], name: str, text: str, expected: str, said: str
+) -> None:
+    found = judged(reports[name], text)[0]
+    assert found.judgement.value == expected
+    assert said in found.finding.replace("\N{NO-BREAK SPACE}", " ")
+    asked = parse(text).eps
+    assert found.advice.startswith(f"Evaluate at eps {asked}") is (expected == "cannot tell")
 
 
-def test_where_accuracy_rises_with_eps_nothing_is_told_between(usual: ReportFile) -> None:
+@pytest.mark.parametrize("attack", ["fgm", "pgd"])
+def test_an_attack_of_the_curve_that_is_named_is_meant(reports: dict[str, Path], attack: str) -> None:
+    for eps in (0.05, 0.1):
+        assert outcome(reports["strong"], f"robust_accuracy >= 0.5 at eps {eps} with {attack}") == "pass"
+
+
+FGM_STEP = TreatmentStep("fgm", {"norm": "inf"})
+
+
+def drawn(eps: float, low: float, **changed: Any) -> Measure:
+    """A point of a curve of FGM."""
+    attack = Treatment(FGM_STEP.name, FGM_STEP.text, (FGM_STEP,))
+    usual = {"attacks": (attack,), "eps": eps, "drawn": True, "together": True}
+    return Measure("robust_accuracy", low + 0.02, low, low + 0.04, 400, **usual | changed)
+
+
+def evaluated(eps: float, low: float, norm: str, **changed: Any) -> Measure:
+    """A measure of a table of PGD."""
+    step = TreatmentStep("pgd", {"eps": eps, "norm": norm})
+    return drawn(eps, low, attacks=(Treatment(step.name, step.text, (step,)),), drawn=False, **changed)
+
+
+def test_where_accuracy_rises_with_eps_nothing_is_told_between() -> None:
     """The last step of the curve goes up in no report that is trusted, but may within a warning."""
-    measure = measures.Measure(
-        "robust_accuracy", 0.1, 0.08, 0.12, 400, (FGM_OF_THE_CURVE,), 0.3, drawn=True, together=True
-    )
-    larger = replace(measure, value=0.3, low=0.28, high=0.32, eps=1.0)
     threshold = parse("robust_accuracy >= 0.2 at eps 0.5")
-    (pair,) = measures.around([measure, larger], threshold)
-    found = verdict._between(threshold, *pair)
+    (points,) = lines([drawn(0.3, 0.08), drawn(1.0, 0.28)], threshold)
+    found = judge_along(threshold, points)
+    assert found is not None
     assert found.judgement is Judgement.UNKNOWN
     assert found.finding == "missed at eps 0.3, met at 1, and not measured between"
+
+
+def test_another_norm_tells_nothing_of_a_curve() -> None:
+    measured = [drawn(0.1, 0.6), drawn(1.0, 0.0), evaluated(0.5, 0.5, "2"), evaluated(0.4, 0.5, "inf")]
+    curve, other = lines(measured, parse("robust_accuracy >= 0.2 at eps 0.3"))
+    assert [(each.eps, each.norm) for each in curve] == [(0.1, "inf"), (0.4, "inf"), (1.0, "inf")]
+    assert [(each.eps, each.norm) for each in other] == [(0.5, "2")]
+
+
+@pytest.mark.parametrize(("doubts", "met"), [(frozenset(), True), (frozenset({Doubt.SINGLE_STEP}), False)])
+def test_a_larger_single_step_alone_does_not_tell_of_a_smaller_one(doubts: frozenset[Doubt], met: bool) -> None:
+    threshold = parse("robust_accuracy >= 0.2 at eps 0.3 with pgd")
+    (points,) = lines([evaluated(0.5, 0.5, "inf", doubts=doubts)], threshold)
+    found = judge_along(threshold, points)
+    assert (found is not None and found.judgement is Judgement.PASS) is met
 
 
 JPEG_STEP, MEDIAN_STEP = (

@@ -210,3 +210,29 @@ def test_a_baseline_that_cannot_be_trusted_leaves_it_open(reports: dict[str, Pat
     found = [each for each in judged(reports["usual"], baseline=reports["untrained"]) if each.kind == "check"]
     assert [each.judgement for each in found] == [Judgement.UNKNOWN, Judgement.PASS]
     assert found[0].finding.startswith("the baseline's check failed: ")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        # 104 images are right under one attacker, 99 under the other: of those under both it is known only how many at
+        # most.
+        ("robust_accuracy >= 0.15 for jpeg_compression", "cannot tell"),
+        ("robust_accuracy >= 0.4 for jpeg_compression", "fail"),
+        ("robust_accuracy >= 0.15 for jpeg_compression by oblivious", "pass"),
+        ("gain >= -0.5 for jpeg_compression", "cannot tell"),
+        ("gain >= -0.5 for jpeg_compression by oblivious", "pass"),
+    ],
+)
+def test_the_smallest_share_is_not_taken_for_the_worst_case(
+    reports: dict[str, Path], tmp_path: Path, threshold: str, expected: str
+) -> None:
+    content = json.loads(reports["usual"].read_text())
+    cell = (ATTACK, "jpeg_compression quality=75", "defense-aware")
+    (found,) = [each for each in content["evaluations"] if (each["attack"], each["defense"], each["attacker"]) == cell]
+    found["right"] = None
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(content))
+    verdict = judged(path, threshold)[0]
+    assert verdict.judgement.value == expected
+    assert ("is not known" in verdict.finding) is (expected == "cannot tell")
