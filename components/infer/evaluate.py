@@ -15,7 +15,7 @@ import numpy.typing as npt
 from evasion.components.common import versions
 from evasion.components.common.data import sampling
 from evasion.components.common.data.dataset import Dataset
-from evasion.components.common.data.distances import Summary
+from evasion.components.common.data.distances import OF_ATTACK, Summary
 from evasion.components.common.data.header import ROWS, DatasetError, Sample
 from evasion.components.common.data.images import encode_png
 from evasion.components.common.data.pixels import to_float
@@ -41,14 +41,29 @@ from evasion.components.infer.ranges import DOUBTFUL, other_ranges
 SATURATED = 1 - 2**-24
 """A probability from here on is one that float32 cannot tell from 1."""
 
-BLACK_BOX = ("square",)
+BLACK_BOX = {"square"}
 """Members of an attack, by their names in the column `fooled_by`, that use no gradient."""
+
+
+def _compares(attack: Mapping[str, Any]) -> bool:
+    """Return whether an attack has members that use gradients and members that use none: only then does it compare."""
+    members = {name for name in str(attack.get("parameters", {}).get("members", "")).split(",") if name}
+    return bool(members & BLACK_BOX) and bool(members - BLACK_BOX)
 
 
 @dataclasses.dataclass
 class _Counts:
-    """What is counted of an attack on the model that is evaluated, and of its confidences."""
+    """What is counted of an attack on the model that is evaluated, and of its confidences.
 
+    Attributes:
+        compares: Whether the attack tells what gradients add.
+        saturated: Images whose confidence float32 cannot tell from 1.
+        right_before: Images that were right before the attack.
+        fooled: Those of them that are wrong now.
+        checks: The counts of `AttackChecks`.
+    """
+
+    compares: bool = False
     saturated: int = 0
     right_before: int = 0
     fooled: int = 0
@@ -75,7 +90,7 @@ class _Counts:
             self._count("fooled_earlier_images", best == "1" and end == "0")
         if rises:
             self._count("rising_images", rises == "1" and best != "1")  # later members may have fooled it
-        if "fooled_by" in fields:
+        if self.compares and "fooled_by" in fields:
             self._count("black_box_only_images", fields["fooled_by"] in BLACK_BOX)
 
     def _count(self, name: str, counts: bool) -> None:
@@ -121,8 +136,11 @@ def evaluate(
     """
     folder.mkdir(parents=True)
     attack = next((entry for entry in reversed(data.header.provenance) if entry["kind"] == ATTACK), None)
+    last = data.header.provenance[-1] if data.header.provenance else None
     attacked_here = attack is not None and attack.get("model_sha256") == card.sha256
-    tally, distances, counts, pictures = Tally(len(card.class_names)), Summary(), _Counts(), _Pictures()
+    tally, pictures = Tally(len(card.class_names)), _Pictures()
+    counts = _Counts(compares=attack is not None and _compares(attack))
+    distances, of_attack = Summary(), Summary()
     batches = track(
         _predicted(data, classifier, card, tally, used["batch_size"]), -(-len(data) // used["batch_size"]), unit
     )
@@ -131,6 +149,8 @@ def evaluate(
             for sample, label, predicted, confidence in batch:
                 if has_distances(sample.fields):
                     distances.add(sample.fields)
+                if attack is not last and has_distances(sample.fields, OF_ATTACK):
+                    of_attack.add(sample.fields, OF_ATTACK)
                 if attacked_here:
                     counts.add(sample, label, predicted)
                 counts.saturated += confidence >= SATURATED
@@ -153,6 +173,7 @@ def evaluate(
         versions=versions.recorded(model=True),
         metrics=metrics,
         distances=distances.describe(),
+        attack_distances=of_attack.describe(),
         confusion=list(nonzero(tally.confusion)),
         checks=AttackChecks(
             saturated_images=counts.saturated,

@@ -168,6 +168,7 @@ def test_the_report_of_shards_is_that_of_the_whole_to_the_last_bit(load, le_net_
     ]
     assert {"auc", "loss", "attack_success_rate"} <= whole["evaluations"][2]["metrics"].keys()
     assert whole["evaluations"][4]["distances"]["l_2_norm"]["stdev"] > 0
+    assert whole["evaluations"][4]["attack_distances"]["l_2_norm"]["stdev"] > 0
     assert whole["minimal"][0]["median"]
     assert len(whole["pictures"][0]["images"]) == 24
 

@@ -12,6 +12,9 @@ from evasion.components.common.data.pixels import Pixels
 
 DISTANCES = ("l_1_norm", "l_2_norm", "l_infinity_norm", "cosine_similarity", "wasserstein_distance")
 
+OF_ATTACK = "attack_"
+"""Prefix of the columns that keep an attack's distances where a later stage measures its own."""
+
 
 def between(before: Pixels, after: Pixels) -> dict[str, float]:
     """Return the distances between two 8-bit images, on the scale of pixels in [0, 1].
@@ -47,10 +50,10 @@ class Summary:
     def __init__(self) -> None:
         self._values = {name: array("d") for name in DISTANCES}
 
-    def add(self, row: Mapping[str, float | str]) -> None:
-        """Add the distances in the row of one image."""
+    def add(self, row: Mapping[str, float | str], prefix: str = "") -> None:
+        """Add the distances in the row of one image, in columns whose names begin with `prefix`."""
         for name in DISTANCES:
-            self._values[name].append(float(row[name]))
+            self._values[name].append(float(row[prefix + name]))
 
     def describe(self) -> dict[str, dict[str, float]]:
         """Return mean, median, stdev (of the population), iqr, min and max of each distance."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Container, Mapping
 
-from evasion.components.common.data.distances import DISTANCES
+from evasion.components.common.data.distances import DISTANCES, OF_ATTACK
 from evasion.components.common.data.header import ROWS, DatasetError
 from evasion.components.common.validate import shown
 
@@ -25,7 +25,7 @@ _FLAG = (("0", "1").__contains__, "0 or 1")
 _FLAG_OR_BLANK = (("0", "1", "").__contains__, "0, 1 or blank")
 
 _RULES: Mapping[str, tuple[Callable[[str], bool], str]] = {
-    **dict.fromkeys(DISTANCES, _NUMBER),
+    **dict.fromkeys((*DISTANCES, *(OF_ATTACK + name for name in DISTANCES)), _NUMBER),
     "clean_confidence": _NUMBER,
     "zero_gradient": _FLAG,
     **dict.fromkeys(("fooled_best", "fooled_end", "loss_rises"), _FLAG_OR_BLANK),
@@ -33,15 +33,16 @@ _RULES: Mapping[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
-def has_distances(columns: Container[str]) -> bool:
-    """Return whether there are columns of distances.
+def has_distances(columns: Container[str], prefix: str = "") -> bool:
+    """Return whether there are columns of distances, with this prefix.
 
     Raises:
         DatasetError: There are some, but not all.
     """
-    missing = [name for name in DISTANCES if name not in columns]
-    if missing and len(missing) < len(DISTANCES):
-        raise DatasetError(f"{ROWS} must have all columns {', '.join(DISTANCES)}, or none. It lacks {missing[0]}.")
+    names = [prefix + name for name in DISTANCES]
+    missing = [name for name in names if name not in columns]
+    if missing and len(missing) < len(names):
+        raise DatasetError(f"{ROWS} must have all columns {', '.join(names)}, or none. It lacks {missing[0]}.")
     return not missing
 
 

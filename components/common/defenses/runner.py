@@ -13,9 +13,10 @@ from evasion.components.common import seeding, tracking, versions
 from evasion.components.common.concurrency import ordered_map
 from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.derivation import Derived, DerivedImage, write
+from evasion.components.common.data.distances import DISTANCES, OF_ATTACK
 from evasion.components.common.data.header import TRAINING, Sample
 from evasion.components.common.data.pixels import ahead
-from evasion.components.common.data.provenance import DEFENSE
+from evasion.components.common.data.provenance import ATTACK, DEFENSE
 from evasion.components.common.defenses.transformations import Transformation
 
 
@@ -94,12 +95,16 @@ def _defended(
         counts=_with_copies(dataset, mask) if mask is not None else None,
     )
 
+    # What the attack saved must not exceed its eps; the distances measured here are those of the defense.
+    attacked = [entry["kind"] for entry in dataset.header.provenance[-1:]] == [ATTACK]
+
     def change(sample: Sample) -> list[DerivedImage]:
+        kept = {OF_ATTACK + name: sample.fields[name] for name in DISTANCES if attacked and name in sample.fields}
         results = [] if applied and mask is None else [sample.pixels]
         if applied and (mask is None or mask[sample.index]):
             original = dataset.header.original(sample.source)
             results.append(transformation.of(sample.pixels, used["seed"], original))
-        return [DerivedImage(sample, pixels, _suffix(sample, number)) for number, pixels in enumerate(results)]
+        return [DerivedImage(sample, pixels, _suffix(sample, number), kept) for number, pixels in enumerate(results)]
 
     def changes() -> Iterator[list[DerivedImage]]:
         with (

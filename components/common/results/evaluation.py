@@ -83,7 +83,8 @@ class AttackChecks:
         rising_images: How many of those that stand have a loss that still rose in the last tenth of the steps.
         claimed_images: How many images were right before, and by the attacker's own passes are fooled as saved.
         unconfirmed_images: How many of these are right all the same.
-        black_box_only_images: How many images a member that uses no gradient fooled, after all others had failed.
+        black_box_only_images: How many images a member that uses no gradient fooled, after all others had failed; None
+            if the attack has not both.
     """
 
     saturated_images: int | None = None
@@ -122,6 +123,7 @@ class Measured:
         versions: Of packages, by name.
         metrics: `images`, `correct`, `accuracy` with its interval, loss and more, by name.
         distances: Of the images to their parents, a summary by distance.
+        attack_distances: The same of the images as the attack saved them, where a defense came after it.
         confusion: (true class, predicted class, number of images) of each pair that occurred.
         checks: Whether an attack could work.
         input_ranges: Of original images that the model is mostly wrong about, what other ranges of input values would
@@ -136,6 +138,7 @@ class Measured:
     confusion: list[tuple[int, int, int]]
     checks: AttackChecks
     input_ranges: dict[str, RangeTrial] = dataclasses.field(default_factory=dict)
+    attack_distances: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @strict
@@ -181,6 +184,12 @@ class Evaluation(EvaluationFile):
     def attacks(self) -> list[ProvenanceEntry]:
         """The attacks on the dataset."""
         return [entry for entry in self.dataset.provenance if entry.kind == ATTACK]
+
+    @property
+    def moved(self) -> dict[str, dict[str, float]]:
+        """How far the last attack moved the images that it saved, as `distances`; empty if not known."""
+        last = self.dataset.provenance[-1].kind if self.dataset.provenance else ""
+        return self.distances if last == ATTACK else self.attack_distances
 
     @property
     def iterates(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from evasion.components.common.data.distances import DISTANCES, Summary
+from evasion.components.common.data.distances import DISTANCES, OF_ATTACK, Summary
 from evasion.components.common.data.provenance import DEFENSE
 from evasion.components.common.files import joined
 from evasion.components.common.results import json_file, shares
@@ -102,7 +102,8 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
         ValueError: If the parts do not belong together.
     """
     contents = [asdict(content) for _, content in parts]
-    common = alike(contents, apart=("dataset", "seed", "metrics", "distances", "confusion", "checks", "input_ranges"))
+    summed = ("metrics", "distances", "attack_distances", "confusion", "checks", "input_ranges")
+    common = alike(contents, apart=("dataset", "seed", *summed))
     tally = Tally.read((directory / COUNTS for directory, _ in parts), len(common["model"]["class_names"]))
     metrics = tally.result()
     if "right_before" in contents[0]["metrics"]:
@@ -110,23 +111,28 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
         counts = (sum(int(each["metrics"][name]) for each in contents) for name in names)
         defended = any(entry["kind"] == DEFENSE for entry in contents[0]["dataset"]["provenance"])
         metrics |= shares.under_attack(*counts, defended=defended)
-    distances = Summary()
-    if any(each["distances"] for each in contents):
-        for row in rows_of_predictions(directory for directory, _ in parts):
-            if row.get(DISTANCES[0]):
-                distances.add(row)
     checks = [each["checks"] for each in contents]
     whole = {
         **common,
         "dataset": whole_dataset([each["dataset"] for each in contents]),
         "seed": whole_seed(contents),
         "metrics": metrics,
-        "distances": distances.describe(),
+        "distances": _distances(parts, "") if any(each["distances"] for each in contents) else {},
+        "attack_distances": _distances(parts, OF_ATTACK) if any(each["attack_distances"] for each in contents) else {},
         "confusion": list(nonzero(tally.confusion)),
         "checks": {name: _sum(name, [each[name] for each in checks]) for name in checks[0]},
         "input_ranges": _whole_trials([each["input_ranges"] for each in contents]),
     }
     return json_file.from_value(EvaluationFile, whole)
+
+
+def _distances(parts: Sequence[tuple[Path, EvaluationFile]], prefix: str) -> dict[str, dict[str, float]]:
+    """Return the summaries of the distances of all images, in the columns whose names begin with `prefix`."""
+    summary = Summary()
+    for row in rows_of_predictions(directory for directory, _ in parts):
+        if row.get(prefix + DISTANCES[0]):
+            summary.add(row, prefix)
+    return summary.describe()
 
 
 def _whole_trials(parts: Sequence[Content]) -> Content:

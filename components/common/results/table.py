@@ -196,16 +196,16 @@ class _Block:
         if outcome is None:
             return Attacked()
         single = outcome.evaluations[0] if len(outcome.evaluations) == 1 else None
-        robust, success = _share_of(outcome.robust), self._success(outcome)
+        robust, success = share_of(outcome.robust), self._success(outcome)
         robust_change = success_change = None
         if reference:
             paired = None
             if reference.robust is not None and outcome.robust is not None:
                 paired = Paired.between(reference.robust, outcome.robust)
-            robust_change = _change(_share_of(reference.robust), robust, paired)
+            robust_change = _change(share_of(reference.robust), robust, paired)
             paired = Paired.between(reference.under, outcome.under, self._right_before)
             success_change = _change(self._success(reference), success, paired)
-        under = accuracy(single) if single else _share_of(outcome.under)
+        under = accuracy(single) if single else share_of(outcome.under)
         return Attacked(robust, success, under, robust_change, success_change)
 
     def _success(self, outcome: _Outcome) -> Share | None:
@@ -219,7 +219,7 @@ class _Block:
         return Share.counted(int(metrics.get("attack_successes", 0)), int(metrics.get("right_before", 0)))
 
 
-def _share_of(correctness: Correctness | None) -> Share | None:
+def share_of(correctness: Correctness | None) -> Share | None:
     """Return the share of right images among those that are known."""
     if correctness is None:
         return None
