@@ -22,6 +22,15 @@ Places = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.int64]
 
 
+def lead(outputs: Any, own: Any) -> Any:
+    """Return how far the largest other output exceeds that of the image's own class, which `own` has one-hot.
+
+    Unlike the cross-entropy of logits it does not fade where the model is sure.
+    """
+    others = tf.where(own > 0, outputs.dtype.min, outputs)
+    return tf.reduce_max(others, axis=1) - tf.reduce_sum(outputs * own, axis=1)
+
+
 class Attacker:
     """An attacker who follows the gradient of one target.
 
@@ -42,6 +51,7 @@ class Attacker:
             return keras.losses.categorical_crossentropy(labels, outputs, from_logits=target.from_logits)
 
         self.loss_pass = target.loss_pass(cross_entropy)
+        self.lead_pass = target.loss_pass(lead)
 
     def on(self, x: Floats) -> "AttackedBatch":
         """Return the attack on one batch of images in [0, 1]. Several threads may call it."""
@@ -99,16 +109,26 @@ class AttackedBatch:
         self._return_to_fooling(last_fooling)
 
     def _judged(self, places: Places, images: Floats) -> tuple[Flags, Flags, Floats]:
-        """Return which images fool the target, which are to be left, and the gradients."""
+        """Return which images fool the target, which are to be left, and the gradients to follow."""
+        attacker = self._attacker
         if not self._moved and np.array_equal(images, self.x[places]):
             still = np.zeros(len(places), dtype=bool)
-            return still, still, self.gradient[places]
-        attacker = self._attacker
+            return still, still, self._unfaded(places, images, self.gradient[places])
         one_pass = attacker.loss_pass(tf.constant(images), tf.constant(self._labels[places]))
         outputs = np.asarray(one_pass.outputs)
         probabilities = attacker.target.probabilities_of(outputs)[np.arange(len(places)), self.own[places]]
         fooled = outputs.argmax(axis=1) != self.own[places]
-        return fooled, fooled & (probabilities < attacker.leave_below), _numbers(np.asarray(one_pass.gradient))
+        gradient = self._unfaded(places, images, _numbers(np.asarray(one_pass.gradient)))
+        return fooled, fooled & (probabilities < attacker.leave_below), gradient
+
+    def _unfaded(self, places: Places, images: Floats, gradient: Floats) -> Floats:
+        """Return the gradients, of the lead of another class where that of the cross-entropy is zero everywhere."""
+        faded = np.flatnonzero(np.logical_not(gradient.any(axis=(1, 2, 3))))
+        if len(faded):
+            one_pass = self._attacker.lead_pass(tf.constant(images[faded]), tf.constant(self._labels[places[faded]]))
+            gradient = gradient.copy()
+            gradient[faded] = _numbers(np.asarray(one_pass.gradient))
+        return gradient
 
     def _return_to_fooling(self, last_fooling: dict[int, Floats]) -> None:
         """Return to the image before of each that fooled the target once and does no longer."""

@@ -8,7 +8,6 @@ gradients as constant as any other.
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +18,7 @@ from evasion.components.common.data.pixels import Floats
 from evasion.components.common.defenses.transformations import generator
 from evasion.components.common.models.classifier import Classifier
 from evasion.components.common.results.curve import SMOOTHNESS_IMAGES
+from evasion.components.security_curve.attackers import lead
 
 LEVEL = 1 / 255
 """Largest change of a pixel on the way from an image to the one nearby."""
@@ -62,12 +62,7 @@ class Smoothness:
 
     def __init__(self, target: Classifier, seed: int) -> None:
         self._seed = seed
-
-        def margin(outputs: Any, own: Any) -> Any:
-            others = tf.where(own > 0, outputs.dtype.min, outputs)
-            return tf.reduce_max(others, axis=1) - tf.reduce_sum(outputs * own, axis=1)
-
-        self._pass = target.loss_pass(margin)
+        self._pass = target.loss_pass(lead)
 
     def of(self, batch: Sequence[Sample], x: Floats, labels: Floats) -> list[float]:
         """Return the smoothness around each image, from 0 to 1.
