@@ -17,6 +17,8 @@ FGM = {"stage": "fgm", "kind": "attack", "seed": 1, "prefix": "adv_", "parameter
 # Most tests are not about how many steps an attack takes; those that are use SINGLE_STEP.
 FGM["iterates"] = True
 SINGLE_STEP = {**FGM, "iterates": False}
+AUTO_ATTACK = {**FGM, "stage": "auto_attack", "gradient_from_logits": True}
+AUTO_ATTACK["parameters"] = {"eps": 0.3, "norm": "inf", "members": "apgd-ce,apgd-t,square"}
 FGM_SMALL = {**FGM, "parameters": {"eps": 8 / 255, "norm": "inf"}}
 JPEG = {"stage": "jpeg_compression", "kind": "defense", "seed": 2, "prefix": "def_"}
 JPEG |= {"parameters": {"quality": 75, "apply_predict": True, "batch_size": 32}, "applied": True}
@@ -24,6 +26,8 @@ MEDIAN = {"stage": "spatial_smoothing", "kind": "defense", "seed": 2, "prefix": 
 MEDIAN |= {"parameters": {"window_size": 3}, "applied": True}
 NOISE = {"stage": "gaussian_augmentation", "kind": "defense", "seed": 2, "prefix": "def_"}
 NOISE |= {"parameters": {"sigma": 0.1, "ratio": 1.0, "perform_data_augmentation": False}, "applied": False}
+# Of an attack that finds no fault, and has members with gradients and without.
+PLAIN_CHECKS = {"zero_gradient_images": 0, "gradient_from_logits": True, "black_box_only_images": 0}
 # Of the security curve: how many images are wrong under each control with the median.
 MEDIAN_CONTROLS = {"clean": 60, "saved": 250, "noise": 62, "pgd": 300}
 
@@ -58,9 +62,11 @@ class Lab:
         rate: bool = True,
         wrong_before: int = 0,
         distance: float = 0.3,
+        attack_distance: float | None = None,
+        spared: int = 0,
         minimal: list[str] | None = None,
     ) -> Path:
-        """Evaluate: of the images the first `wrong` ones are taken for the next class."""
+        """Evaluate: of the images the first `wrong` ones are taken for the next class, but for the first `spared`."""
         folder = self.root / name
         folder.mkdir(parents=True)
         provenance, parent = [{**LOAD, "versions": {"numpy": "2.4.6"}, "parent_sha256": None}], self.data
@@ -73,7 +79,7 @@ class Lab:
         prefix = "".join(stage["prefix"] for stage in reversed(stages))
         rows, confusion = [], Counter()
         for number, label in enumerate(self.labels):
-            predicted = (label + 1) % len(self.classes) if number < wrong else label
+            predicted = (label + 1) % len(self.classes) if spared <= number < wrong else label
             confusion[label, predicted] += 1
             row = {"label": self.classes[label], "source": "", "predicted": self.classes[predicted]}
             row |= {"confidence": 0.75, "correct": int(predicted == label)}
@@ -100,7 +106,10 @@ class Lab:
             before, successes = len(self.labels) - wrong_before, max(wrong - wrong_before, 0)
             metrics |= {"right_before": before, "attack_successes": successes}
             metrics |= share("attack_success_rate", successes, before)
-        moved = dict.fromkeys(("mean", "median", "stdev", "iqr", "min", "max"), distance)
+        moved, of_attack = (
+            dict.fromkeys(("mean", "median", "stdev", "iqr", "min", "max"), each)
+            for each in (distance, attack_distance)
+        )
         content = {
             "dataset": {
                 "name": name,
@@ -118,10 +127,9 @@ class Lab:
             "versions": {"keras": "3.15.1"},
             "metrics": metrics,
             "distances": dict.fromkeys(("l_2_norm", "l_infinity_norm"), moved) if stages else {},
+            "attack_distances": {"l_infinity_norm": of_attack} if attack_distance is not None else {},
             "confusion": [[true, predicted, count] for (true, predicted), count in sorted(confusion.items())],
-            "checks": {"saturated_images": 0}
-            | ({"zero_gradient_images": 0, "gradient_from_logits": True} if attacked else {})
-            | (checks or {}),
+            "checks": {"saturated_images": 0} | (PLAIN_CHECKS if attacked else {}) | (checks or {}),
         }
         (folder / "evaluation.json").write_text(json.dumps(content, allow_nan=False))
         return folder
@@ -153,7 +161,7 @@ class Lab:
         known = {f"{control}_{MEDIAN['stage']}": count for control, count in MEDIAN_CONTROLS.items()}
         wrong = {"clean": 8, "computed": 300, "saved": 300, "noise": 9, "pgd": 350, **known} | changed.pop("wrong", {})
         smooth = {"smoothness": changed.pop("smoothness", 0.9)}
-        eps = (0.0, 1 / 255, 0.1, 0.3, 1.0)
+        eps = (0.0, 1 / 255, 0.1, 0.3, changed.pop("largest", 1.0))
 
         def line(perturbation: str, knowledge: str | None, defense: dict[str, Any] | None, *robust: int) -> Any:
             points = [{"eps": size, "robust": count, "correct": count} for size, count in zip(eps, robust, strict=True)]

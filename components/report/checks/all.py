@@ -12,6 +12,7 @@ from evasion.components.common.results.treatments import NONE
 from evasion.components.report.checks.of_attacks import of_attack
 from evasion.components.report.checks.of_curve import of_curve
 from evasion.components.report.checks.of_defenses import of_defense
+from evasion.components.report.checks.of_indicators import unmasked
 from evasion.components.report.checks.of_model import of_model
 
 _ORDER = ("fail", "warn", "pass")
@@ -30,6 +31,7 @@ def all_checks(evaluations: Evaluations, curve: MeasuredCurve | None, clean_accu
         checks += of_curve(evaluations, curve)
     for attack in evaluations.attacks:
         checks += of_attack(evaluations, attack)
+    checks += unmasked(evaluations)
     for defense in evaluations.defenses:
         if defense != NONE:
             checks += of_defense(evaluations, defense)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
 from evasion.components.common.drawing.words import percent, probability
-from evasion.components.common.results.check import Check
+from evasion.components.common.results.check import Check, Status
 from evasion.components.common.results.collection import Evaluations
 from evasion.components.common.results.evaluation import Evaluation
-from evasion.components.common.results.table import accuracy
-from evasion.components.common.results.treatments import ProvenanceEntry, Treatment
-from evasion.components.report.checks.of_indicators import of_indicators, share
+from evasion.components.common.results.paired import Correctness, Paired, under_each
+from evasion.components.common.results.table import share_of
+from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment
+from evasion.components.report.checks.of_indicators import (
+    ZERO_GRADIENTS,
+    ZERO_NAME,
+    bound_of,
+    flat,
+    of_indicators,
+    share,
+    subject_of,
+)
 
 LEVEL = 1 / 255
 """One step of an 8-bit pixel."""
@@ -22,9 +32,6 @@ ROUNDING = 2**-11 * LEVEL
 DISTANCES = {"inf": "l_infinity_norm", "1": "l_1_norm", "2": "l_2_norm"}
 """The distance that an attack bounds, by its norm."""
 
-ZERO_GRADIENTS = 0.05
-"""Share of images without a gradient above which robust accuracy says more about the attack than the model."""
-
 ZERO_CAUSE = "it never moved them, for their gradients are zero, which another check judges"
 
 
@@ -33,10 +40,10 @@ def of_attack(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
     of_attack = evaluations.of(attack)
     attacks = of_attack[0].attacks
     yield from _zero_gradients(of_attack, attack)
-    yield from of_indicators(of_attack, attack)
+    yield from of_indicators(evaluations, attack)
     yield from _logits(of_attack, attack)
     yield from _target(of_attack[0], attacks, attack)
-    yield from _perturbation(evaluations.get(attack), attacks, attack)
+    yield from _perturbation(of_attack, attack)
     if evaluations.get(attack) is None:
         advice = "Evaluate the attacked images without a defense too: else nobody knows what a defense gives back."
         yield Check("attack without a defense", attack.label, "warn", "it was not evaluated", advice)
@@ -50,13 +57,18 @@ def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
         attackers = evaluations.attackers(attack, defense)
         if attackers and AWARE not in attackers and defense.applied:
             missing.append(defense.name)
-        paired = evaluations.per_image.paired(attackers.get(OBLIVIOUS), attackers.get(AWARE))
-        shares = [accuracy(attackers.get(knowledge)) for knowledge in (AWARE, OBLIVIOUS)]
-        if paired is None or None in shares:
+        if AWARE not in attackers or OBLIVIOUS not in attackers:
             continue
-        aware, oblivious = (percent(share.value) for share in shares if share)
+        # Counted as the table does: an image that was wrong before the attack is no success of a defense.
+        clean = evaluations.get(NONE, defense)
+        aware, oblivious = (_left(evaluations, attackers[each], clean) for each in (AWARE, OBLIVIOUS))
+        shares = [share for each in (aware, oblivious) if (share := share_of(each))]
+        if len(shares) < 2:
+            continue
+        paired = Paired.between(oblivious, aware)
         name, subject = "defense-aware attack hurts no less", f"{attack.label} + {defense.label}"
-        text = f"{aware} are left by the defense-aware attack, {oblivious} by the oblivious one"
+        by_aware, by_oblivious = (percent(each.value) for each in shares)
+        text = f"{by_aware} are left by the defense-aware attack, {by_oblivious} by the oblivious one"
         if paired.rises:
             advice = "The defense-aware attack is weak: give it more draws (eot_samples), or PGD's steps."
             yield Check(name, subject, "warn", f"{text}, {probability(paired.p)}", advice)
@@ -67,15 +79,21 @@ def _knowledge(evaluations: Evaluations, attack: Treatment) -> Iterator[Check]:
         yield Check("defense-aware attack", attack.label, "warn", f"not run: {', '.join(missing)}", advice)
 
 
+def _left(evaluations: Evaluations, attacked: Evaluation, clean: Evaluation | None) -> Correctness:
+    """Return which images are right under an attack and, where that is known, without it."""
+    outcomes = [evaluations.per_image.of(each) for each in (clean, attacked) if each]
+    return under_each(*outcomes)
+
+
 def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
-    name = "gradients not zero"
+    name = ZERO_NAME
     known = [e for e in of_attack if e.checks.zero_gradient_images is not None]
     if not known:
         advice = "A gradient of exactly zero looks like robustness: check that the attack reached the model."
         yield Check(name, attack.label, "warn", "the attack did not record it", advice)
         return
-    worst = max(known, key=_flat)
-    images, value = worst.metrics["images"], _flat(worst)
+    worst = max(known, key=flat)
+    images, value = worst.metrics["images"], flat(worst)
     text = f"{round(value * images):,} of {images:,} images ({percent(value)}) had a gradient of exactly zero"
     advice = "The attack could not move them, so robust accuracy looks too good: "
     if worst.checks.gradient_from_logits is True:
@@ -86,8 +104,7 @@ def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[
     else:
         advice += "take the loss from the logits."
     if value:
-        subject = worst.title if worst.knowledge == AWARE else attack.label
-        yield Check(name, subject, "fail" if value > ZERO_GRADIENTS else "warn", text, advice)
+        yield Check(name, subject_of(worst, attack), "fail" if value > ZERO_GRADIENTS else "warn", text, advice)
     elif _zero(worst):
         text = "every image had a gradient, but for those of “cross-entropy not saturated”"
         yield Check(name, attack.label, "pass", text)
@@ -95,14 +112,9 @@ def _zero_gradients(of_attack: list[Evaluation], attack: Treatment) -> Iterator[
         yield Check(name, attack.label, "pass", "every image had a gradient")
 
 
-def _flat(evaluation: Evaluation) -> float:
-    """The share of images whose gradient was zero although no confidence rounds to 1."""
-    return _zero(evaluation) - (share(evaluation, "saturated_gradient_images") or 0.0)
-
-
-def _zero(evaluation: Evaluation | None) -> float:
+def _zero(evaluation: Evaluation) -> float:
     """The share of images whose gradient was zero, as far as it is known."""
-    return (share(evaluation, "zero_gradient_images") or 0.0) if evaluation else 0.0
+    return share(evaluation, "zero_gradient_images") or 0.0
 
 
 def _logits(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
@@ -128,50 +140,45 @@ def _target(evaluation: Evaluation, attacks: list[ProvenanceEntry], attack: Trea
         yield Check(name, attack.label, "warn", f"model {others} was attacked, judged by {model[:12]}", advice)
 
 
-def _perturbation(attacked: Evaluation | None, attacks: list[ProvenanceEntry], attack: Treatment) -> Iterator[Check]:
-    """Compare what was saved, in the attack's own norm, with what was allowed: 8 bits hold whole steps only."""
-    name = "attack survives 8 bits"
-    norm, eps = _bound(attacks)
-    saved = attacked.distances.get("l_infinity_norm") if attacked else None
-    bounded = attacked.distances.get(DISTANCES.get(norm, "")) if attacked else None
-    if norm == "inf" and eps is not None and eps + ROUNDING < LEVEL:
-        text = f"eps={eps:g} is less than an 8-bit step (1/255 = {LEVEL:.5f})"
+def _perturbation(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Check]:
+    """Compare what each attacker saved with what was allowed, in the attack's norm: 8 bits hold whole steps only."""
+    name, (norm, eps) = "attack survives 8 bits", bound_of(of_attack[0])
+    known = [each for each in of_attack if "l_infinity_norm" in each.moved]
+    distances = [each.moved[DISTANCES[norm]]["max"] for each in known if DISTANCES.get(norm, "") in each.moved]
+    largest = ""
+    if distances and not math.isnan(eps):
+        largest = f"; largest distance saved in norm {norm}: {max(distances):.4g} of eps={eps:.4g}"
+    if norm == "inf" and eps + ROUNDING < LEVEL:
+        text = f"eps={eps:g} is less than an 8-bit step (1/255 = {LEVEL:.5f}){largest}"
         advice = "Images are saved rounded towards their originals, which undoes it: take an eps of at least 1/255."
         yield Check(name, attack.label, "fail", text, advice)
-    elif saved is None:
-        if eps is not None and norm == "inf":
-            yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
-    elif saved["max"] == 0:
+    elif known:
+        found = [(_saved(each, norm, eps), subject_of(each, attack)) for each in known]
+        (status, text, advice), subject = max(found, key=lambda each: ("pass", "warn", "fail").index(each[0][0]))
+        yield Check(name, subject, status, text + largest, advice)
+    elif norm == "inf" and not math.isnan(eps):
+        yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
+
+
+def _saved(evaluation: Evaluation, norm: str, eps: float) -> tuple[Status, str, str]:
+    """Judge the images that one attacker saved: status, finding and advice."""
+    changed, zero = evaluation.moved["l_infinity_norm"], _zero(evaluation)
+    bounded = evaluation.moved.get(DISTANCES.get(norm, ""))
+    if changed["max"] == 0:
         text, advice = "no saved image differs from its original", "Rounding undoes the attack: take a larger eps."
-        if _zero(attacked) == 1:
-            yield Check(name, attack.label, "pass", f"{text}: {ZERO_CAUSE}")
-        else:
-            yield Check(name, attack.label, "fail", text, advice)
-    elif eps is not None and bounded and bounded["max"] > eps * (1 + 1e-5) + ROUNDING:
-        text = f"a saved image differs by {bounded['max']:.4g} in norm {norm}, more than eps={eps:g} allows"
-        yield Check(name, attack.label, "fail", text, "The bound is broken: do not compare with other results.")
-    elif saved["median"] < LEVEL / 2:
+        return ("pass", f"{text}: {ZERO_CAUSE}", "") if zero == 1 else ("fail", text, advice)
+    if bounded and bounded["max"] > eps * (1 + 1e-5) + ROUNDING:
+        text = f"a saved image is farther from its original than eps={eps:g} allows in norm {norm}"
+        return "fail", text, "The bound is broken: do not compare with other results."
+    if changed["median"] < LEVEL / 2:
         text = (
-            f"at least half of the saved images do not differ from their originals (largest change {saved['max']:.4g})"
+            "at least half of the saved images do not differ from their originals "
+            f"(largest change {changed['max']:.4g})"
         )
-        if _zero(attacked) >= 0.5:
-            yield Check(name, attack.label, "pass", f"{text}: {ZERO_CAUSE}")
-        else:
-            advice = "Rounding undoes the attack on these images: take a larger eps."
-            yield Check(name, attack.label, "warn", text, advice)
-    else:
-        text = (
-            f"the most changed pixel moved by {saved['median'] / LEVEL:.3g} steps of 8 bits in the median image, "
-            f"{saved['max'] / LEVEL:.3g} at most"
-        )
-        if eps is not None and bounded:
-            text += f"; largest distance saved in norm {norm}: {bounded['max']:.4g} of eps={eps:.4g}"
-        yield Check(name, attack.label, "pass", text)
-
-
-def _bound(attacks: list[ProvenanceEntry]) -> tuple[str, float | None]:
-    """Return the norm and the eps of a single attack; of several there is no common bound."""
-    if len(attacks) != 1:
-        return "", None
-    eps = attacks[0].parameters.get("eps")
-    return str(attacks[0].parameters.get("norm")), eps if isinstance(eps, int | float) else None
+        advice = "Rounding undoes the attack on these images: take a larger eps."
+        return ("pass", f"{text}: {ZERO_CAUSE}", "") if zero >= 0.5 else ("warn", text, advice)
+    text = (
+        f"the most changed pixel moved by {changed['median'] / LEVEL:.3g} steps of 8 bits in the median image, "
+        f"{changed['max'] / LEVEL:.3g} at most"
+    )
+    return "pass", text, ""

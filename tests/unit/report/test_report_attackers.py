@@ -1,6 +1,7 @@
 """The two attackers side by side, and images compared one by one."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,24 @@ def test_a_weak_defense_aware_attack_does_not_flatter(lab: Lab, tmp_path: Path) 
     assert status == "warn"
     assert "75.0" in found
     assert made.checks("defense-aware attack") == [("warn", "not run: jpeg_compression")]
+
+
+def test_images_that_an_attack_makes_right_are_no_fault_of_the_aware_one(lab: Lab, tmp_path: Path) -> None:
+    """It moves them away from what the defended model takes them for, which was wrong."""
+    evaluations = [
+        lab.evaluate("clean", wrong=8),
+        lab.evaluate("median", MEDIAN, wrong=60),
+        lab.evaluate("adv", FGM, wrong=300),
+        lab.evaluate("adv_median", FGM, MEDIAN, wrong=200),
+        lab.evaluate("aware_median", aware(FGM, MEDIAN), MEDIAN, wrong=220, spared=60),
+    ]
+    made = Report(tmp_path, evaluations)
+    ((status, found),) = made.checks("defense-aware attack hurts no less")
+    assert status == "pass"
+    attackers = made.row("spatial_smoothing")["attackers"]
+    shares = [attackers[each]["robust_accuracy"]["value"] for each in ("defense-aware", "oblivious")]
+    assert shares == [0.45, 0.5]
+    assert re.findall(r"\d+\.\d", found) == [f"{100 * share:.1f}" for share in shares]
 
 
 def test_without_a_defense_aware_attack_the_report_says_so(lab: Lab, tmp_path: Path) -> None:

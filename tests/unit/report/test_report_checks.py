@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import FGM, JPEG, NOISE, Lab, Report, aware
+from lab import AUTO_ATTACK, FGM, JPEG, NOISE, Lab, Report, aware
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
 
@@ -136,3 +136,79 @@ def test_the_distance_saved_is_that_of_the_attacks_norm(lab: Lab, tmp_path: Path
     made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, distance=0.4)])
     ((_, text),) = made.checks("attack survives 8 bits")
     assert text.endswith("largest distance saved in norm 2: 0.4 of eps=0.5")
+
+
+SATURATED = {"saturated_gradient_images": 200, "zero_gradient_images": 200}
+NO_RATIO = {**AUTO_ATTACK, "parameters": {**AUTO_ATTACK["parameters"], "members": "apgd-ce,square"}}
+SMALLER = {**AUTO_ATTACK, "parameters": {**AUTO_ATTACK["parameters"], "eps": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "expected"),
+    [
+        ([FGM], ["fail"]),
+        ([NO_RATIO], ["fail"]),
+        ([AUTO_ATTACK], ["pass"]),
+        ([{**AUTO_ATTACK, "gradient_from_logits": False}], ["fail"]),
+        ([{**AUTO_ATTACK, "model_sha256": "x" * 64}], ["fail"]),
+        ([FGM, AUTO_ATTACK], ["pass", "warn"]),
+        ([FGM, NO_RATIO], ["fail", "fail"]),
+        ([FGM, SMALLER], ["fail", "pass"]),
+    ],
+)
+def test_a_loss_that_keeps_its_gradient_carries_the_worst_case(
+    lab: Lab, tmp_path: Path, attacks: list[dict[str, Any]], expected: list[str]
+) -> None:
+    attacked = [lab.evaluate(f"adv{n}", each, wrong=300, checks=SATURATED) for n, each in enumerate(attacks)]
+    made = Report(tmp_path, [lab.evaluate("clean"), *attacked])
+    assert sorted(status for status, _ in made.checks("cross-entropy not saturated")) == expected
+
+
+def test_an_attack_carries_only_the_rows_that_it_has(lab: Lab, tmp_path: Path) -> None:
+    attacked = [lab.evaluate(each["stage"], each, wrong=300, checks=SATURATED) for each in (FGM, AUTO_ATTACK)]
+    behind = lab.evaluate("jpeg_adv", aware(FGM, JPEG), JPEG, wrong=300, checks=SATURATED)
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("jpeg", JPEG), *attacked, behind])
+    assert sorted(status for status, _ in made.checks("cross-entropy not saturated")) == ["fail", "pass"]
+
+
+def test_in_norm_1_the_advice_on_saturation_can_be_followed(lab: Lab, tmp_path: Path) -> None:
+    stage = {**FGM, "parameters": {"eps": 20.0, "norm": "1"}}
+    checks = {**SATURATED, "black_box_only_images": None}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", stage, wrong=300, checks=checks)])
+    advice = {check["name"]: check["advice"] for check in made.json["checks"]}
+    assert "auto_attack" not in advice["cross-entropy not saturated"]
+    assert "norm inf or 2" in advice["gradients not masked"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_no_attack_does_without_gradients_the_report_says_so(lab: Lab, tmp_path: Path, known: bool) -> None:
+    checks = {"black_box_only_images": 0 if known else None}
+    plain = lab.evaluate("adv", FGM, wrong=300, checks={"black_box_only_images": None})
+    made = Report(tmp_path, [lab.evaluate("clean"), plain, lab.evaluate("auto", AUTO_ATTACK, wrong=300, checks=checks)])
+    assert [status for status, _ in made.checks("gradients not masked")] == ["pass" if known else "warn"]
+    assert made.metrics["checks_failed"] == 0
+
+
+def test_missing_gradients_are_one_failure(lab: Lab, tmp_path: Path) -> None:
+    checks = {"zero_gradient_images": 400, "black_box_only_images": 300}
+    made = Report(tmp_path, [lab.evaluate("clean"), lab.evaluate("adv", AUTO_ATTACK, wrong=300, checks=checks)])
+    ((status, text),) = made.checks("gradients not masked")
+    assert (status, made.metrics["checks_failed"]) == ("pass", 1)
+    assert "gradients not zero" in text
+
+
+@pytest.mark.parametrize(("saved", "expected"), [(0.3, "pass"), (0.31, "fail")])
+def test_the_distances_of_every_attacker_are_checked(lab: Lab, tmp_path: Path, saved: float, expected: str) -> None:
+    evaluations = [
+        lab.evaluate("clean"),
+        lab.evaluate("jpeg", JPEG),
+        lab.evaluate("adv", FGM, wrong=300, distance=0.25),
+        lab.evaluate("adv_jpeg", FGM, JPEG, wrong=300, distance=0.7, attack_distance=0.25),
+        lab.evaluate("aware_jpeg", aware(FGM, JPEG), JPEG, wrong=300, distance=0.7, attack_distance=saved),
+    ]
+    made = Report(tmp_path, evaluations)
+    ((status, text),) = made.checks("attack survives 8 bits")
+    assert status == expected
+    assert text.endswith(f"largest distance saved in norm inf: {saved} of eps=0.3")
+    (subject,) = [check["subject"] for check in made.json["checks"] if check["name"] == "attack survives 8 bits"]
+    assert subject.endswith("(defense-aware)") == (expected == "fail")

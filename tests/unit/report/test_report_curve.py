@@ -142,6 +142,33 @@ def test_without_the_size_1_nothing_is_without_a_bound(lab: Lab, tmp_path: Path)
     assert made.checks("PGD reaches 0 without a bound") == []
 
 
+def test_a_curve_that_ends_before_the_size_1_says_what_it_leaves_open(lab: Lab, tmp_path: Path) -> None:
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(largest=0.5))
+    assert made.checks("PGD reaches 0 without a bound") == [("warn", "not checked: the largest eps is 0.5")] * 2
+
+
+@pytest.mark.parametrize(
+    ("checks", "unbounded", "expected"),
+    [
+        ({"zero_gradient_images": 400}, 400, "pass"),  # what has no gradient, another check fails
+        ({"zero_gradient_images": 400, "saturated_gradient_images": 400}, 400, "fail"),  # PGD keeps a gradient there
+    ],
+)
+def test_one_cause_is_one_failure(
+    lab: Lab, tmp_path: Path, checks: dict[str, int], unbounded: int, expected: str
+) -> None:
+    evaluations = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", FGM, wrong=8, checks=checks)]
+    curve = lab.curve(right=(392,) * 5, unbounded=unbounded - 8, wrong={"saved": 8, "computed": 8, "noise": 9})
+    made = Report(tmp_path, evaluations, curve=curve)
+    assert made.checks("accuracy falls as eps grows")[0][0] == "pass"
+    assert made.checks("at or under chance at eps = 1")[0][0] == "pass"
+    assert made.checks("noise hurts less than the attack")[0][0] == "pass"
+    subject = "norm=inf, no defense: pgd"
+    found = [each for each in made.json["checks"] if each["subject"] == subject]
+    assert [each["status"] for each in found] == [expected]
+    assert made.metrics["checks_failed"] >= 1
+
+
 def test_a_curve_of_another_seed_says_nothing_of_repetition(lab: Lab, tmp_path: Path) -> None:
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(seed=5))
     assert made.checks("attack repeated") == []
