@@ -17,17 +17,19 @@ def infer(
 ) -> None:
     """Evaluate a model on a packed dataset, or on each of several.
 
-    Classes are matched by name. Of images that were attacked, robust accuracy is the share of all that were right
-    before the attack and are right now; the attack success rate is the share of those right before that are wrong now.
-    Of images that went through a defense as well, the report knows robust accuracy.
+    Classes are matched by name. Of images that were attacked, accuracy under attack is the share that is right now,
+    robust accuracy the share of all that is right without the attack as well, with the same defense; the attack success
+    rate is the share of those right before that are wrong now. Behind a defense, robust accuracy is known where the
+    images with the defense and without the attack are evaluated too.
 
     Args:
         dataset: The images, clean, attacked or defended: all datasets of the tar, but of several those that await a
             defense which an attacker knows.
         model: The model.
         evaluation: Of each dataset all numbers, a row an image, and the images that a report shows.
-        metrics: Accuracy with its 95 % Wilson interval, loss, precision, recall, AUC, counts, robust accuracy, attack
-            success rate; of further datasets under `<dataset>/`.
+        metrics: Accuracy with its 95 % Wilson interval, loss, precision, recall, AUC, counts; of attacked images
+            `accuracy_under_attack` in place of `accuracy`, robust accuracy, attack success rate; of further datasets
+            under `<dataset>/`.
         confusion_matrix: Of the first dataset and at most 30 classes: those with the most errors, and "other".
         batch_size: Images predicted at a time.
         seed: Recorded; nothing here is random.

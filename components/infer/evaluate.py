@@ -158,7 +158,7 @@ def evaluate(
                 pictures.offer(sample, data.header.original(sample.source))
     pictures.write(folder / IMAGES)
     tally.save(folder / COUNTS)
-    metrics = tally.result()
+    metrics = tally.result(attacked=attack is not None)
     if attacked_here:
         defended = any(entry["kind"] == DEFENSE for entry in data.header.provenance)
         metrics |= shares.under_attack(counts.fooled, counts.right_before, len(data), defended=defended)

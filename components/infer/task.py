@@ -36,8 +36,9 @@ def infer(
     from evasion.components.common.data.distances import flat
     from evasion.components.common.files import replacing
     from evasion.components.common.models.artifact import Card
-    from evasion.components.common.results.evaluation import EVALUATION, PREDICTIONS, write_list
+    from evasion.components.common.results.evaluation import EVALUATION, PREDICTIONS, Evaluation, write_list
     from evasion.components.infer.confusion import readable
+    from evasion.components.infer.robust import behind_defenses
 
     used = {"batch_size": batch_size, "seed": seeding.resolve(seed)}
     with tracking.stage("infer", used) as run, ExitStack() as stack, replacing(evaluation) as folder:
@@ -54,6 +55,7 @@ def infer(
 
         loaded = classifier.load(model)
         shown: dict[str, Any] = {}
+        evaluated = []
         for place, data in enumerate(datasets):
             name = data.header.name
             result = evaluate(data, loaded, card, folder / name, used, f"batches of {name}" if several else "batches")
@@ -66,6 +68,13 @@ def infer(
             if not place:
                 categories, matrix = readable(result.confusion, card.class_names)
                 shown = {"metrics": {}, "categories": categories, "matrix": matrix}
+            shown["metrics"] |= metrics
+            evaluated.append(Evaluation(directories=(folder / name,), **vars(result)))
+        for name, robust in behind_defenses(evaluated).items():
+            metrics = {
+                f"{'' if name == first.header.name else f'{name}/'}{key}": value for key, value in robust.items()
+            }
+            run.log_metrics(metrics)
             shown["metrics"] |= metrics
         write_list(folder, [data.header.name for data in datasets])
     return shown

@@ -26,16 +26,17 @@ def security_curve(
     attacks are FGM, with one gradient for all sizes, and PGD (Madry et al. 2018, arXiv:1706.06083), which starts each
     size from the images of the size before: an image that is fooled once counts as fooled at all larger sizes. The
     oblivious attacker follows the model's gradient, the defense-aware one that of the model behind the defense. The
-    worst case counts an image as robust only if it is so under every attack and attacker. Controls: uniform noise of
-    the same sizes, which must hurt less than the attack; PGD, which must hurt no less than FGM and must reach 0 without
-    a bound (Carlini et al. 2019, arXiv:1902.06705); and how smooth the loss is (Pintor et al. 2022, arXiv:2106.09947).
+    worst case counts an image as robust only if it is so under each of these two and each attacker. Controls:
+    uniform noise of the same sizes, which must hurt less than the attack; PGD, which must hurt no less than FGM and
+    must reach 0 without a bound (Carlini et al. 2019, arXiv:1902.06705); and how smooth the loss is (Pintor et al.
+    2022, arXiv:2106.09947).
 
     Args:
         dataset: The images to attack.
         model: The model to fool.
         curve: All numbers, and for each image the predictions of the controls and how smooth the loss is.
-        metrics: Accuracies of the controls at `eps`, with each defense as `…_<defense>`: clean images, attacked ones as
-            computed and as saved, noise, PGD.
+        metrics: `accuracy_clean`, and the robust accuracy under each control at `eps`: `robust_accuracy_computed` and
+            `…_saved` of attacked images as computed and as saved, `…_noise`, `…_pgd`; with each defense `…_<defense>`.
         defenses: What else to draw curves of, a JSON object of settings by defense, as `fgm` takes it; blank for none.
         batch_size: Images attacked at a time.
         eps: The size that the controls are made at, and one point of the curve; as of `fgm`.

@@ -180,7 +180,8 @@ class _Measurement:
         self._attackers = {stage: self._attacker(defense) for stage, defense in self._defenses.items()}
         self._lines = lines.lines_of(defenses, len(settings.sizes) + 1, pgd=settings.pgd_max_iter > 0)
         self._smoothness = Smoothness(bare, settings.seed)
-        self._right = dict.fromkeys(self._control_names(), 0)
+        self._clean_of = dict(self._controls_and_clean())
+        self._correct, self._robust = dict.fromkeys(self._clean_of, 0), dict.fromkeys(self._clean_of, 0)
 
     def _attacker(self, defense: Defense | None) -> Attacker:
         settings = self._settings
@@ -191,17 +192,17 @@ class _Measurement:
         leave_below = 0 if shared else CONFIDENT if random else 1
         return Attacker(target, norm=settings.norm, max_iter=settings.pgd_max_iter, leave_below=leave_below)
 
-    def _control_names(self) -> Iterator[str]:
+    def _controls_and_clean(self) -> Iterator[tuple[str, str]]:
+        """Yield each control with the one without an attack and with the same defense."""
+        names = (CLEAN, SAVED, NOISE, *([PGD] if self._settings.pgd_max_iter else []))
         for stage in self._defenses:
-            yield from (of_defense(name, stage) for name in (CLEAN, SAVED, NOISE))
-            if self._settings.pgd_max_iter:
-                yield of_defense(PGD, stage)
-        yield COMPUTED
+            yield from ((of_defense(name, stage), of_defense(CLEAN, stage)) for name in names)
+        yield COMPUTED, CLEAN
 
     @property
     def columns(self) -> list[str]:
         """The columns of the table that `count` returns rows of."""
-        return ["path", "label", *self._right, SMOOTHNESS]
+        return ["path", "label", *self._clean_of, SMOOTHNESS]
 
     def lines(self) -> list[CurveLine]:
         """Return the lines as they were counted."""
@@ -210,9 +211,10 @@ class _Measurement:
     def controls(self) -> dict[str, ControlCount]:
         """Return the controls as they were counted."""
         max_iter = self._settings.pgd_max_iter
-        counts = {name: ControlCount(right) for name, right in self._right.items()}
+        counts = {name: ControlCount(self._correct[name], self._robust[name]) for name in self._clean_of}
         if PGD in counts:
-            counts[PGD] = ControlCount(self._right[PGD], max_iter, step_size(self._settings.eps, max_iter))
+            eps_step = step_size(self._settings.eps, max_iter)
+            counts[PGD] = dataclasses.replace(counts[PGD], max_iter=max_iter, eps_step=eps_step)
         return counts
 
     def outcome(self, batch: list[Sample], sampled: list[int]) -> "_Outcome":
@@ -243,14 +245,16 @@ class _Measurement:
     def count(self, outcome: "_Outcome") -> list[dict[str, str]]:
         """Count one batch, and return its rows: the class predicted under each control, and the smoothness."""
         lines.count(self._lines, {line: guess == outcome.labels for line, guess in outcome.predicted.items()})
-        for name in self._right:
-            self._right[name] += int((outcome.controls[name] == outcome.labels).sum())
+        right = {name: guess == outcome.labels for name, guess in outcome.controls.items()}
+        for name, clean in self._clean_of.items():
+            self._correct[name] += int(right[name].sum())
+            self._robust[name] += int((right[name] & right[clean]).sum())
         names = self._card.class_names
         return [
             {
                 "path": path,
                 "label": names[outcome.labels[place]],
-                **{name: names[outcome.controls[name][place]] for name in self._right},
+                **{name: names[outcome.controls[name][place]] for name in self._clean_of},
                 # In three digits: how outputs are rounded depends on the batch, and shards make other batches.
                 SMOOTHNESS: f"{outcome.smoothness[place]:.3f}" if place in outcome.smoothness else "",
             }

@@ -61,7 +61,7 @@ def security_curve(
     """Measure the curve; the parameters are those of the step of this name.
 
     Returns:
-        Accuracies of the controls at `eps`.
+        Of each control at `eps` the robust accuracy, as the curve counts it; of clean images the accuracy.
     """
     parameters = {
         "batch_size": batch_size,
@@ -79,7 +79,7 @@ def security_curve(
     from evasion.components.common.files import replacing
     from evasion.components.common.models.artifact import Card
     from evasion.components.common.results import json_file
-    from evasion.components.common.results.curve import CURVE
+    from evasion.components.common.results.curve import CLEAN, CURVE
     from evasion.components.common.results.evaluation import PREDICTIONS
 
     used = {**parameters, "seed": seeding.resolve(seed)}
@@ -95,7 +95,9 @@ def security_curve(
         content = measure(data, model, card, known_defenses, folder / PREDICTIONS, sizes, used)
         (folder / CURVE).write_text(json_file.to_text(content), encoding="utf-8")
         metrics = {
-            f"accuracy_{name}": control.correct / len(data) for name, control in content.controls.items() if len(data)
+            f"{'' if name.startswith(CLEAN) else 'robust_'}accuracy_{name}": control.robust / len(data)
+            for name, control in content.controls.items()
+            if len(data)
         }
         run.tag({"dataset_sha256": data.sha256})
         run.log_metrics(metrics)

@@ -188,7 +188,7 @@ def cost(folder: Path, model: Path, data: Path) -> float:
 
 def main() -> int:
     """Measure, print the table, and say whether anything disagrees."""
-    table = Table("seed", "attack", "eps", "stages, %", "ART, %", title="Robust accuracy, le_net on MNIST digits")
+    table = Table("seed", "attack", "eps", "stages, %", "ART, %", title="Accuracy under attack, le_net on MNIST digits")
     apart = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -205,9 +205,10 @@ def main() -> int:
             ours, theirs = by_stages(folder, model, testing), by_art(model, testing)
             for (name, eps), found in ours.items():
                 accuracy = theirs[name, eps]
-                inside = found["accuracy_low"] <= accuracy <= found["accuracy_high"]
+                value, low, high = (found[f"accuracy_under_attack{end}"] for end in ("", "_low", "_high"))
+                inside = low <= accuracy <= high
                 apart += not inside
-                shown = f"{found['accuracy']:.1%} [{found['accuracy_low']:.1%}, {found['accuracy_high']:.1%}]"
+                shown = f"{value:.1%} [{low:.1%}, {high:.1%}]"
                 table.add_row(str(seed), name, f"{eps:g}", shown, f"{accuracy:.1%}{'' if inside else ' apart'}")
         Console(width=110).print(table)
         share = cost(folder, model, testing)

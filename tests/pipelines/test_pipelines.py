@@ -89,7 +89,7 @@ def test_train(trained):
 
 def test_fgm(attacked, trained):
     numbers = evaluation(attacked)
-    assert numbers["metrics"]["accuracy"] < evaluation(trained)["metrics"]["accuracy"]
+    assert numbers["metrics"]["accuracy_under_attack"] < evaluation(trained)["metrics"]["accuracy"]
     assert numbers["metrics"]["right_before"] == evaluation(trained)["metrics"]["correct"]
     # 0.1 is 25.5 levels, rounded towards the original.
     assert numbers["distances"]["l_infinity_norm"]["max"] == pytest.approx(25 / 255)
@@ -238,8 +238,15 @@ def test_the_whole_evaluation_of_a_trained_and_of_the_registered_model(run, mnis
     logged = client(first).list_artifacts(inferred.info.run_id)
     assert sorted(one.path for one in logged) == sorted(evaluations(first)) == sorted(EVALUATED)
     for name, numbers in evaluations(first).items():
-        metric = "accuracy" if name == "load_dataset" else f"{name}/accuracy"
-        assert inferred.data.metrics[metric] == pytest.approx(numbers["metrics"]["accuracy"])
+        before = "" if name == "load_dataset" else f"{name}/"
+        attacked = any(entry["kind"] == "attack" for entry in numbers["dataset"]["provenance"])
+        accuracy = "accuracy_under_attack" if attacked else "accuracy"
+        assert inferred.data.metrics[f"{before}{accuracy}"] == pytest.approx(numbers["metrics"][accuracy])
+        assert (f"{before}robust_accuracy" in inferred.data.metrics) == attacked
+    robust = inferred.data.metrics["jpeg_compression_of_fgm_aware_of_jpeg_compression/robust_accuracy"]
+    of_fgm = {row["defense"]["name"]: row for row in table(first) if row["attack"]["name"] == "fgm"}
+    by_table = of_fgm["jpeg_compression"]["attackers"]["defense-aware"]["robust_accuracy"]
+    assert robust == pytest.approx(by_table["value"])
     reports = {one.data.tags["parent_report"] for one in (whole, *stages)}
     assert reports == {f"runs:/{first.run_id}/report/report.json"}
     assert whole.data.tags["dataset_sha256"] == inferred.data.tags["dataset_sha256"]

@@ -100,8 +100,9 @@ class Lab:
             writer.writeheader()
             writer.writerows(rows)
         correct = sum(row["correct"] for row in rows)
-        metrics: dict[str, Any] = {"images": len(rows), "correct": correct, **share("accuracy", correct, len(rows))}
+        metrics: dict[str, Any] = {"images": len(rows), "correct": correct}
         attacked = any(stage["kind"] == "attack" for stage in stages)
+        metrics |= share("accuracy_under_attack" if attacked else "accuracy", correct, len(rows))
         if attacked and rate:
             before, successes = len(self.labels) - wrong_before, max(wrong - wrong_before, 0)
             metrics |= {"right_before": before, "attack_successes": successes}
@@ -207,7 +208,11 @@ class Lab:
                 line("noise", None, MEDIAN, 340, 340, 339, 338, 200),
             ],
             "controls": {
-                name: {"correct": n - count, **({"max_iter": 10, "eps_step": 0.05} if name == "pgd" else {})}
+                name: {
+                    "correct": n - count,
+                    "robust": n - count,
+                    **({"max_iter": 10, "eps_step": 0.05} if name == "pgd" else {}),
+                }
                 for name, count in wrong.items()
             },
         }

@@ -21,6 +21,7 @@ from evasion.components.common.data.dataset import Dataset
 from evasion.components.common.data.header import DatasetError, Header, Sample
 from evasion.components.common.models import artifact as model_artifact
 from evasion.components.common.models.artifact import ModelError
+from evasion.components.common.results.shares import share
 from evasion.components.fgm import task as fgm_task
 from evasion.components.infer import task
 from evasion.components.infer.confusion import readable
@@ -124,8 +125,12 @@ def test_metrics_are_those_of_sklearn_on_the_saved_images(evaluate, digits_tar, 
     assert numbers["images"] == 80
     assert 80 % 7  # so that a last partial batch was counted
     assert numbers["correct"] == (labels == guesses).sum()
-    assert numbers["accuracy"] == pytest.approx(metrics.accuracy_score(labels, guesses))
-    assert (numbers["accuracy_low"], numbers["accuracy_high"]) == pytest.approx(wilson(numbers["correct"], 80))
+    name, other = (
+        ("accuracy_under_attack", "accuracy") if which == "attacked" else ("accuracy", "accuracy_under_attack")
+    )
+    assert other not in numbers
+    assert numbers[name] == pytest.approx(metrics.accuracy_score(labels, guesses))
+    assert (numbers[f"{name}_low"], numbers[f"{name}_high"]) == pytest.approx(wilson(numbers["correct"], 80))
     assert numbers["loss"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(10)), rel=1e-4)
     assert numbers["precision"] == pytest.approx(metrics.precision_score(truth, above, average="micro"))
     assert numbers["recall"] == pytest.approx(metrics.recall_score(truth, above, average="micro"))
@@ -475,6 +480,16 @@ def several(le_net_artifact, digits_tar, tmp_path_factory, empty_mlflow):
     return [digits_tar, folder / "fgm.tar", defended]
 
 
+def both_right(folder, clean, attacked):
+    """How many images are right in two datasets of an evaluation; no name of the digits begins with a prefix."""
+    right = []
+    for name in (clean, attacked):
+        with (folder / name / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        right.append({row["path"].replace("def_", "").replace("adv_", "") for row in rows if row["correct"] == "1"})
+    return len(right[0] & right[1])
+
+
 AWAITED = "fgm_aware_of_jpeg_compression"
 EVALUATED = ["load_dataset", "fgm", "jpeg_compression", "jpeg_compression_of_fgm", f"jpeg_compression_of_{AWAITED}"]
 
@@ -521,8 +536,17 @@ def test_several_datasets_are_evaluated_as_if_each_were_alone(
                 assert run.data.metrics[f"{name}/l_2_norm_mean"] == pytest.approx(mean)
             if name == "load_dataset":
                 assert (returned["categories"], returned["matrix"]) == (told["categories"], told["matrix"])
+    expected |= {
+        f"{name}/{key}": value
+        for name in EVALUATED[3:]
+        for key, value in share("robust_accuracy", both_right(folder, "jpeg_compression", name), 80).items()
+    }
     assert returned["metrics"] == expected
     assert run.data.metrics.items() >= expected.items()
+    assert {name for name in EVALUATED if f"{name}/robust_accuracy" in expected} == set(EVALUATED) - {
+        "load_dataset",
+        "jpeg_compression",
+    }
     # The datasets are not all the same, so that one taken for another would be seen.
     assert len({(folder / name / "predictions.csv").read_bytes() for name in EVALUATED}) == len(EVALUATED)
 

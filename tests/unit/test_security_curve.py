@@ -44,11 +44,17 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def curve(store, digits_tar, le_net_artifact, tmp_path_factory):
+def measured(store, digits_tar, le_net_artifact, tmp_path_factory):
+    """The folder of a curve, and the metrics of the step."""
     folder = tmp_path_factory.mktemp("curve") / "curve"
     known = json.dumps({"jpeg_compression": JPEG, "gaussian_augmentation": NOISE})
-    task.security_curve(dataset=digits_tar, model=le_net_artifact, defenses=known, curve=folder, **SETTINGS)
-    return folder
+    metrics = task.security_curve(dataset=digits_tar, model=le_net_artifact, defenses=known, curve=folder, **SETTINGS)
+    return folder, metrics
+
+
+@pytest.fixture(scope="module")
+def curve(measured):
+    return measured[0]
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +165,10 @@ def test_controls_are_counted_and_listed(content, curve):
     assert len(rows) == 80
     for name, found in content["controls"].items():
         assert sum(row[name] == row["label"] for row in rows) == found["correct"]
+        clean = "clean" + "".join(
+            f"_{stage}" for stage in ("jpeg_compression", "gaussian_augmentation") if stage in name
+        )
+        assert sum(row[clean] == row["label"] == row[name] for row in rows) == found["robust"]
     correct = {name: found["correct"] for name, found in content["controls"].items()}
     for stage, suffix in ((None, ""), ("jpeg_compression", "_jpeg_compression")):
         knowledge = "defense-aware" if stage else None
@@ -168,6 +178,15 @@ def test_controls_are_counted_and_listed(content, curve):
         assert correct[f"pgd{suffix}"] == line(content, "pgd", knowledge, stage)[0.1]
         assert correct[f"pgd{suffix}"] <= correct[f"saved{suffix}"] < correct[f"noise{suffix}"]
     assert content["controls"]["pgd"]["eps_step"] == pytest.approx(0.025)
+
+
+def test_metrics_of_the_step_are_robust_accuracies(content, measured):
+    _, metrics = measured
+    assert metrics == {
+        f"{'' if name.startswith('clean') else 'robust_'}accuracy_{name}": found["robust"] / 80
+        for name, found in content["controls"].items()
+    }
+    assert {"accuracy_clean", "robust_accuracy_saved", "robust_accuracy_noise_jpeg_compression"} <= metrics.keys()
 
 
 def test_robust_is_what_is_right_without_the_attack_and_under_it(content, curve):

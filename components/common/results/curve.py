@@ -24,7 +24,10 @@ CURVE = "curve.json"
 FLOOR = 1 / 255
 """A step of an 8-bit pixel: less is rounded away, towards the original."""
 FGM, PGD, NOISE, WORST = "fgm", "pgd", "noise", "worst case"
-"""What lines are drawn of: a single step, an attack that iterates, the control, and the worst case of the attacks."""
+"""What lines are of: a single step, an attack that iterates, the control, and the worst case of the two attacks.
+
+A table has stronger attacks, so `Curve.worst_case` names those of the curve wherever a reader may see both.
+"""
 CLEAN, COMPUTED, SAVED, SMOOTHNESS = "clean", "computed", "saved", "smoothness"
 CONTROLS = (CLEAN, COMPUTED, SAVED, NOISE, PGD)
 """What a curve is compared with: images without attack, attacked as computed and as saved, uniform noise, PGD."""
@@ -72,9 +75,17 @@ class CurveLine:
 @strict
 @dataclass(frozen=True)
 class ControlCount:
-    """How many images are right under one control, and the settings of PGD."""
+    """How many images are right under one control, and the settings of PGD.
+
+    Attributes:
+        correct: How many are right, whether or not they are right without it.
+        robust: How many are right both without it, with the same defense, and under it.
+        max_iter: Of PGD.
+        eps_step: Of PGD.
+    """
 
     correct: int
+    robust: int
     max_iter: int | None = None
     eps_step: float | None = None
 
@@ -124,8 +135,8 @@ class Series:
     """One line of the curve.
 
     Attributes:
-        perturbation: The attack's name; "worst case": under every attack and attacker of this size and all smaller
-            ones; or "noise": the control, uniform noise of the same size.
+        perturbation: The attack's name; "worst case": under every attack of the curve and every attacker, of this size
+            and all smaller ones; or "noise": the control, uniform noise of the same size.
         knowledge: What the attacker knew of the defense; None without a defense, of the worst case and of noise.
         defense: The defense, or None.
         points: Accuracy by eps, which grows from 0.
@@ -161,9 +172,17 @@ class Series:
 @strict
 @dataclass(frozen=True)
 class Control:
-    """Accuracy under one control, and the settings of PGD."""
+    """Accuracy under one control.
+
+    Attributes:
+        accuracy: The share of images that are right both without it, with the same defense, and under it.
+        correct: How many are right under it, whether or not they are without it.
+        max_iter: Of PGD.
+        eps_step: Of PGD.
+    """
 
     accuracy: Share
+    correct: int
     max_iter: int | None = None
     eps_step: float | None = None
 
@@ -224,6 +243,22 @@ class Curve:
         return self.line(WORST)
 
     @property
+    def worst_case(self) -> str:
+        """What the worst case is over: `worst case of fgm and pgd (5 steps)`."""
+        pgd = self.controls.get(PGD)
+        steps = "single step" if pgd is None else f"{pgd.max_iter} step{'s' * (pgd.max_iter != 1)}"
+        return f"{self._worst_case} ({steps})"
+
+    @property
+    def _worst_case(self) -> str:
+        return f"{WORST} of {self.attack}" + (f" and {PGD}" if PGD in self.controls else "")
+
+    def name_of(self, series: Series) -> str:
+        """Return what the reader knows a line by."""
+        defense = series.defense.label if series.defense else "no defense"
+        return f"{defense}: {self._worst_case}" if series.worst_case else series.name
+
+    @property
     def defenses(self) -> list[TreatmentStep | None]:
         """None, for the model alone, and each defense."""
         return [each.defense for each in self.series if each.worst_case]
@@ -237,7 +272,8 @@ class Curve:
 
     def treatment_of(self, series: Series) -> Treatment:
         """Return the perturbation of a line, of any size."""
-        step = TreatmentStep(series.perturbation, {"norm": self.norm})
+        name = self.worst_case if series.worst_case else series.perturbation
+        step = TreatmentStep(name, {"norm": self.norm})
         return Treatment(step.name, step.text, (step,))
 
     @property
@@ -335,15 +371,15 @@ def _whole_curve(parts: Sequence[CurveFile]) -> CurveFile:
         "chance": chance(dataset["counts"]),
         "images": sum(content["images"] for content in contents),
         "curves": lines,
-        "controls": {name: shards.counted([each[name] for each in controls]) for name in controls[0]},
+        "controls": {name: _summed([each[name] for each in controls]) for name in controls[0]},
     }
     return json_file.from_value(CurveFile, whole)
 
 
-def _summed(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the point of all shards."""
+def _summed(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a point or a control of all shards."""
     counts = ("correct", "robust")
-    return shards.alike(points, apart=counts) | {name: sum(point[name] for point in points) for name in counts}
+    return shards.alike(parts, apart=counts) | {name: sum(part[name] for part in parts) for name in counts}
 
 
 def _smoothness(directories: Iterable[Path]) -> Smoothness | None:
@@ -366,7 +402,7 @@ def _series(line: CurveLine, images: int) -> Series:
 
 
 def _control(count: ControlCount, images: int) -> Control:
-    return Control(_share(count.correct, images), count.max_iter, count.eps_step)
+    return Control(_share(count.robust, images), count.correct, count.max_iter, count.eps_step)
 
 
 def _share(correct: int, images: int) -> Share:

@@ -17,6 +17,7 @@ from evasion.components.common.data.provenance import ATTACK, AWARE, DEFENSE, OB
 from evasion.components.common.models.artifact import Card
 from evasion.components.common.results import json_file
 from evasion.components.common.results.json_file import strict
+from evasion.components.common.results.shares import accuracy_name
 from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment, treatment
 
 EVALUATIONS = "evaluations.json"
@@ -121,7 +122,8 @@ class Measured:
         seed: The seed of `infer`.
         batch_size: Images predicted at a time.
         versions: Of packages, by name.
-        metrics: `images`, `correct`, `accuracy` with its interval, loss and more, by name.
+        metrics: `images`, `correct`, `accuracy` with its interval, loss and more, by name; of attacked images
+            `accuracy_under_attack` in place of `accuracy`.
         distances: Of the images to their parents, a summary by distance.
         attack_distances: The same of the images as the attack saved them, where a defense came after it.
         confusion: (true class, predicted class, number of images) of each pair that occurred.
@@ -157,10 +159,9 @@ class EvaluationFile(Measured):
     schema_version: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        lacking = [
-            name for name in ("images", "correct", "accuracy") if name not in self.metrics and self.dataset.images
-        ]
-        if lacking:
+        attacked = any(entry.kind == ATTACK for entry in self.dataset.provenance)
+        needed = ("images", "correct", accuracy_name(attacked=attacked)) if self.dataset.images else ()
+        if lacking := [name for name in needed if name not in self.metrics]:
             raise ValueError(f"metrics lacks {', '.join(lacking)}")
         if not 0 <= self.metrics.get("correct", 0) <= self.metrics.get("images", 0):
             raise ValueError(f"{self.metrics['correct']} of {self.metrics.get('images')} images cannot be right")

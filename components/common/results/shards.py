@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from evasion.components.common.data.distances import DISTANCES, OF_ATTACK, Summary
-from evasion.components.common.data.provenance import DEFENSE
+from evasion.components.common.data.provenance import ATTACK, DEFENSE
 from evasion.components.common.files import joined
 from evasion.components.common.results import json_file, shares
 from evasion.components.common.results.evaluation import (
@@ -105,12 +105,12 @@ def _whole_evaluation(parts: Sequence[tuple[Path, EvaluationFile]]) -> Evaluatio
     summed = ("metrics", "distances", "attack_distances", "confusion", "checks", "input_ranges")
     common = alike(contents, apart=("dataset", "seed", *summed))
     tally = Tally.read((directory / COUNTS for directory, _ in parts), len(common["model"]["class_names"]))
-    metrics = tally.result()
+    kinds = [entry["kind"] for entry in contents[0]["dataset"]["provenance"]]
+    metrics = tally.result(attacked=ATTACK in kinds)
     if "right_before" in contents[0]["metrics"]:
         names = ("attack_successes", "right_before", "images")
         counts = (sum(int(each["metrics"][name]) for each in contents) for name in names)
-        defended = any(entry["kind"] == DEFENSE for entry in contents[0]["dataset"]["provenance"])
-        metrics |= shares.under_attack(*counts, defended=defended)
+        metrics |= shares.under_attack(*counts, defended=DEFENSE in kinds)
     checks = [each["checks"] for each in contents]
     whole = {
         **common,
@@ -180,11 +180,6 @@ def whole_seed(parts: Sequence[Content]) -> Any:
     """Return the seed, or where each part drew one, all of them."""
     seeds = [each["seed"] for each in parts]
     return seeds[0] if len(set(seeds)) == 1 else seeds
-
-
-def counted(parts: Sequence[Content]) -> Content:
-    """Return what the parts have in common, with the sum of their `correct`."""
-    return {**alike(parts, apart=("correct",)), "correct": sum(each["correct"] for each in parts)}
 
 
 def _sum(name: str, values: Sequence[Any]) -> Any:

@@ -68,6 +68,11 @@ def share(name: str, successes: int, trials: int) -> dict[str, float]:
     return counted.named(name) if counted else {}
 
 
+def accuracy_name(*, attacked: bool) -> str:
+    """Return what to call the share of right images: of attacked ones it is no robust accuracy, and says so."""
+    return "accuracy_under_attack" if attacked else "accuracy"
+
+
 def under_attack(successes: int, right_before: int, images: int, *, defended: bool) -> dict[str, float]:
     """Return what an attack leaves, as flat metrics.
 

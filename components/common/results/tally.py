@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evasion.components.common.results.scores import Scores, log_odds, log_odds_of_logits
-from evasion.components.common.results.shares import share
+from evasion.components.common.results.shares import accuracy_name, share
 
 
 class Tally:
@@ -86,13 +86,18 @@ class Tally:
                 whole._loss += Fraction(str(part["loss"]))
         return whole
 
-    def result(self) -> dict[str, float]:
-        """Return the metrics of all batches as plain numbers; one that has nothing to divide by is left out."""
+    def result(self, *, attacked: bool = False) -> dict[str, float]:
+        """Return the metrics of all batches as plain numbers; one that has nothing to divide by is left out.
+
+        Args:
+            attacked: Whether the images were attacked.
+        """
         images, correct = int(self.confusion.sum()), int(np.trace(self.confusion))
         wrong, right = self._scores.counts()
         wrong_pairs, right_pairs = int(wrong.sum()), int(right.sum())
         false_positives, true_positives = (int(count) for count in self._above)
-        metrics: dict[str, float] = {"images": images, "correct": correct, **share("accuracy", correct, images)}
+        metrics: dict[str, float] = {"images": images, "correct": correct}
+        metrics |= share(accuracy_name(attacked=attacked), correct, images)
         metrics["loss"] = float(self._loss / max(images, 1))
         if true_positives + false_positives:
             metrics["precision"] = true_positives / (true_positives + false_positives)

@@ -220,13 +220,13 @@ def _smooth(curve: MeasuredCurve) -> Iterator[Check]:
 
 
 def _rounding(curve: MeasuredCurve, correctness: dict[str, Correctness]) -> Iterator[Check]:
-    if COMPUTED not in correctness or SAVED not in correctness:
+    if not {CLEAN, COMPUTED, SAVED} <= correctness.keys():
         return
-    paired = Paired.between(correctness[COMPUTED], correctness[SAVED])
+    paired = Paired.between(correctness[COMPUTED], correctness[SAVED], correctness[CLEAN])
     name, subject = "saved images as computed", _at(curve, None)
     computed, saved = (curve.controls[name].accuracy for name in (COMPUTED, SAVED))
     apart = abs(computed.value - saved.value)
-    text = f"{percent(saved.value)} of saved and {percent(computed.value)} of computed images are right"
+    text = f"{percent(saved.value)} of saved and {percent(computed.value)} of computed images are robust"
     if paired.may_be_chance or apart <= ROUNDING[0]:
         yield Check(name, subject, "pass", text)
     else:
