@@ -77,7 +77,42 @@ def resolved(budget: str, *, classes: int, **given: int) -> Budget:
     return Budget(**numbers)
 
 
+def described(members: tuple[str, ...], budget: Budget) -> str:
+    """Return in words what the members do with an image that stands to the end."""
+
+    def plural(number: int, one: str, many: str) -> str:
+        return f"{number:,} {one if number == 1 else many}"
+
+    steps = plural(budget.max_iter, "step", "steps")
+    classes = plural(budget.n_target_classes, "class", "classes")
+    queries = plural(budget.n_queries, "query", "queries")
+    starts = f", {budget.num_random_init} starts" if budget.num_random_init > 1 else ""
+    words = {APGD_CE: steps, APGD_T: f"{steps}, {classes}", SQUARE: queries}
+    return ", ".join(f"{member} ({words[member]}{starts})" for member in members)
+
+
+def stronger(members: tuple[str, ...], budget: Budget, *, classes: int) -> str:
+    """Return the options of an evaluation that make the attack as strong as `standard`; blank if it is.
+
+    Args:
+        members: The members that attack.
+        budget: What they do.
+        classes: Number of classes of the model.
+    """
+    standard = resolved("standard", classes=classes, **dict.fromkeys(_USES, 0))
+    options = []
+    if any(getattr(budget, name) < getattr(standard, name) for name in _used(members)):
+        options.append("--auto-attack-budget standard")
+    if members != MEMBERS:
+        options.append(f"--auto-attack-members {','.join(MEMBERS)}")
+    return " ".join(options)
+
+
 def recorded(members: tuple[str, ...], budget: Budget) -> dict[str, int | str]:
     """Return the members and those numbers of the budget that they use, in the form of the provenance."""
-    used = {name: getattr(budget, name) for name, users in _USES.items() if any(member in members for member in users)}
-    return {"members": ",".join(members), **used}
+    return {"members": ",".join(members), **{name: getattr(budget, name) for name in _used(members)}}
+
+
+def _used(members: tuple[str, ...]) -> list[str]:
+    """Return those numbers of a budget that the members use, by name."""
+    return [name for name, users in _USES.items() if any(member in members for member in users)]

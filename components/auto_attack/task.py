@@ -87,7 +87,8 @@ def auto_attack(
     from evasion.components.common.models.artifact import Card
 
     chosen = budgets.chosen_members(members)
-    work = budgets.resolved(budget, classes=len(Card.read(model).class_names), **given)
+    classes = len(Card.read(model).class_names)
+    work = budgets.resolved(budget, classes=classes, **given)
     return runner.run(
         stage="auto_attack",
         dataset=dataset,
@@ -98,6 +99,8 @@ def auto_attack(
         seed=seed,
         make=make(members=chosen, budget=work, norm=norm, eps=eps, batch_size=batch_size),
         iterates=True,
+        effort=budgets.described(chosen, work),
+        stronger=budgets.stronger(chosen, work, classes=classes),
     )
 
 

@@ -17,7 +17,7 @@ from evasion.components.common.files import replacing
 from evasion.components.common.results.curve import Curve
 from evasion.components.common.results.paired import SIGNIFICANCE, Correctness, Paired, holm
 from evasion.components.common.results.shares import Share
-from evasion.components.common.results.table import Row
+from evasion.components.common.results.table import Row, of_size
 from evasion.components.common.results.treatments import WORST_CASE, Treatment
 from evasion.components.compare.models import Model, read_models
 
@@ -123,7 +123,8 @@ class Comparison:
         attack, shares = min(common, key=lambda each: sum(share.value for _, share in each[1]))
         rows = (entry.undefended for _, entries in self.blocks for entry in entries if entry.undefended)
         single_step = any(row.single_step for row in rows if row.attack.label == attack)
-        first = _ranked(f"Under {attack}{', a single step' if single_step else ''}", "stays right", shares)
+        the = "the " if attack.startswith(WORST_CASE) else ""
+        first = _ranked(f"Under {the}{attack}{', a single step' if single_step else ''}", "stays right", shares)
         ordered = sorted(shares, key=lambda each: -each[1].value)
         leading, second = ordered[0][0], ordered[1][0]
         pair = next((p for p in self.pairs if p.images == attack and {p.one, p.other} == {leading, second}), None)
@@ -264,16 +265,16 @@ def _outcomes(model: Model, attack: str | None) -> Correctness | None:
 
 
 def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
-    """Yield one plot for each attack and norm that security curves were drawn of."""
+    """Yield one plot for the security curves of the same attacks and norm."""
     drawn = [(place, model, model.report.curve) for place, model in enumerate(models) if model.report.curve]
-    for label in dict.fromkeys(curve.label for _, _, curve in drawn):
-        alike = [each for each in drawn if each[2].label == label]
+    for title in dict.fromkeys(_title(curve) for _, _, curve in drawn):
+        alike = [each for each in drawn if _title(each[2]) == title]
         lines = [line for place, model, curve in alike for line in _lines(place, model, curve)]
         marks = {curve.eps for _, _, curve in alike}
         yield (
-            label,
+            title,
             plot(
-                re.sub(r"\W+", "-", label.replace("norm=", "")),
+                re.sub(r"\W+", "-", title.replace("norm=", "")),
                 lines,
                 chance=max(curve.chance for _, _, curve in alike),
                 floor=alike[0][2].floor,
@@ -282,16 +283,26 @@ def _plots(models: list[Model]) -> Iterator[tuple[str, Plot]]:
         )
 
 
+def _title(curve: Curve) -> str:
+    """Return what the lines of a plot are: the worst case of which attacks, in which norm."""
+    return f"{curve.worst_case} norm={curve.norm}"
+
+
 def _lines(place: int, model: Model, curve: Curve) -> Iterator[Line]:
-    """Yield the worst case of the model without a defense, and with the one that helps most in the table."""
+    """Yield the worst case of the model without a defense, and with the one that helps most in the table.
+
+    A ring shows what the table says at its size.
+    """
+    rings = of_size(model.report.table, curve.norm, curve.eps)
     attacks = [attack for attack in model.report.attacks[:1] if _is_of_norm(attack, curve.norm)]
     best = next((row for attack in attacks if (row := model.report.best(attack.label))), None)
     for series in curve.series:
         points = [(point.eps, point.accuracy) for point in series.points]
         if series is curve.undefended:
-            yield Line(model.name, points, place)
+            yield Line(model.name, points, place, ring=rings.get(None))
         elif best and series.worst_case and series.defense and series.defense.label == best.defense.label:
-            yield Line(f"{model.name} + {best.defense.label}", points, place, dashed=True)
+            ring = rings.get(best.defense.label)
+            yield Line(f"{model.name} + {best.defense.label}", points, place, dashed=True, ring=ring)
 
 
 def _is_of_norm(attack: Treatment, norm: str) -> bool:
@@ -315,6 +326,12 @@ def _notes(models: list[Model], attacks: list[str], differing: list[str]) -> Ite
             f"The models see the same images in other sizes ({each}): their pixels differ, and an eps in norm 1 or 2 "
             "is another size of attack for each."
         )
+    weaker: dict[str, list[str]] = {}
+    for model in models:
+        if model.report.attacker and model.report.attacker.advice:
+            weaker.setdefault(f"{model.report.attacker.effort} {model.report.attacker.advice}", []).append(model.name)
+    for text, names in weaker.items():
+        yield text if len(names) == len(models) else f"{listed(names)}: {text}"
     if without := [model.name for model in models if model.report.curve is None]:
         yield f"{listed(without)}: the report holds no security curve."
     for model in models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
@@ -22,7 +23,9 @@ from evasion.components.common.results.curve import (
     of_defense,
 )
 from evasion.components.common.results.minimal import Distribution
-from evasion.components.common.results.table import Row, accuracy, best, undefended
+from evasion.components.common.results.report import AttackerNote
+from evasion.components.common.results.shares import Share
+from evasion.components.common.results.table import Row, accuracy, best, of_size, undefended
 from evasion.components.common.results.treatments import NONE, ProvenanceEntry, Treatment
 from evasion.components.report import confusion, gallery
 
@@ -48,6 +51,7 @@ def render(
     rows: list[Row],
     checks: list[Check],
     headline: tuple[str, str],
+    attacker: AttackerNote | None,
     curve: Curve | None,
     smallest: list[Distribution],
     pictures: list[gallery.Gallery],
@@ -59,16 +63,19 @@ def render(
         rows: The table.
         checks: The checks that were made.
         headline: The sentence about the attack and the one about the defenses.
+        attacker: What the attackers knew and did; None without an attack.
         curve: The security curve, if there is one.
         smallest: How small an attack each image withstands, where that was looked for.
         pictures: The galleries.
     """
     worst = undefended(rows)
+    rings = of_size(rows, curve.norm, curve.eps) if curve else {}
     return (
         environment(Path(__file__).parent)
         .get_template("report.html.j2")
         .render(
             headline=headline,
+            attacker=attacker,
             model=evaluations.first.model,
             dataset=evaluations.first.dataset,
             root_sha256=evaluations.first.root_sha256,
@@ -81,7 +88,8 @@ def render(
             best=best(rows, worst.attack) if worst else None,
             clean=accuracy(evaluations.clean),
             curve=curve,
-            plot=_plot(curve) if curve and curve.series else None,
+            plot=_plot(curve, rings) if curve and curve.series else None,
+            plot_hint=_hint(curve, rows[0] if rings else None) if curve else "",
             controls=_controls(curve) if curve else [],
             defended=[defense for defense in curve.defenses if defense] if curve else [],
             smallest=smallest,
@@ -110,11 +118,11 @@ def _blocks(rows: list[Row]) -> list[tuple[Treatment, list[Row]]]:
     return [(attack, [row for row in rows if row.attack == attack]) for attack in attacks]
 
 
-def _plot(curve: Curve) -> Plot:
+def _plot(curve: Curve, rings: Mapping[str | None, Share]) -> Plot:
     """The curve as a plot: a color a defense; the worst case of each is shown, thin lines show what it is made of.
 
-    At first FGM on the model alone and noise are shown beside the worst cases. Noise before a defense is in the summary
-    only.
+    A ring shows what the table's attacks leave at the size of both, by the label of the defense. At first FGM on the
+    model alone and noise are shown beside the worst cases. Noise before a defense is in the summary only.
     """
     defenses = list(dict.fromkeys(series.defense.label for series in curve.series if series.defense))
 
@@ -124,17 +132,31 @@ def _plot(curve: Curve) -> Plot:
     def line(series: Series) -> Line:
         points = [(point.eps, point.accuracy) for point in series.points]
         return Line(
-            series.name,
+            curve.name_of(series),
             points,
             None if series.control else color(series),
             dashed=series.knowledge == OBLIVIOUS,
             shown=series.worst_case or (series.defense is None and series.perturbation != PGD),
             thin=not (series.worst_case or series.control),
+            ring=rings.get(series.defense.label if series.defense else None) if series.worst_case else None,
         )
 
     drawn = [series for series in curve.series if not (series.control and series.defense)]
     ordered = sorted(drawn, key=lambda series: (not series.worst_case, color(series)))
     return plot("curve", [line(each) for each in ordered], chance=curve.chance, floor=curve.floor, mark=curve.eps)
+
+
+def _hint(curve: Curve, judged: Row | None) -> str:
+    """Say what the lines show, and what the rings do, which are of the attacks of a row of the table."""
+    hint = (
+        f"Bold: the {curve.worst_case}, over the attackers. Thin: the attacks it is made of, dashed where the attacker "
+        "does not know the defense."
+    )
+    if judged is None:
+        return hint
+    attack = f"the {judged.attack.name}" if judged.attack.is_worst_case else f"under {judged.attack.name}"
+    counts = ", a single step" if judged.single_step else "; there the table counts"
+    return f"{hint} Rings: the table at eps {curve.eps:.4g}, {attack}{counts}."
 
 
 def _controls(curve: Curve) -> list[tuple[str, str, list[Control | None]]]:

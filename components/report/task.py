@@ -10,6 +10,7 @@ from evasion.components.common import validate
 from evasion.components.common.data.provenance import AWARE, OBLIVIOUS
 
 if TYPE_CHECKING:
+    from evasion.components.common.results.collection import Evaluations
     from evasion.components.common.results.report import AttackerNote
 
 LABELS = "It aimed away from the model's own predictions, not from the true labels, so no label leaked into the images."
@@ -116,9 +117,10 @@ def _write(
     metrics["checks_warned"] = float(sum(check.status == "warn" for check in checks))
     sentences = headline(rows, evaluations.first.model.title)
     galleries = gallery.galleries(evaluations)
+    attacker = _attacker(evaluations) if evaluations.attacks else None
     report = Report(
         headline=" ".join(sentences).strip(),
-        attacker=_attacker(evaluations.knowledge) if evaluations.attacks else None,
+        attacker=attacker,
         clean_accuracy_floor=clean_accuracy_floor,
         metrics=metrics,
         table=rows,
@@ -132,7 +134,7 @@ def _write(
         evaluations=records(evaluations),
         schema_version=4,
     )
-    text = page.render(evaluations, rows, checks, sentences, curve, distributions, galleries)
+    text = page.render(evaluations, rows, checks, sentences, attacker, curve, distributions, galleries)
     # Both are made before either appears, so that a failure leaves no half report.
     with replacing(html) as page_file, replacing(summary) as summary_file:
         page_file.write_text(text, encoding="utf-8")
@@ -140,8 +142,14 @@ def _write(
     return metrics
 
 
-def _attacker(knowledge: list[str]) -> AttackerNote:
+def _attacker(evaluations: Evaluations) -> AttackerNote:
     from evasion.components.common.results.report import AttackerNote
 
+    knowledge = evaluations.knowledge
     notes = [ATTACKERS[each] for each in knowledge]
-    return AttackerNote(knowledge, "predicted by the model", " ".join([*notes, LABELS]))
+    attacks = [entry for evaluation in evaluations for entry in evaluation.attacks]
+    efforts = dict.fromkeys(f"{entry.stage}: {entry.effort}." for entry in attacks if entry.effort)
+    options = " ".join(dict.fromkeys(entry.stronger for entry in attacks if entry.stronger))
+    advice = f"The full attack may leave less: a number to publish needs {options}." if options else ""
+    note = " ".join([*notes, LABELS])
+    return AttackerNote(knowledge, "predicted by the model", note, effort=" ".join(efforts), advice=advice)

@@ -69,6 +69,8 @@ def show_report(console: Console, report: Report) -> None:
         legend += " An oblivious attacker does not know the defense: an upper bound."
     console.print(legend, style="dim", highlight=False)
     console.print(escape(report.headline), highlight=False)
+    if report.attacker and report.attacker.effort:
+        console.print(escape(f"{report.attacker.effort} {report.attacker.advice}".strip()), highlight=False)
     for check in report.checks:
         if check.status != "pass":
             text = f"{check.name} ({check.subject}): {check.finding.rstrip('.')}. {check.advice}"

@@ -722,6 +722,8 @@ def test_the_dataset_records_what_was_done(run, le_net_artifact):
         entry = data.header.provenance[-1]
     assert entry["stage"] == "auto_attack"
     assert entry["iterates"] is True
+    assert entry["effort"] == "apgd-ce (6 steps), apgd-t (6 steps, 2 classes), square (10 queries)"
+    assert entry["stronger"] == "--auto-attack-budget standard"
     assert entry["parameters"] == {
         "batch_size": 32, "eps": 0.1, "norm": "inf", "eot_samples": 3, "members": "apgd-ce,apgd-t,square",
         "max_iter": 6, "num_random_init": 1, "n_target_classes": 2, "n_queries": 10,
@@ -824,6 +826,49 @@ def test_numbers_given_replace_those_of_the_budget():
     assert budgets.resolved("light", classes=1000, **nothing) == budgets.BUDGETS["light"]
     given = budgets.resolved("light", classes=3, **nothing | {"max_iter": 7, "n_target_classes": 5})
     assert (given.max_iter, given.n_target_classes) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "members", "changed", "options"),
+    [
+        ("light", budgets.MEMBERS, {}, "--auto-attack-budget standard"),
+        ("standard", budgets.MEMBERS, {}, ""),
+        ("standard", budgets.MEMBERS, {"max_iter": 200, "num_random_init": 5}, ""),
+        ("standard", budgets.MEMBERS, {"n_queries": 4999}, "--auto-attack-budget standard"),
+        ("light", budgets.MEMBERS, {"max_iter": 100, "n_target_classes": 9, "n_queries": 5000}, ""),
+        ("standard", ("apgd-ce",), {}, "--auto-attack-members apgd-ce,apgd-t,square"),
+        # What a member that does not attack would do is no lack of the others.
+        ("standard", ("apgd-ce",), {"n_queries": 1}, "--auto-attack-members apgd-ce,apgd-t,square"),
+        (
+            "light",
+            ("apgd-ce", "square"),
+            {},
+            "--auto-attack-budget standard --auto-attack-members apgd-ce,apgd-t,square",
+        ),
+    ],
+)
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_a_budget_below_that_of_the_paper_says_what_is_missing(budget, members, changed, options, classes):
+    nothing = dict.fromkeys(("max_iter", "num_random_init", "n_target_classes", "n_queries"), 0)
+    work = budgets.resolved(budget, classes=classes, **nothing | changed)
+    assert budgets.stronger(members, work, classes=classes) == options
+
+
+def test_few_classes_are_no_lack_of_a_budget():
+    nothing = dict.fromkeys(("max_iter", "num_random_init", "n_target_classes", "n_queries"), 0)
+    work = budgets.resolved("standard", classes=3, **nothing)
+    assert work.n_target_classes == 2
+    assert budgets.stronger(budgets.MEMBERS, work, classes=3) == ""
+
+
+def test_a_budget_is_described_in_words():
+    assert budgets.described(budgets.MEMBERS, budgets.BUDGETS["standard"]) == (
+        "apgd-ce (100 steps), apgd-t (100 steps, 9 classes), square (5,000 queries)"
+    )
+    small = Budget(max_iter=1, num_random_init=2, n_target_classes=1, n_queries=1)
+    assert budgets.described(budgets.MEMBERS, small) == (
+        "apgd-ce (1 step, 2 starts), apgd-t (1 step, 1 class, 2 starts), square (1 query, 2 starts)"
+    )
 
 
 def test_an_evaluation_in_norm_1_says_which_attacks_have_it(tmp_path):

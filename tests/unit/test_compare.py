@@ -145,6 +145,9 @@ def test_curves_of_undefended_models_and_best_defenses(models: Models, tmp_path:
     ]
     assert [point["count"] for point in curve["lines"][0]["points"]] == [392, 392, 200, 100, 0]
     assert made.page.count("<polygon") == 3
+    assert curve["title"] == "worst case of fgm and pgd (10 steps) norm=inf"
+    assert "Lines: worst case of fgm and pgd (10 steps) norm=inf." in made.page
+    assert made.page.count('class="ring"') == 3  # what the tables say at their eps
 
 
 def test_a_report_without_a_curve_still_compares(models: Models, tmp_path: Path) -> None:
@@ -160,6 +163,15 @@ def test_other_settings_are_rows_of_their_own(models: Models, tmp_path: Path) ->
     assert {pair["images"] for pair in made.json["pairs"]} == {"clean images"}
     assert made.json["notes"][0] == f"weak: not attacked with {ATTACK}."
     assert made.json["headline"].endswith("No attack was run on all of them.")
+
+
+def test_a_budget_below_that_of_the_paper_is_told(models: Models, tmp_path: Path) -> None:
+    weak = {**FGM, "effort": "climb (20 steps)", "stronger": "--fgm-budget standard"}
+    text = "fgm: climb (20 steps). The full attack may leave less: a number to publish needs --fgm-budget standard."
+    reports = [models.report("plain"), models.report("weak", attack=weak), models.report("weaker", attack=weak)]
+    assert Comparison(tmp_path / "1", reports).json["notes"] == [f"weak and weaker: {text}"]
+    assert Comparison(tmp_path / "2", reports[1:]).json["notes"] == [text]
+    assert Comparison(tmp_path / "3", [reports[0], reports[0]]).json["notes"] == []
 
 
 def test_failed_checks_of_a_report_are_told(models: Models, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def run(
     seed: int,
     make: MakeAttack,
     iterates: bool,
+    effort: str = "",
+    stronger: str = "",
 ) -> dict[str, float]:
     """Attack a dataset by several attackers and save the results in one tar.
 
@@ -113,6 +115,8 @@ def run(
         seed: The stage's seed; -1 draws one.
         make: Returns the attack on a target.
         iterates: Whether the attack takes more than one step. What rests on single steps alone is called so.
+        effort: In words, how much the attack does, where its name does not say it.
+        stronger: The options of an evaluation that give the attack the budget of its paper; blank if it has it.
 
     Returns:
         Summaries of the distances between the saved images and their parents, named as by `derivation.write`.
@@ -126,7 +130,8 @@ def run(
 
         bare = classifier.load(model)
 
-        entry = _entry(stage, parameters, used["seed"], clean, card, bare) | {"iterates": iterates}
+        entry = _entry(stage, parameters, used["seed"], clean, card, bare)
+        entry |= {"iterates": iterates, "effort": effort, "stronger": stronger}
 
         def changes(defense: Defense | None) -> Iterator[list[DerivedImage]]:
             target = aimed(bare, defense, eot_samples=used["eot_samples"], seed=used["seed"])

@@ -36,6 +36,8 @@ class _Entry:
     model_sha256: str | None = None
     gradient_from_logits: bool | None = None
     iterates: bool = False
+    effort: str = ""
+    stronger: str = ""
     knowledge: str = ""
     defense: _Aim | None = None
     draws: int | None = None

@@ -37,6 +37,7 @@ class Line:
         dashed: Whether it is drawn dashed.
         shown: Whether it is there before the reader asks for it.
         thin: Whether it is drawn thin, beside the lines that matter most.
+        ring: Accuracy that other attacks leave at the plot's mark, drawn as a ring.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Line:
     dashed: bool = False
     shown: bool = True
     thin: bool = False
+    ring: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Drawn:
     band: str
     places: list[tuple[float, float]]
     marker: str
+    ring: tuple[float, float] | None = None
 
     @property
     def style(self) -> str:
@@ -90,6 +93,11 @@ class Plot:
     mark: tuple[float, float] | None
 
     @property
+    def ringed(self) -> bool:
+        """Whether a line has a ring."""
+        return any(drawn.ring for drawn in self.lines)
+
+    @property
     def table(self) -> list[tuple[float, list[Share | None]]]:
         """All points: of each eps, of each line."""
         return [
@@ -111,7 +119,7 @@ def plot(key: str, lines: list[Line], *, chance: float, floor: float | None, mar
     sizes = sorted({eps for line in lines for eps, _ in line.points})
     positive = [eps for eps in [*sizes, *([floor] if floor else []), *([mark] if mark else [])] if eps > 0]
     x = _scale(min(positive, default=0.1), max(positive, default=1.0))
-    drawn = [_drawn(line, x) for line in lines]
+    drawn = [_drawn(line, x, mark) for line in lines]
     return Plot(
         key,
         drawn,
@@ -147,13 +155,14 @@ def _ticks(sizes: list[float]) -> list[float]:
     return [tick for tick in ticks if low * 0.995 <= tick <= high * 1.005]
 
 
-def _drawn(line: Line, x: Callable[[float], float]) -> Drawn:
+def _drawn(line: Line, x: Callable[[float], float], mark: float | None) -> Drawn:
     places = [(x(eps), _y(share.value)) for eps, share in line.points]
     above = [f"{x(eps)},{_y(share.high)}" for eps, share in line.points]
     below = [f"{x(eps)},{_y(share.low)}" for eps, share in reversed(line.points)]
     path = "M" + "L".join(f"{across},{down}" for across, down in places)
     marker = MARKERS[line.color % len(MARKERS)] if line.color is not None else ""
-    return Drawn(line, path, " ".join([*above, *below]), places, marker)
+    ring = (x(mark), _y(line.ring.value)) if line.ring and mark else None
+    return Drawn(line, path, " ".join([*above, *below]), places, marker, ring)
 
 
 def _columns(sizes: list[float], lines: list[Line], x: Callable[[float], float]) -> list[Column]:

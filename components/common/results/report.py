@@ -31,17 +31,21 @@ MAX_ENTRIES = 1024
 @strict
 @dataclass(frozen=True)
 class AttackerNote:
-    """What the attackers of the report knew.
+    """What the attackers of the report knew and did.
 
     Attributes:
         knowledge: defense-aware, oblivious or both.
         labels: Which labels the attacks moved images away from.
         note: The same for people.
+        effort: How much the attacks did, of those whose names do not say it.
+        advice: What a number to publish needs beyond that; blank for nothing.
     """
 
     knowledge: list[str]
     labels: str
     note: str
+    effort: str = ""
+    advice: str = ""
 
 
 @strict
@@ -142,7 +146,7 @@ class Report:
 
     Attributes:
         headline: What the table amounts to, in words.
-        attacker: What the attackers knew; None without an attack.
+        attacker: What the attackers knew and did; None without an attack.
         clean_accuracy_floor: Clean accuracy below which the report is not to be trusted.
         metrics: The main numbers, flat.
         table: A row for each attack and defense.

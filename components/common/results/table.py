@@ -238,6 +238,17 @@ def judged_together(table: Sequence[Row]) -> list[Row]:
     return [row for row in table if row.attack == table[0].attack]
 
 
+def of_size(table: Sequence[Row], norm: str, eps: float) -> dict[str | None, Share]:
+    """Return robust accuracy by the label of the defense, None without one, if the table is of attacks of this size."""
+    judged = judged_together(table)
+    steps = [step for row in judged for step in row.attack.steps]
+    if not steps or any((step.settings.get("norm"), step.settings.get("eps")) != (norm, eps) for step in steps):
+        return {}
+    return {
+        None if row.defense == NONE else row.defense.label: row.robust_accuracy for row in judged if row.robust_accuracy
+    }
+
+
 def undefended(table: Sequence[Row]) -> Row | None:
     """Return the row without a defense of all attacks together, or of the only one."""
     rows_without = (row for row in judged_together(table) if row.defense == NONE and row.robust_accuracy)

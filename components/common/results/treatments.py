@@ -133,6 +133,8 @@ class ProvenanceEntry:
         model_sha256: Of an attack, the hash of the model attacked.
         gradient_from_logits: Of an attack, whether the loss was taken from logits.
         iterates: Of an attack, whether it takes more than one step.
+        effort: Of an attack, how much it does, in words; blank if its name says it.
+        stronger: Of an attack, the options that give it the budget of its paper; blank if it has it.
         knowledge: Of an attack, what the attacker knew of a defense.
         defense: Of a defense-aware attack, the defense.
         draws: Of a defense-aware attack on a random defense, over how many draws it averaged.
@@ -150,6 +152,8 @@ class ProvenanceEntry:
     model_sha256: str | None = None
     gradient_from_logits: bool | None = None
     iterates: bool = False
+    effort: str = ""
+    stronger: str = ""
     knowledge: str = OBLIVIOUS
     defense: Aim | None = None
     draws: int | None = None

@@ -10,8 +10,11 @@ import pytest
 from lab import FGM, FGM_SMALL, JPEG, MEDIAN, Lab, Report
 from PIL import Image
 from reporting import Page
+from rich.console import Console
 
+from evasion.components.common.results.report import read
 from evasion.components.common.results.shares import interval
+from evasion.pipelines.cli import tables
 
 pytestmark = pytest.mark.usefixtures("mlflow_store")  # the report logs itself
 
@@ -205,6 +208,25 @@ def test_several_attacks_have_rows_of_their_own(lab: Lab, tmp_path: Path) -> Non
     assert made.metrics["robust_accuracy_against_fgm_eps_8_255_norm_inf"] == 0.9
     assert made.metrics["robust_accuracy_jpeg_compression"] == 0.5
     assert made.metrics["attack_success_rate"] == pytest.approx(292 / 392)
+
+
+@pytest.mark.parametrize("advice", ["", "--strong-budget standard"])
+def test_a_reader_sees_how_much_the_attacks_did(lab: Lab, tmp_path: Path, advice: str) -> None:
+    attack = {**FGM, "stage": "strong", "effort": "climb (20 steps)", "stronger": advice}
+    evaluations = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", FGM, wrong=300, wrong_before=8)]
+    evaluations.append(lab.evaluate("strong", attack, wrong=390, wrong_before=8))
+    made = Report(tmp_path, evaluations)
+    attacker = made.json["attacker"]
+    assert attacker["effort"] == "strong: climb (20 steps)."
+    assert attacker["advice"] == (
+        f"The full attack may leave less: a number to publish needs {advice}." if advice else ""
+    )
+    header = made.page.split("<header>")[1].split('<dl class="tiles">')[0]
+    assert attacker["effort"] in header
+    assert ("to publish" in header) == bool(advice)
+    console = Console(width=200, file=io.StringIO())
+    tables.show_report(console, read(tmp_path / "out" / "report.json"))
+    assert f"{attacker['effort']} {advice and attacker['advice']}".strip() in console.file.getvalue()
 
 
 def test_an_attack_and_a_defense_never_seen_before(lab: Lab, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import FGM, LOAD, Lab, Report
+from lab import FGM, FGM_SMALL, LOAD, SINGLE_STEP, Lab, Report
 from reporting import Page
 
 from evasion.components.common.results.shares import interval
@@ -23,6 +23,43 @@ def test_curve_is_drawn_and_held_in_the_summary(lab: Lab, tmp_path: Path) -> Non
     assert curve["series"][0]["points"][3] == {"eps": 0.3, "accuracy": accuracy, "correct": 100}
     assert curve["controls"]["pgd"]["accuracy"]["value"] == 0.125
     assert made.page.count("<polygon") == 9
+
+
+def test_the_page_says_which_attacks_the_curve_is_of_and_where_the_table_counts(lab: Lab, tmp_path: Path) -> None:
+    """At one eps curve and table are of other attacks: both are drawn, and the table counts."""
+    evaluations = [*lab.two_attackers(), lab.evaluate("pgd", {**FGM, "stage": "other"}, wrong=380, wrong_before=8)]
+    made = Report(tmp_path, evaluations, curve=lab.curve())
+    assert "Bold: the worst case of fgm and pgd (10 steps), over the attackers." in made.page
+    assert "Rings: the table at eps 0.3, the worst case of fgm and other; there the table counts." in made.page
+    rings = re.findall(r'<circle class="ring" cx="([\d.]+)" cy="([\d.]+)"', made.page)
+    (mark,) = re.findall(r'class="mark" d="M([\d.]+),', made.page)
+    # 20 of 400 without a defense; with one, `other` was not evaluated: what fgm leaves.
+    assert rings == [(mark, str(round(376 - 350 * 20 / 400, 1))), (mark, str(round(376 - 350 * 150 / 400, 1)))]
+    assert made.page.count("in the table") == 2
+
+
+def test_a_table_of_another_size_has_no_place_in_the_curve(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", FGM_SMALL, wrong=300, wrong_before=8)]
+    made = Report(tmp_path, evaluations, curve=lab.curve())
+    assert "Rings:" not in made.page
+    assert 'class="ring"' not in made.page
+
+
+def test_a_table_of_single_steps_does_not_count_more_than_the_curve(lab: Lab, tmp_path: Path) -> None:
+    evaluations = [lab.evaluate("clean", wrong=8), lab.evaluate("adv", SINGLE_STEP, wrong=300, wrong_before=8)]
+    made = Report(tmp_path, evaluations, curve=lab.curve())
+    assert "Rings: the table at eps 0.3, under fgm, a single step." in made.page
+    assert "counts" not in made.page.split("Rings:")[1].split("</p>")[0]
+
+
+def test_controls_count_robust_images(lab: Lab, tmp_path: Path) -> None:
+    """Of 120 images that are right under the attack, 100 are right without it."""
+    made = Report(tmp_path, lab.two_attackers(), curve=lab.curve(controls={"saved": {"correct": 120, "robust": 100}}))
+    saved = made.json["curve"]["controls"]["saved"]
+    assert (saved["accuracy"]["count"], saved["correct"]) == (100, 120)
+    row = made.page.split("as saved in 8 bits</th>")[1].split("</tr>")[0]
+    assert "<td>25.0\N{NO-BREAK SPACE}%" in row
+    assert "30.0" not in row
 
 
 def test_every_share_of_the_page_is_in_the_summary(lab: Lab, tmp_path: Path) -> None:
@@ -50,8 +87,8 @@ def test_what_the_worst_case_of_a_defense_is_made_of_is_hidden_at_first(lab: Lab
     made = Report(tmp_path, lab.two_attackers(), curve=lab.curve())
     legend = re.findall(r'<input type="checkbox"[^>]*?( checked)?>.*?<label.*?<span>(.*?)</span>', made.page, re.S)
     assert [(name, bool(checked)) for checked, name in legend] == [
-        ("no defense: worst case", True),
-        ("spatial_smoothing window_size=3: worst case", True),
+        ("no defense: worst case of fgm and pgd", True),
+        ("spatial_smoothing window_size=3: worst case of fgm and pgd", True),
         ("no defense: fgm (single step)", True),
         ("no defense: pgd", False),
         ("no defense: uniform noise (control)", True),
