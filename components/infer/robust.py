@@ -13,15 +13,15 @@ def behind_defenses(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, fl
     An image is robust if it is right under the attack and without it, with the same defense. Datasets are left out
     whose images were not evaluated without the attack and with the same defense.
     """
-    found = {}
+    by_name = {}
     for evaluation in evaluations:
         if NONE in (evaluation.attack, evaluation.defense):
             continue
         wanted = (NONE, evaluation.defense, evaluation.root_sha256)
         clean = next((each for each in evaluations if (each.attack, each.defense, each.root_sha256) == wanted), None)
         if clean and (robust := _robust(clean, evaluation)) is not None:
-            found[evaluation.dataset.name] = share("robust_accuracy", robust, int(evaluation.metrics["images"]))
-    return found
+            by_name[evaluation.dataset.name] = share("robust_accuracy", robust, int(evaluation.metrics["images"]))
+    return by_name
 
 
 def _robust(clean: Evaluation, attacked: Evaluation) -> int | None:
