@@ -14,7 +14,8 @@ class Batches:
     Attributes:
         size: The largest number.
         full: Whether every pass gets as many, filled up where there are fewer. Sums of floats are rounded in another
-            order if a batch has another size; so the numbers of an image do not depend on which others still stand.
+            order if a batch has another size; so the numbers of an image do not depend on which others still stand, but
+            for the places at the end of a batch, which some CPUs' kernels treat apart.
     """
 
     size: int
