@@ -562,12 +562,13 @@ def test_behind_a_random_defense_what_some_draws_take_back_is_attacked_on(le_net
 def test_behind_a_random_defense_no_member_takes_back_what_another_has_fooled(le_net, digits):
     target = Defended(le_net, TRANSFORMATIONS["gaussian_augmentation"], eot_samples=2, seed=0)
     settings = {"budget": Budget(10, 1, 3, 20), "eps": 0.12}
-    fooled = [
-        fooled_by(attacked(target, digits.pixels[:150], members=MEMBERS[:count], **settings)) for count in range(1, 4)
-    ]
-    assert (fooled[0] != "").any()
-    for before, after in itertools.pairwise(fooled):
-        assert np.array_equal(before[before != ""], after[before != ""])
+    first, all_members = (
+        fooled_by(attacked(target, digits.pixels[:100], members=members, **settings))
+        for members in (("apgd-ce",), MEMBERS)
+    )
+    fooled = first != ""
+    assert fooled.any()
+    assert np.array_equal(all_members[fooled], first[fooled])
 
 
 @pytest.mark.parametrize("stage", ["spatial_smoothing", "jpeg_compression"])
