@@ -91,18 +91,25 @@ def described(members: tuple[str, ...], budget: Budget) -> str:
     return ", ".join(f"{member} ({words[member]}{starts})" for member in members)
 
 
-def stronger(members: tuple[str, ...], budget: Budget, *, classes: int) -> str:
+def stronger(members: tuple[str, ...], budget: str, *, classes: int, **given: int) -> str:
     """Return the options of an evaluation that make the attack as strong as `standard`; blank if it is.
 
     Args:
         members: The members that attack.
-        budget: What they do.
+        budget: A key of `BUDGETS`.
         classes: Number of classes of the model.
+        given: As in `resolved`.
     """
-    standard = resolved("standard", classes=classes, **dict.fromkeys(_USES, 0))
+    nothing = dict.fromkeys(_USES, 0)
+    standard, own, work = (
+        resolved(name, classes=classes, **numbers)
+        for name, numbers in (("standard", nothing), (budget, nothing), (budget, given))
+    )
+    lacking = [name for name in _used(members) if getattr(work, name) < getattr(standard, name)]
     options = []
-    if any(getattr(budget, name) < getattr(standard, name) for name in _used(members)):
+    if any(getattr(own, name) < getattr(standard, name) for name in lacking):
         options.append("--auto-attack-budget standard")
+    options += [f"--auto-attack-{name.replace('_', '-')} 0" for name in lacking if given[name]]
     if members != MEMBERS:
         options.append(f"--auto-attack-members {','.join(MEMBERS)}")
     return " ".join(options)

@@ -100,7 +100,7 @@ def auto_attack(
         make=make(members=chosen, budget=work, norm=norm, eps=eps, batch_size=batch_size),
         iterates=True,
         effort=budgets.described(chosen, work),
-        stronger=budgets.stronger(chosen, work, classes=classes),
+        stronger=budgets.stronger(chosen, budget, classes=classes, **given),
     )
 
 

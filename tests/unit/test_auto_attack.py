@@ -427,7 +427,19 @@ def test_behind_a_defense_apgd_t_also_fools_what_the_last_gradient_fools(le_net,
     assert (fooled_by(ours) != "")[fooled].all()
 
 
-class Lucky(classifier.Classifier):
+class Random(classifier.Classifier):
+    """A target that is taken for random, and knows how often it was redrawn."""
+
+    compiled, random, draws = False, True, 2
+    redraws = 0
+
+    def redrawn(self):
+        other = copy.copy(self)
+        other.redraws += 1
+        return other
+
+
+class Lucky(Random):
     """A random target. Draws of the attack say once that a point is behind the boundary, other draws never do.
 
     Args:
@@ -435,16 +447,9 @@ class Lucky(classifier.Classifier):
         lucky: The number of the pass with gradients that says so, or "queries" for the passes without, after those.
     """
 
-    compiled, random, draws = False, True, 2
-
     def __init__(self, model, lucky):
         super().__init__(model)
-        self.lucky, self.passes, self.redraws = lucky, 0, 0
-
-    def redrawn(self):
-        other = copy.copy(self)
-        other.redraws += 1
-        return other
+        self.lucky, self.passes = lucky, 0
 
     def outputs(self, x):
         outputs = super().outputs(x)
@@ -559,19 +564,10 @@ def test_behind_a_random_defense_what_some_draws_take_back_is_attacked_on(le_net
     assert wrong(both.pixels) > wrong(first.pixels)
 
 
-class Fickle(classifier.Classifier):
+class Fickle(Random):
     """A random target. The draws with the last word fool once, by a hair's breadth, and never again."""
 
-    compiled, random, draws = False, True, 2
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.redraws, self.calls = 0, 0
-
-    def redrawn(self):
-        other = copy.copy(self)
-        other.redraws += 1
-        return other
+    calls = 0
 
     def outputs(self, x):
         outputs = super().outputs(x)
@@ -753,7 +749,10 @@ def test_the_dataset_records_what_was_done(run, le_net_artifact):
     assert entry["stage"] == "auto_attack"
     assert entry["iterates"] is True
     assert entry["effort"] == "apgd-ce (6 steps), apgd-t (6 steps, 2 classes), square (10 queries)"
-    assert entry["stronger"] == "--auto-attack-budget standard"
+    assert entry["stronger"] == (
+        "--auto-attack-budget standard --auto-attack-max-iter 0 --auto-attack-n-target-classes 0 "
+        "--auto-attack-n-queries 0"
+    )
     assert entry["parameters"] == {
         "batch_size": 32, "eps": 0.1, "norm": "inf", "eot_samples": 3, "members": "apgd-ce,apgd-t,square",
         "max_iter": 6, "num_random_init": 1, "n_target_classes": 2, "n_queries": 10,
@@ -864,7 +863,9 @@ def test_numbers_given_replace_those_of_the_budget():
         ("light", budgets.MEMBERS, {}, "--auto-attack-budget standard"),
         ("standard", budgets.MEMBERS, {}, ""),
         ("standard", budgets.MEMBERS, {"max_iter": 200, "num_random_init": 5}, ""),
-        ("standard", budgets.MEMBERS, {"n_queries": 4999}, "--auto-attack-budget standard"),
+        # The budget is followed already: a number given beside it is what is missing.
+        ("standard", budgets.MEMBERS, {"n_queries": 4999}, "--auto-attack-n-queries 0"),
+        ("light", budgets.MEMBERS, {"max_iter": 50}, "--auto-attack-budget standard --auto-attack-max-iter 0"),
         ("light", budgets.MEMBERS, {"max_iter": 100, "n_target_classes": 9, "n_queries": 5000}, ""),
         ("standard", ("apgd-ce",), {}, "--auto-attack-members apgd-ce,apgd-t,square"),
         # What a member that does not attack would do is no lack of the others.
@@ -880,15 +881,14 @@ def test_numbers_given_replace_those_of_the_budget():
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_a_budget_below_that_of_the_paper_says_what_is_missing(budget, members, changed, options, classes):
     nothing = dict.fromkeys(("max_iter", "num_random_init", "n_target_classes", "n_queries"), 0)
-    work = budgets.resolved(budget, classes=classes, **nothing | changed)
-    assert budgets.stronger(members, work, classes=classes) == options
+    assert budgets.stronger(members, budget, classes=classes, **nothing | changed) == options
 
 
 def test_few_classes_are_no_lack_of_a_budget():
     nothing = dict.fromkeys(("max_iter", "num_random_init", "n_target_classes", "n_queries"), 0)
     work = budgets.resolved("standard", classes=3, **nothing)
     assert work.n_target_classes == 2
-    assert budgets.stronger(budgets.MEMBERS, work, classes=3) == ""
+    assert budgets.stronger(budgets.MEMBERS, "standard", classes=3, **nothing) == ""
 
 
 def test_a_budget_is_described_in_words():
