@@ -153,8 +153,8 @@ def _perturbation(of_attack: list[Evaluation], attack: Treatment) -> Iterator[Ch
         advice = "Images are saved rounded towards their originals, which undoes it: take an eps of at least 1/255."
         yield Check(name, attack.label, "fail", text, advice)
     elif known:
-        found = [(_saved(each, norm, eps), subject_of(each, attack)) for each in known]
-        (status, text, advice), subject = max(found, key=lambda each: ("pass", "warn", "fail").index(each[0][0]))
+        judged = [(_saved(each, norm, eps), subject_of(each, attack)) for each in known]
+        (status, text, advice), subject = max(judged, key=lambda each: ("pass", "warn", "fail").index(each[0][0]))
         yield Check(name, subject, status, text + largest, advice)
     elif norm == "inf" and not math.isnan(eps):
         yield Check(name, attack.label, "pass", f"eps={eps:g} is {eps / LEVEL:.3g} steps of 8 bits")
